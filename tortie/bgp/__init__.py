@@ -1,0 +1,1 @@
+"""RIB, best path, ExaBGP link, kernel routes, status. Knows no datastore."""

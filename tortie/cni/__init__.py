@@ -1,0 +1,1 @@
+"""The CNI plugin: protocol, server, pod interface set-up, and the shim that runtimes execute."""

@@ -1,0 +1,1 @@
+"""Datastore to template context (pure) to files, checked and reloaded."""

@@ -1,0 +1,287 @@
+"""The one reconciler: makes what is be what should be, for any kind of object.
+
+Used for routes, chains, sets, links and peers alike. A kind of object supplies a Target (read what
+is there, apply a difference); everything else - the difference, the status of every object, retry
+with back-off per object, the memory of what is there - is here and nowhere else.
+
+Invariants:
+- Desired state is a full set. Start, restart and repair are the same operation: list, diff, apply.
+- An object whose desired value changed is tried at once; one that failed waits for its back-off.
+- A listed object that is not desired is deleted, unless the Target says it is to be spared.
+- Every desired object has a Status that says pending, done, or failed with the reason and since when.
+
+It does not know the kernel, does no I/O itself and never sleeps: sync() returns when to come again.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
+from random import Random
+from typing import Generic, Protocol, TypeVar
+
+from tortie.core.backoff import Backoff
+from tortie.core.errors import KernelError
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Target(Protocol[K, V]):
+    """What one kind of object must supply. All three are idempotent; deleting what is gone succeeds."""
+
+    async def read(self) -> Mapping[K, V]:
+        """Everything of ours that is there now. Raises KernelError if it cannot be read."""
+
+    async def apply(self, update: Mapping[K, V], delete: Collection[K]) -> Mapping[K, str]:
+        """Carry out one difference, in the order that is safe for this kind of object.
+
+        Returns the reason for each key that failed; keys not named succeeded. May raise KernelError
+        when nothing could be done at all.
+        """
+
+    def same(self, desired: V, actual: V) -> bool:
+        """Whether `actual`, as read() reports it, is what `desired` asks for."""
+
+
+class State(Enum):
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where one object stands; `since` is the clock's reading when it entered this state."""
+
+    state: State
+    since: float
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one sync() did. `retry_at` is when to call again (clock time), None if nothing is due."""
+
+    updated: int = 0
+    deleted: int = 0
+    failed: dict[object, str] = field(default_factory=dict)  # key -> reason
+    retry_at: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not self.failed
+
+
+@dataclass(slots=True)
+class _Failure:
+    count: int
+    retry_at: float
+
+
+_LISTING = "<listing>"  # stands for the whole kind in Outcome.failed when it could not be read
+
+
+def difference(
+    desired: Mapping[K, V], actual: Mapping[K, V], same: Callable[[V, V], bool]
+) -> tuple[dict[K, V], set[K]]:
+    """What to write and what to delete so that `actual` becomes `desired`. Pure."""
+    update = {
+        key: value for key, value in desired.items() if key not in actual or not same(value, actual[key])
+    }
+    return update, actual.keys() - desired.keys()
+
+
+class Reconciler(Generic[K, V]):
+    """Holds the desired set of one kind of object and the last known actual set."""
+
+    def __init__(
+        self,
+        name: str,
+        target: Target[K, V],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rand: Callable[[], float] | None = None,
+        backoff: Backoff | None = None,
+        spare: Callable[[K, V], float] | None = None,
+    ) -> None:
+        """`spare(key, actual)`: for how many more seconds to leave an undesired object alone (0: delete)."""
+        self.name = name
+        self._target = target
+        self._clock = clock
+        self._rand = rand or Random().random
+        self._backoff = backoff or Backoff()
+        self._spare = spare or (lambda _key, _value: 0.0)
+        self._desired: dict[K, V] = {}
+        self._actual: dict[K, V] | None = None  # None: not known, the next sync lists
+        self._status: dict[K, Status] = {}
+        self._failures: dict[K, _Failure] = {}  # includes keys whose deletion failed
+        self._listing_failures = 0
+        self._listing_retry_at = 0.0
+        self._complained = False
+        self._log = logging.getLogger(f"tortie.reconcile.{name}")
+
+    # --- what should be -------------------------------------------------------------------------
+
+    @property
+    def desired(self) -> Mapping[K, V]:
+        return self._desired
+
+    def want(self, desired: Mapping[K, V]) -> None:
+        """Replace the whole desired set."""
+        for key in self._desired.keys() - desired.keys():
+            self.drop(key)
+        for key, value in desired.items():
+            self.put(key, value)
+
+    def put(self, key: K, value: V) -> None:
+        """Want `key` to be `value`. A changed wish forgets earlier failures."""
+        if key in self._desired and self._desired[key] == value:
+            return
+        self._desired[key] = value
+        self._failures.pop(key, None)
+        self._status[key] = Status(State.PENDING, self._clock())
+
+    def drop(self, key: K) -> None:
+        """Want `key` no more; it is deleted by the next sync."""
+        self._desired.pop(key, None)
+        self._status.pop(key, None)
+        self._failures.pop(key, None)
+
+    # --- what is --------------------------------------------------------------------------------
+
+    def observe(self, key: K, value: V | None) -> None:
+        """Take over what an event said about one object (None: it is gone)."""
+        if self._actual is None:
+            return
+        if value is None:
+            self._actual.pop(key, None)
+        else:
+            self._actual[key] = value
+        self._mark_if_drifted(key)
+
+    def forget(self) -> None:
+        """Trust nothing that was listed before: the next sync lists again."""
+        self._actual = None
+
+    def status(self, key: K) -> Status | None:
+        return self._status.get(key)
+
+    def statuses(self) -> Mapping[K, Status]:
+        return self._status
+
+    # --- making it so ---------------------------------------------------------------------------
+
+    async def sync(self) -> Outcome:
+        """Apply what is due. Never raises for a refusal of the kernel: that is in the outcome."""
+        now = self._clock()
+        outcome = Outcome()
+        if self._actual is None and not await self._list(now, outcome):
+            return self._finish(outcome)
+        assert self._actual is not None
+        update, delete = difference(self._desired, self._actual, self._target.same)
+        for key in self._desired.keys() - update.keys():
+            self._succeeded(key)
+        for key in self._failures.keys() - update.keys() - delete:
+            del self._failures[key]  # it went away by itself
+        delete -= self._spared(delete, now, outcome)
+        update = {key: value for key, value in update.items() if self._due(key, now)}
+        delete = {key for key in delete if self._due(key, now)}
+        if update or delete:
+            await self._apply(update, delete, outcome)
+        return self._finish(outcome)
+
+    def _spared(self, delete: Collection[K], now: float, outcome: Outcome) -> set[K]:
+        assert self._actual is not None
+        waits = {key: wait for key in delete if (wait := self._spare(key, self._actual[key])) > 0}
+        if finite := [wait for wait in waits.values() if wait != inf]:
+            outcome.retry_at = now + min(finite)
+        return set(waits)
+
+    async def _list(self, now: float, outcome: Outcome) -> bool:
+        if now < self._listing_retry_at:
+            outcome.failed[_LISTING] = "waiting to list again"
+            outcome.retry_at = self._listing_retry_at
+            return False
+        try:
+            self._actual = dict(await self._target.read())
+        except KernelError as err:
+            self._listing_failures += 1
+            self._listing_retry_at = now + self._backoff.delay(self._listing_failures, self._rand)
+            outcome.failed[_LISTING] = str(err)
+            outcome.retry_at = self._listing_retry_at
+            return False
+        self._listing_failures, self._listing_retry_at = 0, 0.0
+        for key in self._desired:
+            self._mark_if_drifted(key)
+        return True
+
+    async def _apply(self, update: Mapping[K, V], delete: Collection[K], outcome: Outcome) -> None:
+        assert self._actual is not None
+        try:
+            failed = await self._target.apply(update, delete)
+        except KernelError as err:
+            failed = dict.fromkeys([*update, *delete], str(err))
+        for key, value in update.items():
+            if key in failed:
+                self._failed(key, failed[key])
+            else:
+                self._actual[key] = value
+                self._succeeded(key)
+                outcome.updated += 1
+        for key in delete:
+            if key in failed:
+                self._failed(key, failed[key])
+            else:
+                self._actual.pop(key, None)
+                self._failures.pop(key, None)
+                outcome.deleted += 1
+        outcome.failed.update({**failed})
+        if failed:
+            self._actual = None  # a refused write may have been half carried out: look again first
+
+    def _due(self, key: K, now: float) -> bool:
+        failure = self._failures.get(key)
+        return failure is None or failure.retry_at <= now
+
+    def _succeeded(self, key: K) -> None:
+        self._failures.pop(key, None)
+        if (status := self._status.get(key)) is None or status.state is not State.DONE:
+            self._status[key] = Status(State.DONE, self._clock())
+
+    def _failed(self, key: K, reason: str) -> None:
+        count = self._failures[key].count + 1 if key in self._failures else 1
+        retry_at = self._clock() + self._backoff.delay(count, self._rand)
+        self._failures[key] = _Failure(count, retry_at)
+        if key not in self._desired:
+            return
+        before = self._status.get(key)
+        since = before.since if before and before.state is State.FAILED else self._clock()
+        self._status[key] = Status(State.FAILED, since, reason)
+
+    def _mark_if_drifted(self, key: K) -> None:
+        """A done object that is no longer as wished is pending again, from now on."""
+        assert self._actual is not None
+        status = self._status.get(key)
+        if status is None or status.state is not State.DONE:
+            return
+        if key not in self._actual or not self._target.same(self._desired[key], self._actual[key]):
+            self._status[key] = Status(State.PENDING, self._clock(), "changed behind our back")
+
+    def _finish(self, outcome: Outcome) -> Outcome:
+        if self._failures:
+            earliest = min(failure.retry_at for failure in self._failures.values())
+            outcome.retry_at = min(earliest, inf if outcome.retry_at is None else outcome.retry_at)
+        if outcome.failed and not self._complained:
+            key, reason = next(iter(outcome.failed.items()))
+            self._log.warning(
+                "%d of %s could not be made so, retrying; first: %s: %s",
+                len(outcome.failed), self.name, key, reason,
+            )  # fmt: skip
+            self._complained = True
+        elif self._complained and not outcome.failed and not self._failures:
+            self._log.info("%s are as they should be again", self.name)
+            self._complained = False
+        return outcome

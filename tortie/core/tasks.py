@@ -1,0 +1,65 @@
+"""Supervised asyncio tasks: the one place where an unexpected exception is caught and survived.
+
+A process is a handful of long-lived loops. Each runs under `supervise`: if it ends by an
+exception, that is logged once with its traceback and the loop starts again after a back-off;
+cancellation ends it for good. Anything that must not be restarted is a plain task instead.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+
+from tortie.core.backoff import Backoff, Retry
+
+_log = logging.getLogger(__name__)
+_HEALTHY_AFTER = 60.0  # seconds a loop must have run before a new failure counts as its first
+
+
+async def supervise(name: str, loop: Callable[[], Awaitable[None]], policy: Backoff | None = None) -> None:
+    """Run `loop()` for ever; it may return (ends) or raise (is run again, later each time)."""
+    retry = Retry(policy or Backoff(first=0.5, cap=30))
+    while True:
+        started = asyncio.get_running_loop().time()
+        try:
+            await loop()
+            return
+        except Exception:  # noqa: BLE001 - this is the supervisor
+            if asyncio.get_running_loop().time() - started > _HEALTHY_AFTER:
+                retry.reset()
+            delay = retry.wait()
+            _log.exception("%s failed; starting it again in %.1f s", name, delay)
+        await asyncio.sleep(delay)
+
+
+async def run_until_stopped(loops: Iterable[tuple[str, Callable[[], Awaitable[None]]]]) -> None:
+    """Supervise all `loops` until SIGTERM or SIGINT, then cancel them and wait for their clean-up."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tasks = [asyncio.create_task(supervise(name, loop), name=name) for name, loop in loops]
+    await stop.wait()
+    await cancel(tasks)
+
+
+async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait until each has finished its own clean-up."""
+    pending = list(tasks)
+    for task in pending:
+        task.cancel()
+    for task in pending:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def spawn(coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+    """A task whose failure is never silent: it is logged when it happens."""
+    task = asyncio.create_task(coroutine, name=name)
+    task.add_done_callback(_report)
+    return task
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (err := task.exception()) is not None:
+        _log.error("%s failed", task.get_name(), exc_info=err)

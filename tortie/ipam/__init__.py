@@ -1,0 +1,1 @@
+"""Block arithmetic (pure), the allocator, affinities, release."""

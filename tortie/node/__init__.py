@@ -1,0 +1,1 @@
+"""Start-up, address autodetection, default pools, supervision, health."""
