@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 from random import Random
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tortie.core.backoff import Backoff
 from tortie.core.errors import KernelError
@@ -67,7 +67,7 @@ class Outcome:
 
     updated: int = 0
     deleted: int = 0
-    failed: dict[object, str] = field(default_factory=dict)  # key -> reason
+    failed: dict[Any, str] = field(default_factory=dict)  # key -> reason
     retry_at: float | None = None
 
     @property
@@ -238,7 +238,7 @@ class Reconciler(Generic[K, V]):
                 self._actual.pop(key, None)
                 self._failures.pop(key, None)
                 outcome.deleted += 1
-        outcome.failed.update({**failed})
+        outcome.failed.update(failed)
         if failed:
             self._actual = None  # a refused write may have been half carried out: look again first
 

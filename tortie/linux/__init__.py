@@ -1,1 +1,4 @@
-"""Thin typed edges to the kernel: netlink, namespaces, sysctls, iptables, ip sets, conntrack. No policy, no datastore."""
+"""Thin typed edges to the kernel; no policy and no datastore here.
+
+Netlink, network namespaces, sysctls, iptables, ip sets, conntrack.
+"""
