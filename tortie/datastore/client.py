@@ -1,0 +1,133 @@
+"""The v3 client: typed resources in and out, with defaults, validation and the rules of each kind.
+
+What Calico's clientv3 is to its backends. Nothing here knows etcd; nothing above it should talk to
+a backend about v3 resources directly, or the rules are bypassed. IPAM's own objects do not pass
+here: the allocator works on the backend.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar, cast
+
+from tortie.core.errors import FieldError, ResourceAlreadyExists, UpdateConflict, ValidationError
+from tortie.datastore import validate
+from tortie.datastore.backend import KV, Backend, Broken
+from tortie.datastore.keys import ResourceKey, ResourceList, key_of
+from tortie.datastore.rules import NO_RULES, RULES, KindRules
+from tortie.datastore.types.meta import Resource
+
+R = TypeVar("R", bound=Resource)
+
+
+@dataclass(slots=True)
+class Page(Generic[R]):
+    """All resources of a list at one revision; `broken` are those that could not be read."""
+
+    items: list[R]
+    revision: str
+    broken: list[Broken] = field(default_factory=list)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Client:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        now: Callable[[], str] = _now,
+        new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        """`now` gives RFC 3339 UTC times in whole seconds, `new_uid` random UUIDs."""
+        self.backend = backend
+        self._now = now
+        self._new_uid = new_uid
+
+    async def close(self) -> None:
+        await self.backend.close()
+
+    async def create(self, resource: R) -> R:
+        """Store a new resource and return it as stored. Raises ValidationError, ResourceAlreadyExists."""
+        if resource.metadata.resourceVersion:
+            raise ValidationError(
+                [
+                    FieldError(
+                        "Metadata.ResourceVersion",
+                        resource.metadata.resourceVersion,
+                        "field must not be set for a Create request",
+                    )
+                ]
+            )
+        resource = resource.with_metadata(
+            uid=resource.metadata.uid or self._new_uid(),
+            creationTimestamp=resource.metadata.creationTimestamp or self._now(),
+        )
+        resource = await _rules(resource).before_create(self, validate.with_defaults(resource))
+        validate.check(resource)
+        try:
+            kv = await self.backend.create(key_of(resource), resource)
+        except ResourceAlreadyExists as err:
+            raise ResourceAlreadyExists(key_of(resource), current=_seen(err.current)) from None
+        return self._after_read(resource, kv)
+
+    async def update(self, resource: R) -> R:
+        """Replace a resource that still has the revision it was read with.
+
+        Raises ValidationError, ResourceDoesNotExist, UpdateConflict.
+        """
+        meta = resource.metadata
+        missing = [
+            FieldError(f"Metadata.{name}", value or "", "field must be set for an Update request")
+            for name, value in [
+                ("ResourceVersion", meta.resourceVersion),
+                ("CreationTimestamp", meta.creationTimestamp),
+                ("UID", meta.uid),
+            ]
+            if not value
+        ]
+        if missing:
+            raise ValidationError(missing)
+        resource = await _rules(resource).before_update(self, validate.with_defaults(resource))
+        validate.check(resource)
+        try:
+            kv = await self.backend.update(KV(key_of(resource), resource, meta.resourceVersion))
+        except UpdateConflict as err:
+            raise UpdateConflict(key_of(resource), current=_seen(err.current)) from None
+        return self._after_read(resource, kv)
+
+    async def get(self, kind: type[R], name: str, namespace: str = "") -> R:
+        """Raises ResourceDoesNotExist; ValidationError if what is stored cannot be parsed."""
+        kv = await self.backend.get(ResourceKey(kind.KIND, name, namespace))
+        return self._after_read(kv.value, kv)
+
+    async def list(self, kind: type[R], namespace: str = "", name_prefix: str = "") -> Page[R]:
+        listed = await self.backend.list(ResourceList(kind.KIND, namespace, name_prefix))
+        items = [self._after_read(kv.value, kv) for kv in listed.items]
+        return Page(items, listed.revision, listed.broken)
+
+    async def delete(self, kind: type[R], name: str, namespace: str = "", revision: str = "") -> R | None:
+        """Delete and return what was stored (None if it was unreadable).
+
+        Raises ResourceDoesNotExist, and UpdateConflict if `revision` is given and not current.
+        """
+        key = ResourceKey(kind.KIND, name, namespace)
+        if RULES.get(kind.KIND, NO_RULES).before_delete is not NO_RULES.before_delete:
+            await RULES[kind.KIND].before_delete(self, await self.get(kind, name, namespace))
+        kv = await self.backend.delete(key, revision)
+        return self._after_read(kv.value, kv) if kv.value is not None else None
+
+    def _after_read(self, resource: R, kv: KV) -> R:
+        stored = resource.with_metadata(resourceVersion=kv.revision)
+        return cast(R, _rules(resource).after_read(stored))
+
+
+def _rules(resource: Resource) -> KindRules:
+    return RULES.get(resource.KIND, NO_RULES)
+
+
+def _seen(current: object) -> object:
+    return current.value if isinstance(current, KV) else None

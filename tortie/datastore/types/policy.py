@@ -1,0 +1,187 @@
+"""Policies, their staged forms, tiers, profiles and network sets."""
+
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+
+from tortie.datastore.types.meta import Condition, Resource, Spec
+
+
+class ICMPFields(Spec, frozen=True, kw_only=True):
+    type: int | None = None
+    code: int | None = None
+
+
+class ServiceMatch(Spec, frozen=True, kw_only=True):
+    name: str = ""
+    namespace: str = ""
+
+
+class ServiceAccountMatch(Spec, frozen=True, kw_only=True):
+    names: tuple[str, ...] = ()
+    selector: str = ""
+
+
+class EntityRule(Spec, frozen=True, kw_only=True):
+    """One side of a rule; all criteria given must hold, lists are alternatives."""
+
+    nets: tuple[str, ...] = ()
+    selector: str = ""
+    namespaceSelector: str = ""
+    services: ServiceMatch | None = None
+    ports: tuple[int | str, ...] = ()  # number, "min:max" or a port name
+    notNets: tuple[str, ...] = ()
+    notSelector: str = ""
+    notPorts: tuple[int | str, ...] = ()
+    serviceAccounts: ServiceAccountMatch | None = None
+
+
+class HTTPPath(Spec, frozen=True, kw_only=True):
+    exact: str = ""
+    prefix: str = ""
+
+
+class HTTPMatch(Spec, frozen=True, kw_only=True):
+    methods: tuple[str, ...] = ()
+    paths: tuple[HTTPPath, ...] = ()
+
+
+class RuleMetadata(Spec, frozen=True, kw_only=True):
+    annotations: dict[str, str] = {}
+
+
+class Rule(Spec, frozen=True, kw_only=True):
+    action: str  # Allow | Deny | Log | Pass
+    ipVersion: int | None = None
+    protocol: int | str | None = None
+    icmp: ICMPFields | None = None
+    notProtocol: int | str | None = None
+    notICMP: ICMPFields | None = None
+    source: EntityRule = EntityRule()
+    destination: EntityRule = EntityRule()
+    http: HTTPMatch | None = None
+    metadata: RuleMetadata | None = None
+
+
+class NetworkPolicySpec(Spec, frozen=True, kw_only=True):
+    tier: str = ""
+    order: int | float | None = None  # None: after all numbers
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+    selector: str = ""
+    types: tuple[str, ...] = ()
+    serviceAccountSelector: str = ""
+    performanceHints: tuple[str, ...] = ()
+
+
+class NetworkPolicy(Resource, frozen=True, kw_only=True, tag="NetworkPolicy"):
+    spec: NetworkPolicySpec = NetworkPolicySpec()
+
+
+class GlobalNetworkPolicySpec(Spec, frozen=True, kw_only=True):
+    tier: str = ""
+    order: int | float | None = None
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+    selector: str = ""
+    types: tuple[str, ...] = ()
+    doNotTrack: bool = False
+    preDNAT: bool = False
+    applyOnForward: bool = False
+    serviceAccountSelector: str = ""
+    namespaceSelector: str = ""
+    performanceHints: tuple[str, ...] = ()
+
+
+class GlobalNetworkPolicy(Resource, frozen=True, kw_only=True, tag="GlobalNetworkPolicy"):
+    spec: GlobalNetworkPolicySpec = GlobalNetworkPolicySpec()
+
+
+class StagedNetworkPolicySpec(Spec, frozen=True, kw_only=True):
+    stagedAction: str = ""  # Set | Delete | Learn | Ignore
+    tier: str = ""
+    order: int | float | None = None
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+    selector: str = ""
+    types: tuple[str, ...] = ()
+    serviceAccountSelector: str = ""
+    performanceHints: tuple[str, ...] = ()
+
+
+class StagedNetworkPolicy(Resource, frozen=True, kw_only=True, tag="StagedNetworkPolicy"):
+    spec: StagedNetworkPolicySpec = StagedNetworkPolicySpec()
+
+
+class StagedGlobalNetworkPolicySpec(Spec, frozen=True, kw_only=True):
+    stagedAction: str = ""
+    tier: str = ""
+    order: int | float | None = None
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+    selector: str = ""
+    types: tuple[str, ...] = ()
+    doNotTrack: bool = False
+    preDNAT: bool = False
+    applyOnForward: bool = False
+    serviceAccountSelector: str = ""
+    namespaceSelector: str = ""
+    performanceHints: tuple[str, ...] = ()
+
+
+class StagedGlobalNetworkPolicy(Resource, frozen=True, kw_only=True, tag="StagedGlobalNetworkPolicy"):
+    spec: StagedGlobalNetworkPolicySpec = StagedGlobalNetworkPolicySpec()
+
+
+class StagedKubernetesNetworkPolicySpec(Spec, frozen=True, kw_only=True, omit_defaults=False):
+    """stagedAction plus the fields of Kubernetes' NetworkPolicySpec, kept as plain JSON."""
+
+    stagedAction: str | UnsetType = UNSET
+    podSelector: dict[str, Any] = {}
+    ingress: tuple[dict[str, Any], ...] | UnsetType = UNSET
+    egress: tuple[dict[str, Any], ...] | UnsetType = UNSET
+    policyTypes: tuple[str, ...] | UnsetType = UNSET
+
+
+class StagedKubernetesNetworkPolicy(Resource, frozen=True, kw_only=True, tag="StagedKubernetesNetworkPolicy"):
+    spec: StagedKubernetesNetworkPolicySpec = StagedKubernetesNetworkPolicySpec()
+
+
+class TierSpec(Spec, frozen=True, kw_only=True):
+    order: int | float | None = None
+    defaultAction: str | None = None  # Deny | Pass; None: Deny
+
+
+class TierStatus(Spec, frozen=True, kw_only=True):
+    conditions: tuple[Condition, ...] = ()
+
+
+class Tier(Resource, frozen=True, kw_only=True, tag="Tier"):
+    spec: TierSpec = TierSpec()
+    status: TierStatus = TierStatus()
+
+
+class ProfileSpec(Spec, frozen=True, kw_only=True):
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+    labelsToApply: dict[str, str] = {}
+
+
+class Profile(Resource, frozen=True, kw_only=True, tag="Profile"):
+    spec: ProfileSpec = ProfileSpec()
+
+
+class NetworkSetSpec(Spec, frozen=True, kw_only=True):
+    nets: tuple[str, ...] = ()
+
+
+class NetworkSet(Resource, frozen=True, kw_only=True, tag="NetworkSet"):
+    spec: NetworkSetSpec = NetworkSetSpec()
+
+
+class GlobalNetworkSetSpec(Spec, frozen=True, kw_only=True):
+    nets: tuple[str, ...] = ()
+
+
+class GlobalNetworkSet(Resource, frozen=True, kw_only=True, tag="GlobalNetworkSet"):
+    spec: GlobalNetworkSetSpec = GlobalNetworkSetSpec()
