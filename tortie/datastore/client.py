@@ -102,7 +102,7 @@ class Client:
     async def get(self, kind: type[R], name: str, namespace: str = "") -> R:
         """Raises ResourceDoesNotExist; ValidationError if what is stored cannot be parsed."""
         kv = await self.backend.get(ResourceKey(kind.KIND, name, namespace))
-        return self._after_read(kv.value, kv)
+        return self._after_read(cast(R, kv.value), kv)
 
     async def list(self, kind: type[R], namespace: str = "", name_prefix: str = "") -> Page[R]:
         listed = await self.backend.list(ResourceList(kind.KIND, namespace, name_prefix))
