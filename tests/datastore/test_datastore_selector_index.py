@@ -242,6 +242,8 @@ def test_a_new_selector_evaluates_the_items_with_its_rarest_demand() -> None:
     assert len(evaluated_by(lambda: index.update_selector(5001, inherited))) == 50
     either = Counted(parse("pcns.name == '7' || app == '8'").root)
     assert len(evaluated_by(lambda: index.update_selector(5002, either))) == 70
+    replaced = Counted(parse("pcns.name == '7' || app == '9'").root)
+    assert len(evaluated_by(lambda: index.update_selector(5002, replaced))) == 90  # old matches once again
     impossible = Counted(parse("app == '7' && ns in {}").root)
     assert evaluated_by(lambda: index.update_selector(5003, impossible)) == []
 

@@ -275,7 +275,7 @@ def walk(root: Node) -> Iterator[tuple[Node, int]]:
     while waiting:
         node, level = waiting.pop()
         yield node, level
-        waiting.extend((operand, level + 1) for operand in reversed(node.operands()))
+        waiting.extend((operand, level + 1) for operand in node.operands())
 
 
 def _quoted(value: str) -> str:

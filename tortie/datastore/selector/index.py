@@ -13,7 +13,7 @@ What makes it fast is what it leaves out:
   that each selector is filed under.
 - A new selector concerns only items that satisfy its narrowest restriction.
 
-Pure: no ItemId/O, no clock, and the same calls in the same order give the same events in the same order.
+Pure: no I/O, no clock, and the same calls in the same order give the same events in the same order.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
@@ -39,6 +39,9 @@ class Match(NamedTuple, Generic[SelectorId, ItemId]):
     selector: SelectorId
     item: ItemId
     started: bool
+
+
+Events = list[Match[SelectorId, ItemId]]
 
 
 @dataclass(slots=True)
@@ -74,9 +77,7 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
         self._parents: dict[str, _Parent[ItemId]] = {}  # those with labels, and those that items name
         self._item_holders: Holders[ItemId] = Holders()
         self._parent_holders: Holders[str] = Holders()
-        self._looking_at: Buckets[Term, SelectorId] = (
-            Buckets()
-        )  # term -> selectors whose verdict depends on it
+        self._looking_at: Buckets[Term, SelectorId] = Buckets()  # term -> selectors that look at it
         self._anchored: Buckets[Term, SelectorId] = Buckets()  # term -> selectors with it in their anchor
         self._unanchored: dict[SelectorId, None] = {}  # selectors without any restriction
 
@@ -94,9 +95,9 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
 
     # --- selectors ------------------------------------------------------------------------------
 
-    def update_selector(self, selector_id: SelectorId, selector: Selector) -> list[Match[SelectorId, ItemId]]:
+    def update_selector(self, selector_id: SelectorId, selector: Selector) -> Events[SelectorId, ItemId]:
         """Add a selector, or replace the one of that id: what both match goes on without an event."""
-        events: list[Match[SelectorId, ItemId]] = []
+        events: Events[SelectorId, ItemId] = []
         entry = self._selectors.get(selector_id)
         if entry is None:
             entry = self._selectors[selector_id] = _Selector(selector, None)
@@ -106,11 +107,12 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
             self._unfile(selector_id, entry)
             entry.selector = selector
         self._file(selector_id, entry)
-        for item_id in [*entry.matches, *self._candidate_items(selector.restrictions)]:
+        candidates = self._candidate_items(selector.restrictions)
+        for item_id in dict.fromkeys([*entry.matches, *candidates]):
             self._judge(selector_id, item_id, self._items[item_id].view, events)
         return events
 
-    def delete_selector(self, selector_id: SelectorId) -> list[Match[SelectorId, ItemId]]:
+    def delete_selector(self, selector_id: SelectorId) -> Events[SelectorId, ItemId]:
         entry = self._selectors.pop(selector_id, None)
         if entry is None:
             return []
@@ -153,16 +155,14 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
 
     def _carriers(self, term: Term) -> list[Collection[ItemId]]:
         """Items that have `term` themselves or from a parent; some of the latter may shadow it."""
-        inheriting = [
-            self._parents[name].items.keys() for names in self._parent_holders.of(term) for name in names
-        ]
-        return [*self._item_holders.of(term), *inheriting]
+        parents = [self._parents[name] for names in self._parent_holders.of(term) for name in names]
+        return [*self._item_holders.of(term), *(parent.items for parent in parents)]
 
     # --- items ----------------------------------------------------------------------------------
 
     def update_item(
         self, item_id: ItemId, labels: Mapping[str, str], parents: Iterable[str] = ()
-    ) -> list[Match[SelectorId, ItemId]]:
+    ) -> Events[SelectorId, ItemId]:
         """Add an item, or replace the labels and parents of the one of that id. `labels` is copied."""
         own, names = dict(labels), tuple(parents)
         known = self._items.get(item_id)
@@ -181,7 +181,7 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
 
     def _add_item(
         self, item_id: ItemId, labels: dict[str, str], parents: tuple[str, ...]
-    ) -> list[Match[SelectorId, ItemId]]:
+    ) -> Events[SelectorId, ItemId]:
         view = self._adopt(item_id, labels, parents)
         self._items[item_id] = _Item(labels, parents, view)
         self._item_holders.add(item_id, labels)
@@ -192,7 +192,7 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
             candidates.update(self._anchored.get((label, None)))
         return self._judge_all(candidates, item_id, everything)
 
-    def delete_item(self, item_id: ItemId) -> list[Match[SelectorId, ItemId]]:
+    def delete_item(self, item_id: ItemId) -> Events[SelectorId, ItemId]:
         item = self._items.pop(item_id, None)
         if item is None:
             return []
@@ -216,7 +216,7 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
 
     # --- parents --------------------------------------------------------------------------------
 
-    def update_parent(self, name: str, labels: Mapping[str, str]) -> list[Match[SelectorId, ItemId]]:
+    def update_parent(self, name: str, labels: Mapping[str, str]) -> Events[SelectorId, ItemId]:
         """Add a parent, or replace the labels of the one of that name. `labels` is copied."""
         parent = self._parents.setdefault(name, _Parent())
         keys = [label for label, _old, _new in _difference(parent.labels, labels)]
@@ -229,18 +229,17 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
         self._drop_if_unused(name)
         return events
 
-    def delete_parent(self, name: str) -> list[Match[SelectorId, ItemId]]:
+    def delete_parent(self, name: str) -> Events[SelectorId, ItemId]:
         """Items that still name it inherit nothing from it until it comes back."""
         return self.update_parent(name, {})
 
     def _judge_children(
         self, parent: _Parent[ItemId], keys: list[str], before: list[list[str | None]]
-    ) -> list[Match[SelectorId, ItemId]]:
+    ) -> Events[SelectorId, ItemId]:
         """After a change of a parent's labels `keys`; `before` has each item's values of them until then."""
-        events: list[Match[SelectorId, ItemId]] = []
-        affected: dict[
-            tuple[Change, ...], Collection[SelectorId]
-        ] = {}  # most children see the very same change
+        events: Events[SelectorId, ItemId] = []
+        # changes -> selectors; a cache, because most children see the very same changes
+        affected: dict[tuple[Change, ...], Collection[SelectorId]] = {}
         for item_id, old_values in zip(parent.items, before, strict=True):
             view = self._items[item_id].view
             values = ((key, old, view.get(key)) for key, old in zip(keys, old_values, strict=True))
@@ -269,8 +268,8 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
 
     def _judge_all(
         self, selector_ids: Iterable[SelectorId], item_id: ItemId, labels: Labels
-    ) -> list[Match[SelectorId, ItemId]]:
-        events: list[Match[SelectorId, ItemId]] = []
+    ) -> Events[SelectorId, ItemId]:
+        events: Events[SelectorId, ItemId] = []
         for selector_id in selector_ids:
             self._judge(selector_id, item_id, labels, events)
         return events
@@ -280,7 +279,7 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
         selector_id: SelectorId,
         item_id: ItemId,
         labels: Labels,
-        events: list[Match[SelectorId, ItemId]],
+        events: Events[SelectorId, ItemId],
     ) -> None:
         """Evaluate one pair; record and report the verdict if it is a new one."""
         entry = self._selectors[selector_id]
