@@ -6,6 +6,7 @@ name where it was created in the same batch and its index is not known yet.
 """
 
 import errno
+import os
 from dataclasses import dataclass
 from socket import AF_UNSPEC
 from struct import Struct
@@ -23,7 +24,6 @@ from tortie.linux.codec import (
     attribute,
     attribute_text,
     attribute_u8,
-    attribute_u16,
     attribute_u32,
     attributes,
     nested,
@@ -40,6 +40,7 @@ from tortie.linux.netlink import NetlinkSocket
 
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
 NAME_MAX = 15  # bytes; IFNAMSIZ with its NUL is 16
+_FORBIDDEN = frozenset(b"/:\0\t\n\v\f\r \xa0")  # bytes; the kernel's isspace() counts 0xa0
 
 _IFINFOMSG = Struct("=BxHiII")  # family, hardware type, index, flags, change mask
 _PORT = Struct(">H")  # VXLAN's port is in network byte order
@@ -105,15 +106,25 @@ class Link:
 
 def valid_name(name: str) -> bool:
     """The kernel's rule for interface names (dev_valid_name in net/core/dev.c)."""
-    size = len(name.encode("utf-8", "surrogateescape"))
-    return 0 < size <= NAME_MAX and name not in (".", "..") and not any(c in "/:\0" or c.isspace() for c in name)
+    try:
+        raw = os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return 0 < len(raw) <= NAME_MAX and raw not in (b".", b"..") and not _FORBIDDEN.intersection(raw)
 
 
 # --- changes ------------------------------------------------------------------------------------
 
 
 def create(
-    name: str, kind: str, *, mac: str | None = None, mtu: int = 0, master: int = 0, up: bool = False, data: bytes = b""
+    name: str,
+    kind: str,
+    *,
+    mac: str | None = None,
+    mtu: int = 0,
+    master: int = 0,
+    up: bool = False,
+    data: bytes = b"",
 ) -> Message:
     """A new interface of any kind; EEXIST if the name is taken. `data`: the kind's own attributes."""
     info = [attribute_text(_INFO_KIND, kind)]
@@ -128,7 +139,9 @@ def create_bridge(name: str, *, mac: str | None = None, mtu: int = 0, up: bool =
     return create(name, "bridge", mac=mac, mtu=mtu, up=up)
 
 
-def create_vxlan(name: str, vxlan: Vxlan, *, mac: str | None = None, mtu: int = 0, up: bool = False) -> Message:
+def create_vxlan(
+    name: str, vxlan: Vxlan, *, mac: str | None = None, mtu: int = 0, up: bool = False
+) -> Message:
     data = attribute_u32(_VXLAN_ID, vxlan.id) + attribute(_VXLAN_PORT, _PORT.pack(vxlan.port))
     data += attribute_u8(_VXLAN_LEARNING, vxlan.learning)
     if vxlan.local is not None:
@@ -167,7 +180,9 @@ def create_veth(here: VethEnd, there: VethEnd, *, mtu: int = 0, queues: int = 1)
         nested(_INFO_DATA, nested(_VETH_PEER, _veth_end(there, mtu, queues))),
     )
     what = f"veth {here.name} with {there.name}"
-    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _veth_end(here, mtu, queues) + info, "create", what)
+    return Message(
+        RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _veth_end(here, mtu, queues) + info, "create", what
+    )
 
 
 def _veth_end(end: VethEnd, mtu: int, queues: int) -> bytes:
@@ -200,7 +215,9 @@ def change(
 
 def rename(ifindex: int, name: str) -> Message:
     """EBUSY on kernels that cannot rename an interface that is up; EEXIST if the name is taken."""
-    return Message(RTM_SETLINK, 0, _target(ifindex) + _properties(name=name), "rename", f"link {ifindex} to {name}")
+    return Message(
+        RTM_SETLINK, 0, _target(ifindex) + _properties(name=name), "rename", f"link {ifindex} to {name}"
+    )
 
 
 def _head(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
@@ -215,7 +232,12 @@ def _target(link: int | str, up: bool | None = None) -> bytes:
 
 
 def _properties(
-    *, name: str | None = None, mac: str | None = None, mtu: int = 0, master: int = 0, alias: str | None = None
+    *,
+    name: str | None = None,
+    mac: str | None = None,
+    mtu: int = 0,
+    master: int = 0,
+    alias: str | None = None,
 ) -> bytes:
     parts: list[bytes] = []
     if name is not None:
@@ -229,7 +251,7 @@ def _properties(
     if master:
         parts.append(attribute_u32(_MASTER, master))
     if alias is not None:
-        parts.append(attribute(_IFALIAS, alias.encode()))
+        parts.append(attribute(_IFALIAS, os.fsencode(alias)))
     return b"".join(parts)
 
 
@@ -285,7 +307,7 @@ def decode(body: bytes) -> Link | None:
         master=read_u32(found[_MASTER]) if _MASTER in found else 0,
         peer=read_u32(found[_LINK]) if _LINK in found else 0,
         link_netnsid=read_int(found[_LINK_NETNSID]) if _LINK_NETNSID in found else None,
-        alias=found[_IFALIAS].rstrip(b"\0").decode("utf-8", "replace") if _IFALIAS in found else "",
+        alias=read_text(found.get(_IFALIAS, b"")),
         vxlan=_decode_vxlan(info[_INFO_DATA]) if kind == "vxlan" and _INFO_DATA in info else None,
     )
 

@@ -217,26 +217,29 @@ class NetlinkSocket:
 
         Anything else is left over from a request that was broken off and is skipped.
         """
-        poll = None
+        overrun = False
         while True:
             try:
                 datagram = self._receive()
             except BlockingIOError:
-                if poll is None:
-                    poll = select.poll()
-                    poll.register(self._socket, select.POLLIN)
-                if not poll.poll(_LOST_AFTER_MS):
+                if overrun or not self._more():
                     return
                 continue
             except KernelError as err:
-                if err.errno == errno.ENOBUFS:  # some answers are lost, others still queued
-                    continue
-                raise
+                if err.errno != errno.ENOBUFS:
+                    raise
+                overrun = True  # some answers are lost, others still queued
+                continue
             if datagram is None:
                 continue
             for reply in frames(datagram):
                 if reply.port == self._port and first <= reply.sequence < first + count:
                     yield reply
+
+    def _more(self) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(_LOST_AFTER_MS))
 
     def _receive(self) -> bytes | None:
         """One datagram; None if it did not come from the kernel."""
@@ -272,6 +275,11 @@ def _batches(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
         size += length
     if start < len(messages):
         yield messages[start:]
+
+
+def gone(error: KernelError) -> bool:
+    """Whether a deletion was refused only because its object, or the interface it was on, is gone."""
+    return error.errno in (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL)
 
 
 def _failure(operation: str, what: str, err: OSError) -> KernelError:
