@@ -51,6 +51,7 @@ class Address:
         return f"{self.address}/{self.prefix}"
 
 
+@codec.encoder("address")
 def add(ifindex: int, cidr: str, *, scope: int = SCOPE_GLOBAL, nodad: bool = False) -> Message:
     """Add `10.0.0.1/32`; adding what is there succeeds.
 
@@ -62,6 +63,7 @@ def add(ifindex: int, cidr: str, *, scope: int = SCOPE_GLOBAL, nodad: bool = Fal
     return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body, "add", f"address {cidr}")
 
 
+@codec.encoder("address")
 def delete(ifindex: int, cidr: str) -> Message:
     """EADDRNOTAVAIL means that it was gone."""
     return Message(RTM_DELADDR, 0, _body(ifindex, cidr, SCOPE_GLOBAL), "delete", f"address {cidr}")

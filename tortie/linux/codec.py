@@ -7,6 +7,7 @@ must never raise anything but KernelError: every read checks its length first.
 
 import os
 from collections.abc import Callable, Iterator
+from errno import EINVAL
 from functools import wraps
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from struct import Struct
@@ -80,7 +81,9 @@ def frames(datagram: bytes) -> Iterator[Frame]:
     while offset + HEADER.size <= end:
         size, kind, flags, sequence, port = HEADER.unpack_from(datagram, offset)
         if size < HEADER.size or offset + size > end:
-            raise KernelError("decode", "netlink message", text=f"length {size} at {offset} of {end} bytes")
+            raise KernelError(
+                "decode", "netlink message", EINVAL, f"length {size} at {offset} of {end} bytes"
+            )
         yield Frame(kind, flags, sequence, port, datagram[offset + HEADER.size : offset + size])
         offset += (size + 3) & ~3
 
@@ -121,7 +124,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     while offset + 4 <= end:
         size, kind = _ATTRIBUTE.unpack_from(data, offset)
         if size < 4 or offset + size > end:
-            raise KernelError("decode", "attribute", text=f"length {size} at {offset} of {end} bytes")
+            raise KernelError("decode", "attribute", EINVAL, f"length {size} at {offset} of {end} bytes")
         found[kind & _TYPE_MASK] = data[offset + 4 : offset + size]
         offset += (size + 3) & ~3
     return found
@@ -149,16 +152,24 @@ def read_text(data: bytes) -> str:
 
 def decoder(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Relabels what reading a malformed body raises as KernelError("decode", what)."""
+    return _relabel("decode", what)
 
+
+def encoder(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Relabels a number too large for its field as KernelError("encode", what)."""
+    return _relabel("encode", what)
+
+
+def _relabel(operation: str, what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def wrap(function: Callable[P, T]) -> Callable[P, T]:
         @wraps(function)
-        def decode(*args: P.args, **kwargs: P.kwargs) -> T:
+        def at_the_border(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
                 return function(*args, **kwargs)
             except (StructError, ValueError, IndexError) as err:
-                raise KernelError("decode", what, text=str(err)) from err
+                raise KernelError(operation, what, EINVAL, str(err)) from err
 
-        return decode
+        return at_the_border
 
     return wrap
 
@@ -171,7 +182,7 @@ def pack_address(text: str) -> bytes:
     try:
         return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
     except (OSError, ValueError) as err:  # ValueError: an embedded NUL
-        raise KernelError("encode", "address", text=f"{text!r} is not an IP address") from err
+        raise KernelError("encode", "address", EINVAL, f"{text!r} is not an IP address") from err
 
 
 def unpack_address(data: bytes) -> str:
@@ -187,11 +198,11 @@ def pack_mac(text: str) -> bytes:
     """Six bytes from `aa:bb:cc:dd:ee:ff`. Raises KernelError."""
     parts = text.split(":")
     if len(parts) != 6 or not all(len(part) == 2 for part in parts):
-        raise KernelError("encode", "MAC address", text=f"{text!r} is not a MAC address")
+        raise KernelError("encode", "MAC address", EINVAL, f"{text!r} is not a MAC address")
     try:
         return bytes.fromhex("".join(parts))
     except ValueError as err:
-        raise KernelError("encode", "MAC address", text=f"{text!r} is not a MAC address") from err
+        raise KernelError("encode", "MAC address", EINVAL, f"{text!r} is not a MAC address") from err
 
 
 def unpack_mac(data: bytes) -> str:

@@ -116,6 +116,7 @@ def valid_name(name: str) -> bool:
 # --- changes ------------------------------------------------------------------------------------
 
 
+@codec.encoder("link")
 def create(
     name: str,
     kind: str,
@@ -135,10 +136,12 @@ def create(
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, "create", f"{kind} {name}")
 
 
+@codec.encoder("link")
 def create_bridge(name: str, *, mac: str | None = None, mtu: int = 0, up: bool = False) -> Message:
     return create(name, "bridge", mac=mac, mtu=mtu, up=up)
 
 
+@codec.encoder("link")
 def create_vxlan(
     name: str, vxlan: Vxlan, *, mac: str | None = None, mtu: int = 0, up: bool = False
 ) -> Message:
@@ -166,13 +169,14 @@ class VethEnd:
     name: str
     namespace: int | None = None
     mac: str | None = None  # None: the kernel picks a random one
-    up: bool = False
 
 
+@codec.encoder("link")
 def create_veth(here: VethEnd, there: VethEnd, *, mtu: int = 0, queues: int = 1) -> Message:
     """A pair whose ends are born where they live: moving one later costs 20 times as much.
 
-    `mtu` 0 leaves the kernel's 1500; `queues` is the number of transmit and of receive queues.
+    `mtu` 0 leaves the kernel's 1500; `queues` is the number of transmit and of receive queues. Both
+    ends are down: the kernel cannot set up an end whose other end is still being made.
     """
     info = nested(
         _LINKINFO,
@@ -186,17 +190,18 @@ def create_veth(here: VethEnd, there: VethEnd, *, mtu: int = 0, queues: int = 1)
 
 
 def _veth_end(end: VethEnd, mtu: int, queues: int) -> bytes:
-    body = _head(flags=IFF_UP if end.up else 0, change=IFF_UP if end.up else 0)
-    body += _properties(name=end.name, mac=end.mac, mtu=mtu)
+    body = _head() + _properties(name=end.name, mac=end.mac, mtu=mtu)
     body += attribute_u32(_NUM_TX_QUEUES, queues) + attribute_u32(_NUM_RX_QUEUES, queues)
     return body + (attribute_u32(_NET_NS_FD, end.namespace) if end.namespace is not None else b"")
 
 
+@codec.encoder("link")
 def delete(link: int | str) -> Message:
     """ENODEV means that it was gone; a veth's other end goes with it."""
     return Message(RTM_DELLINK, 0, _target(link), "delete", f"link {link}")
 
 
+@codec.encoder("link")
 def change(
     link: int | str,
     *,
@@ -213,6 +218,7 @@ def change(
     return Message(RTM_SETLINK, 0, body, "change", f"link {link}")
 
 
+@codec.encoder("link")
 def rename(ifindex: int, name: str) -> Message:
     """EBUSY on kernels that cannot rename an interface that is up; EEXIST if the name is taken."""
     return Message(

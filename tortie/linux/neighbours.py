@@ -71,23 +71,27 @@ class ForwardingEntry:
 # --- ARP and neighbour discovery ----------------------------------------------------------------
 
 
+@codec.encoder("neighbour")
 def replace(ifindex: int, address: str, mac: str) -> Message:
     """A permanent entry, in place of whatever the kernel has learned."""
     body = _head(ifindex, address, STATE_PERMANENT) + attribute(_LLADDR, pack_mac(mac))
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, "replace", f"neighbour {address}")
 
 
+@codec.encoder("neighbour")
 def delete(ifindex: int, address: str) -> Message:
     """ENOENT means that it was gone."""
     return Message(RTM_DELNEIGH, 0, _head(ifindex, address), "delete", f"neighbour {address}")
 
 
+@codec.encoder("neighbour")
 def replace_proxy(ifindex: int, address: str) -> Message:
     """Answer ARP requests or neighbour solicitations for `address` on the interface."""
     body = _head(ifindex, address, STATE_PERMANENT, FLAG_PROXY)
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, "replace", f"proxy entry {address}")
 
 
+@codec.encoder("neighbour")
 def delete_proxy(ifindex: int, address: str) -> Message:
     """ENOENT means that it was gone."""
     return Message(
@@ -107,12 +111,14 @@ def dump(
 # --- bridges and VXLAN devices ------------------------------------------------------------------
 
 
+@codec.encoder("neighbour")
 def replace_forwarding(ifindex: int, mac: str, dst: str | None = None) -> Message:
     """A permanent entry in the device's own table; `dst` is the remote VTEP of a VXLAN device."""
     body = _forwarding_body(ifindex, mac, dst, STATE_PERMANENT)
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, "replace", f"forwarding entry {mac}")
 
 
+@codec.encoder("neighbour")
 def delete_forwarding(ifindex: int, mac: str, dst: str | None = None) -> Message:
     """ENOENT means that it was gone."""
     body = _forwarding_body(ifindex, mac, dst, 0)

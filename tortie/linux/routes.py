@@ -180,6 +180,7 @@ def _hop_order(hop: NextHop) -> tuple[str, int, int]:
 # --- wire form ----------------------------------------------------------------------------------
 
 
+@codec.encoder("route")
 def replace_message(route: Route) -> Message:
     """Create the route or, atomically, replace what holds its (dst, table, metric, tos).
 
@@ -217,6 +218,7 @@ def replace_message(route: Route) -> Message:
     return Message(RTM_NEWROUTE, create, head + b"".join(parts), "replace", f"route {route.dst}")
 
 
+@codec.encoder("route")
 def delete_message(key: RouteKey, protocol: int = 0, hop: NextHop | None = None) -> Message:
     """Delete by key, whatever else the route is; ESRCH means that it was gone.
 
