@@ -1,4 +1,4 @@
-"""The wire format: round trips, agreement with pyroute2, and buffers that lie."""
+"""The wire format: round trips, values that do not fit, and buffers that lie."""
 
 import errno
 import os
