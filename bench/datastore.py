@@ -135,7 +135,9 @@ print(time.perf_counter() - start, resident() - before)
 """
     root = str(Path(__file__).resolve().parent.parent)
     env = os.environ | {"PYTHONPATH": root, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
-    ended = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
+    )
     if ended.returncode:
         return None
     seconds, size = ended.stdout.split()
