@@ -234,7 +234,7 @@ def test_a_peer_that_vanished_is_found_by_keepalive(etcd: Etcd) -> None:
         watching = link.watch(proto.watch(b"k", b"", etcd.revision + 1))
         assert (await anext(watching)).created
         etcd.stop_answering()
-        with pytest.raises(DatastoreUnreachable, match="ping|keepalive"):
+        with pytest.raises(DatastoreUnreachable, match=r"ping|keepalive"):
             async with asyncio.timeout(15):
                 await anext(watching)
         await link.close()
