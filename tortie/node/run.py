@@ -15,7 +15,7 @@ from tortie.core import tasks
 from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
 from tortie.node.addresswatch import AddressWatch
-from tortie.node.components import components
+from tortie.node.components import components, role
 from tortie.node.health import Health, HealthServer
 from tortie.node.paths import Paths
 from tortie.node.supervisor import Supervisor
@@ -65,7 +65,7 @@ async def _run(env: Mapping[str, str]) -> int:
 
 async def _start_up(stop: asyncio.Event, step: str) -> bool:
     """Run one start-up step as a process of its own, so that its memory is gone afterwards."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tortie.node.main", step)
+    process = await asyncio.create_subprocess_exec(*role(step))
     waiting = asyncio.create_task(stop.wait())
     ended = asyncio.create_task(process.wait())
     await asyncio.wait([waiting, ended], return_when=asyncio.FIRST_COMPLETED)
