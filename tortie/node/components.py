@@ -12,9 +12,9 @@ from tortie.node.supervisor import Component
 _NO_BGP = ("none", "vxlan")  # networking backends without a routing daemon
 
 
-def components(env: Mapping[str, str], paths: Paths) -> list[Component]:
-    """In the order they are started; they are stopped in reverse."""
-    told = {health.VARIABLE: paths.health_socket}
+def components(env: Mapping[str, str], paths: Paths, name: str) -> list[Component]:
+    """In the order they are started; they are stopped in reverse. `name` is the node's."""
+    told = {health.VARIABLE: paths.health_socket, "NODENAME": name}
     parts = []
     if not env.get("CALICO_DISABLE_FELIX"):
         parts.append(Component("felix", role("-felix"), told))

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from tortie.core import tasks
 from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
+from tortie.node import nodename
 from tortie.node.addresswatch import AddressWatch
 from tortie.node.components import components, role
 from tortie.node.health import Health, HealthServer
@@ -45,7 +46,7 @@ async def _run(env: Mapping[str, str]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if not await _start_up(stop, "-startup"):
         return 0 if stop.is_set() else 1
-    parts = components(env, paths)
+    parts = components(env, paths, nodename.read(env)[0])
     health = Health([part.name for part in parts])
     supervisor = Supervisor(parts, health)
     loops = [asyncio.create_task(supervisor.run(), name="supervisor")]
