@@ -93,7 +93,7 @@ class FieldError:
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.field} ({self.reason})"
-        return f"{self.field} = '{_printable(self.value)}' ({self.reason})"
+        return f"{self.field} = '{printable(self.value)}' ({self.reason})"
 
 
 class ValidationError(DatastoreError):
@@ -107,7 +107,7 @@ class ValidationError(DatastoreError):
             super().__init__("\n".join(["error with the following fields:", *(f"-  {f}" for f in fields)]))
 
 
-def _printable(value: object) -> str:
+def printable(value: object) -> str:
     """Hostile values are quoted into logs and terminals: no control bytes, bounded length."""
     text = str(value)
     if len(text) > 200:  # long enough for any legal name (253 cut) or selector to be recognised
