@@ -104,7 +104,11 @@ def test_legal_pools(spec: dict[str, Any]) -> None:
         ({"nodeSelector": "a = 'b'"}, "spec.nodeSelector", "expected =="),
         ({"nodeSelector": "global()"}, "spec.nodeSelector", "global()"),
         ({"nodeSelector": "x" * 1025}, "spec.nodeSelector", "1024"),
-        ({"namespaceSelector": "global()", "allowedUses": ["Workload"]}, "spec.namespaceSelector", "global()"),
+        (
+            {"namespaceSelector": "global()", "allowedUses": ["Workload"]},
+            "spec.namespaceSelector",
+            "global()",
+        ),
         ({"namespaceSelector": "a == 'b'"}, "spec.namespaceSelector", "Tunnel"),
         ({"allowedUses": ["Workloads"]}, "spec.allowedUses[0]", "supported values"),
         ({"allowedUses": ["Tunnel", "Tunnel"]}, "spec.allowedUses[1]", "Duplicate"),
@@ -137,7 +141,8 @@ def test_reservations() -> None:
     ("spec", "field"),
     [
         ({"strictAffinity": True, "autoAllocateBlocks": True}, None),
-        ({"maxBlocksPerHost": 1_000_000, "ipCooldownSeconds": 1200, "kubeVirtVMAddressPersistence": "Enabled"}, None),
+        ({"maxBlocksPerHost": 1_000_000, "ipCooldownSeconds": 1200,
+         "kubeVirtVMAddressPersistence": "Enabled"}, None),
         ({"maxBlocksPerHost": 1_000_001}, "spec.maxBlocksPerHost"),
         ({"maxBlocksPerHost": -1}, "spec.maxBlocksPerHost"),
         ({"ipCooldownSeconds": 1201}, "spec.ipCooldownSeconds"),
