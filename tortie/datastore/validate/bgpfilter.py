@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from tortie.datastore.types.bgp import FilterRule
-from tortie.datastore.validate.addresses import netv4, netv6, real_cidr
+from msgspec import structs
+
+from tortie.datastore.types.bgp import BGPFilter, FilterRule
+from tortie.datastore.validate.addresses import canonical_cidr, netv4, netv6
 from tortie.datastore.validate.bgp import MAX_PRIORITY, is_community
 from tortie.datastore.validate.fields import (
     Check,
@@ -17,6 +19,17 @@ from tortie.datastore.validate.fields import (
     tested,
 )
 from tortie.datastore.validate.formats import bgp_interface
+
+
+def filter_defaults(filter_: BGPFilter) -> BGPFilter:
+    fields = ("exportV4", "importV4", "exportV6", "importV6")
+    rules = {field: tuple(map(_canonical, getattr(filter_.spec, field))) for field in fields}
+    return structs.replace(filter_, spec=structs.replace(filter_.spec, **rules))
+
+
+def _canonical(rule: FilterRule) -> FilterRule:
+    return structs.replace(rule, cidr=canonical_cidr(rule.cidr))
+
 
 # The schema's pattern for these has no leading zeros and is otherwise that of BGPConfiguration.
 _community = tested(
@@ -76,7 +89,7 @@ def _rule(cidr: Check, longest: int) -> Check:
     length = integer(0, longest)
     return struct(
         {
-            "cidr": all_of(real_cidr, cidr),
+            "cidr": cidr,
             "prefixLength": struct({"min": length, "max": length}),
             "source": one_of("RemotePeers"),
             "interface": bgp_interface,
