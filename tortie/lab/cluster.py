@@ -143,6 +143,7 @@ class Lab:
         for node in self.nodes.values():
             node.wait_ready()
             tell(f"{node.name} is ready")
+        self.add_namespace("default")
 
     def _build_underlay(self) -> None:
         ip("link", "add", "underlay", "type", "bridge")
@@ -204,6 +205,24 @@ class Lab:
         subprocess.run(["ip", "link", "del", "underlay"], check=False, capture_output=True)
 
     # --- pods -----------------------------------------------------------------------------------
+
+    def add_namespace(self, name: str, labels: Mapping[str, str] | None = None) -> None:
+        """What kube-controllers write for a Kubernetes namespace: its profile, which allows everything."""
+        applied = {f"pcns.{key}": value for key, value in (labels or {}).items()}
+        allow = [{"action": "Allow"}]
+        profile = {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "Profile",
+            "metadata": {"name": f"kns.{name}"},
+            "spec": {
+                "ingress": allow,
+                "egress": allow,
+                "labelsToApply": {**applied, "pcns.projectcalico.org/name": name},
+            },
+        }
+        answer = self.calicoctl("apply", "-f", "-", stdin=json.dumps(profile))
+        if answer.returncode != 0:
+            raise LabError(f"namespace {name}: {answer.stderr}")
 
     def add_pod(
         self,
