@@ -15,7 +15,8 @@ class Ranges:
     """Immutable. Questions take a network or an address of either IP version."""
 
     def __init__(self, networks: Iterable[Network] = ()) -> None:
-        spans = sorted((n.version, int(n.network_address), int(n.broadcast_address)) for n in networks)
+        self._networks = tuple(networks)
+        spans = sorted((n.version, int(n.network_address), int(n.broadcast_address)) for n in self._networks)
         self._spans: dict[int, list[tuple[int, int]]] = {4: [], 6: []}  # version -> intervals
         for version, first, last in spans:
             merged = self._spans[version]
@@ -24,6 +25,9 @@ class Ranges:
             else:
                 merged.append((first, last))
         self._firsts = {version: [first for first, _ in spans] for version, spans in self._spans.items()}
+
+    def with_networks(self, networks: Iterable[Network]) -> "Ranges":
+        return Ranges([*self._networks, *networks])
 
     def __bool__(self) -> bool:
         return bool(self._spans[4] or self._spans[6])
