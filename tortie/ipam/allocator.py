@@ -33,7 +33,7 @@ from tortie.ipam.pools import WORKLOAD, Pool
 from tortie.ipam.release import Releaser
 from tortie.ipam.requests import AssignAddress, AutoAssign, AutoAssigned, ReleaseOutcome
 from tortie.ipam.specific import AddressAssigner, parsed
-from tortie.ipam.store import RETRIES, Store
+from tortie.ipam.store import RETRIES, Store, together
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.utilisation import PoolUsage, utilisation
 from tortie.ipam.view import DirectView, View, read_config
@@ -220,11 +220,12 @@ class Allocator:
 
     async def utilisation(self) -> list[PoolUsage]:
         """All pools with their blocks, and blocks that are in no pool."""
-        facts = await self._view.facts(fresh=True)
-        stored = await self._store.blocks()
-        return utilisation(
-            facts.pools, facts.reserved, [kv.value for kv in stored.values() if kv is not None]
-        )
+        facts, stored = await together(self._view.facts(fresh=True), self.blocks())
+        return utilisation(facts.pools, facts.reserved, stored)
+
+    async def blocks(self, version: int = 0) -> list[Block]:
+        """All blocks as they are stored, without those that cannot be worked on."""
+        return [kv.value for kv in (await self._store.blocks(version)).values() if kv is not None]
 
     # --- what several need ----------------------------------------------------------------------
 

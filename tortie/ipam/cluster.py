@@ -89,8 +89,8 @@ def releases_for_node(wanted: Iterable[str], stored: Iterable[Block], node: str)
     one would put two pods on one address. The attribute of the allocation decides.
     """
     stored = list(stored)
-    found = []
-    for address in sorted(filter(None, map(_address, wanted)), key=str):
+    requests = []
+    for address in [found for text in sorted(wanted) if (found := _address(text)) is not None]:
         for block in stored:
             net = addresses.network(block.cidr)
             if net.version != address.version or address not in net:
@@ -103,8 +103,8 @@ def releases_for_node(wanted: Iterable[str], stored: Iterable[Block], node: str)
                 _log.warning("%s is in use on node %s: left alone", address, attribute.secondary[NODE])
                 continue
             handle, number = clean_handle(attribute.handle_id), blocks.sequence_number(block, ordinal)
-            found.append(ReleaseRequest(str(address), handle, number))
-    return found
+            requests.append(ReleaseRequest(str(address), handle, number))
+    return requests
 
 
 def _address(text: str) -> addresses.Address | None:
