@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.ipam.ipam_memory import MemoryBackend
 from tortie.core.errors import ResourceDoesNotExist
 from tortie.datastore.backend import Backend
 from tortie.datastore.client import Client
@@ -17,7 +18,6 @@ from tortie.ipam.allocator import Allocator
 from tortie.ipam.names import clean_handle
 from tortie.ipam.requests import AutoAssign, AutoAssigned
 from tortie.ipam.soundness import violations
-from tests.ipam.ipam_memory import MemoryBackend
 
 START = 1_800_000_000_000_000_000  # 2027, in ns: sequence numbers beyond 2^53
 
@@ -51,7 +51,9 @@ class World:
     # --- making it ------------------------------------------------------------------------------
 
     async def pool(self, name: str, cidr: str, block_size: int = 0, **spec: Any) -> IPPool:
-        made = IPPool(metadata=ObjectMeta(name=name), spec=IPPoolSpec(cidr=cidr, blockSize=block_size, **spec))
+        made = IPPool(
+            metadata=ObjectMeta(name=name), spec=IPPoolSpec(cidr=cidr, blockSize=block_size, **spec)
+        )
         return await self.client.create(made)
 
     async def node(self, name: str, **labels: str) -> Node:
@@ -145,9 +147,7 @@ def under_counted(handles: Mapping[str, Mapping[str, int]], of: Iterable[Block])
     ]
 
 
-async def assert_at_rest(
-    world: World, *, exact: bool = True, shared: Collection[str] = ()
-) -> None:
+async def assert_at_rest(world: World, *, exact: bool = True, shared: Collection[str] = ()) -> None:
     """Nothing is under way: every invariant holds.
 
     `exact`: nobody crashed either. Handles in `shared` were used by several at once and may count too high.
@@ -164,7 +164,12 @@ async def assert_at_rest(
 
 
 async def assign(
-    allocator: Allocator, count: int = 1, handle: str = "", version: int = 4, use: str = "Workload", **options: Any
+    allocator: Allocator,
+    count: int = 1,
+    handle: str = "",
+    version: int = 4,
+    use: str = "Workload",
+    **options: Any,
 ) -> tuple[str, ...]:
     """Addresses without prefix length, of one version; fails if there are fewer than asked for."""
     got = await try_assign(allocator, count, handle, version, use, **options)
@@ -175,7 +180,12 @@ async def assign(
 
 
 async def try_assign(
-    allocator: Allocator, count: int = 1, handle: str = "", version: int = 4, use: str = "Workload", **options: Any
+    allocator: Allocator,
+    count: int = 1,
+    handle: str = "",
+    version: int = 4,
+    use: str = "Workload",
+    **options: Any,
 ) -> AutoAssigned:
     numbers = {"num4": count} if version == 4 else {"num6": count}
     options.setdefault("attributes", {"node": allocator.host})

@@ -144,7 +144,8 @@ def _apply(kind: str, arguments: list[Any], found: Block, model: Model) -> Block
             assert set(released.unallocated) == {
                 blocks.address_at(found, o) for o in ordinals if o not in model.held
             }
-            assert sum(released.by_handle.values()) == sum(1 for o in held if model.held[o].handle_id)
+            handles = {(model.held[o].handle_id or "").split("\r")[0] for o in held}
+            assert set(released.handles) == handles - {""}
             after = released.block
             assert (after is found) == (not held)
             model.give_back(held)
@@ -152,8 +153,8 @@ def _apply(kind: str, arguments: list[Any], found: Block, model: Model) -> Block
             wanted = handle.split("\r")[0]
             held = [o for o in sorted(model.held) if (model.held[o].handle_id or "").split("\r")[0] == wanted]
             assert list(blocks.ordinals_of(found, handle)) == held
-            after, count = blocks.release_handle(found, handle, model.now, model.cooldown)
-            assert count == len(held)
+            after = blocks.release_handle(found, handle, model.now, model.cooldown)
+            assert (after is found) == (not held)
             model.give_back(held)
         case _, seconds:
             model.now += seconds * SECOND
@@ -188,7 +189,7 @@ def test_addresses_are_reused_first_in_first_out() -> None:
     for _ in range(9):
         found, (ordinal,) = blocks.assign(found, 1, attribute())
         order.append(ordinal)
-        found = blocks.release_handle(found, "h", NOW, 0)[0]
+        found = blocks.release_handle(found, "h", NOW, 0)
     assert order == [0, 1, 2, 3, 0, 1, 2, 3, 0]
 
 
@@ -199,14 +200,14 @@ def test_equal_owners_share_an_attribute_and_the_last_one_takes_it_along() -> No
     assert found.allocations[:4] == (0, 0, 1, 0) and len(found.attributes) == 2
     found = blocks.release(found, [ReleaseRequest("10.0.0.2")], NOW, 0).block
     assert found.attributes == (attribute("h", pod="p"),)
-    found = blocks.release_handle(found, "h", NOW, 0)[0]
+    found = blocks.release_handle(found, "h", NOW, 0)
     assert found.attributes == () and blocks.is_empty(found)
     assert found.unallocated == (4, 5, 6, 7, 2, 0, 1, 3)
 
 
 def test_a_released_address_keeps_only_the_time_until_it_has_cooled() -> None:
     found, _ = blocks.assign(block(), 1, attribute("h", pod="p"))
-    found = blocks.release_handle(found, "h", NOW, 60)[0]
+    found = blocks.release_handle(found, "h", NOW, 60)
     assert found.attributes == (AllocationAttribute(releasedAt="2027-01-15T08:00:00Z"),)
     assert not blocks.is_empty(found) and 0 not in found.unallocated
     assert blocks.normalise(found, NOW + 60 * SECOND, 60) is found
@@ -217,20 +218,22 @@ def test_a_released_address_keeps_only_the_time_until_it_has_cooled() -> None:
 
 def test_a_cooldown_that_was_switched_off_ends_at_once_even_with_a_clock_ahead() -> None:
     found, _ = blocks.assign(block(), 1, attribute())
-    found = blocks.release_handle(found, "h", NOW + 3600 * SECOND, 60)[0]
+    found = blocks.release_handle(found, "h", NOW + 3600 * SECOND, 60)
     assert blocks.is_empty(blocks.normalise(found, NOW, 0))
 
 
 def test_one_failing_guard_releases_nothing() -> None:
     found, _ = blocks.assign(block(), 3, attribute())
     good = ReleaseRequest("10.0.0.0", "h", found.sequenceNumber)
-    with pytest.raises(BadSequenceNumber, match=r"update conflict: 10.0.0.1: the given sequence number \(7\)"):
+    with pytest.raises(
+        BadSequenceNumber, match=r"update conflict: 10.0.0.1: the given sequence number \(7\)"
+    ):
         blocks.release(found, [good, ReleaseRequest("10.0.0.1", "h", 7)], NOW, 0)
     with pytest.raises(BadHandle, match=r"the given handle \(other\) does not match \(h\)"):
         blocks.release(found, [good, ReleaseRequest("10.0.0.1", "other")], NOW, 0)
     with pytest.raises(UpdateConflict):  # both guards of a repeated address count
         blocks.release(found, [good, ReleaseRequest("10.0.0.0", "other")], NOW, 0)
-    assert blocks.release(found, [good], NOW, 0).by_handle == {"h": 1}
+    assert blocks.release(found, [good], NOW, 0).handles == ("h",)
 
 
 def test_a_free_address_has_number_zero() -> None:
@@ -300,7 +303,7 @@ def test_the_largest_and_the_smallest_blocks(cidr: str) -> None:
     assert blocks.address_at(found, size - 1) == str(blocks.addresses.network(cidr)[size - 1])
     assert codec.decode(Block, codec.encode(found)) == found
     assert soundness.violations(found) == []
-    assert blocks.is_empty(blocks.release_handle(found, "h", NOW, 0)[0])
+    assert blocks.is_empty(blocks.release_handle(found, "h", NOW, 0))
 
 
 # --- blocks as others left them -----------------------------------------------------------------

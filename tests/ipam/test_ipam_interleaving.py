@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from tests.ipam.ipam_memory import MemoryBackend
-from tests.ipam.ipam_scheduler import Fate, ScheduledBackend, Scheduler
+from tests.ipam.ipam_scheduler import Fate, ScheduledBackend, Scheduler, at_random
 from tests.ipam.ipam_world import (
     Clock,
     World,
@@ -215,13 +215,13 @@ def casts(theme: str) -> st.SearchStrategy[list[tuple[str, list[Operation]]]]:
     return st.lists(st.tuples(hosts, scripts), min_size=2, max_size=5)
 
 
-orders = st.lists(st.integers(0, 9), max_size=250)
+orders = st.tuples(st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 0.8, 0.95]))  # see at_random
 FATES: list[Fate] = ["lost", "unanswered", "dies before", "dies after"]
 
 
 async def play(
     cast: list[tuple[str, list[Operation]]],
-    order: list[int],
+    order: tuple[int, float],
     fates: dict[int, Fate],
     config: dict[str, Any],
 ) -> None:
@@ -234,9 +234,8 @@ async def play(
     memory = world.backend
     assert isinstance(memory, MemoryBackend)
     story = Story(memory, clock=world.clock)
-    turns = iter(order)
     scheduler = Scheduler(
-        choose=lambda n: next(turns, 0) % n,
+        choose=at_random(*order),
         fate=lambda number: fates.get(number, "done"),
         after_write=story.check_write,
     )
@@ -318,7 +317,7 @@ configs = st.fixed_dictionaries(
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(list(THEMES)).flatmap(casts), orders, configs)
 def test_interleaved_at_every_request(
-    cast: list[tuple[str, list[Operation]]], order: list[int], config: dict[str, Any]
+    cast: list[tuple[str, list[Operation]]], order: tuple[int, float], config: dict[str, Any]
 ) -> None:
     asyncio.run(play(cast, order, {}, config))
 
@@ -331,6 +330,9 @@ def test_interleaved_at_every_request(
     configs,
 )
 def test_interleaved_with_lost_answers_and_crashes(
-    cast: list[tuple[str, list[Operation]]], order: list[int], fates: dict[int, Fate], config: dict[str, Any]
+    cast: list[tuple[str, list[Operation]]],
+    order: tuple[int, float],
+    fates: dict[int, Fate],
+    config: dict[str, Any],
 ) -> None:
     asyncio.run(play(cast, order, fates, config))
