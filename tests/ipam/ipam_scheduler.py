@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tests.ipam.ipam_memory import MemoryBackend
+from tests.support.memory_backend import MemoryBackend
 from tortie.core.errors import DatastoreError, DatastoreUnreachable
 from tortie.datastore.backend import KV, Listed, WatchEvent
 from tortie.datastore.keys import Key, Listing

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from tests.ipam.ipam_memory import MemoryBackend
 from tests.ipam.ipam_scheduler import Fate, ScheduledBackend, Scheduler, at_random
 from tests.ipam.ipam_world import (
     Clock,
@@ -26,9 +25,12 @@ from tests.ipam.ipam_world import (
     try_assign,
     under_counted,
 )
+from tests.support.memory_backend import MemoryBackend
 from tortie.core.errors import DatastoreUnreachable, ResourceAlreadyExists, ResourceDoesNotExist
+from tortie.datastore import codec
 from tortie.datastore.client import Client
-from tortie.datastore.keys import BlockKey, BlockList, HandleKey
+from tortie.datastore.keys import BlockKey, BlockList, HandleKey, parse
+from tortie.datastore.types.ipam import Block, Handle
 from tortie.ipam.allocator import Allocator
 from tortie.ipam.block import ReleaseRequest, is_empty
 from tortie.ipam.errors import BlockNotEmpty, IPAMError
@@ -65,9 +67,14 @@ class Story:
         self.granted = {address: owner for address, owner in self.granted.items() if owner != handle}
 
     def check_write(self, what: str) -> None:
-        entries = [(key, self.memory._read(key).value) for key, _, _ in self.memory.entries.values()]
-        stored = [value for key, value in entries if isinstance(key, BlockKey)]
-        handles = {key.handle: value.block for key, value in entries if isinstance(key, HandleKey)}
+        """After each single write, whoever made it."""
+        stored, handles = [], {}
+        for path in self.memory.paths():
+            key, data = parse(path), self.memory.raw(path) or b""
+            if isinstance(key, BlockKey):
+                stored.append(codec.decode(Block, data))
+            elif isinstance(key, HandleKey):
+                handles[key.handle] = codec.decode(Handle, data).block
         assert breaches(stored) == [], what
         assert under_counted(handles, stored) == [], what
         assert list(allocated(stored).values()).count(VM) <= 1, what

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.ipam.ipam_memory import MemoryBackend
 from tests.ipam.ipam_scheduler import Fate, ScheduledBackend, Scheduler, stages
 from tests.ipam.ipam_world import World, assert_at_rest, assign, try_assign
+from tests.support.memory_backend import MemoryBackend
 from tortie.core.errors import ResourceAlreadyExists, ResourceDoesNotExist
 from tortie.datastore.client import Client
 from tortie.datastore.keys import AffinityKey, BlockKey

@@ -129,7 +129,7 @@ class Releaser:
         raise TooManyConflicts
 
     async def _count_down(self, kv: KV | None, block: Block) -> None:
-        """Set the count of a handle for a block just written. What fails is only logged: addresses are free."""
+        """Set a handle's count for a block just written. Failures are only logged: the addresses are free."""
         if kv is None:
             return
         handle = handle_of(kv)
