@@ -1,8 +1,9 @@
 """Allocators on several hosts, interleaved at every request, with lost answers and crashes anywhere.
 
 Checked after every single write: block invariants, sequence numbers, no handle that counts too low, no
-address in two blocks. Checked at each answer: the address belongs to nobody else. Checked at rest:
-nothing is left but what a crash may leave, and the documented clean-up removes that too.
+address in two blocks, no confirmed affinity without its block. Checked at each answer: the address
+belongs to nobody else. Checked at rest: nothing is left but what a crash may leave, and the documented
+clean-up removes that too.
 """
 
 import asyncio
@@ -29,8 +30,8 @@ from tests.support.memory_backend import MemoryBackend
 from tortie.core.errors import DatastoreUnreachable, ResourceAlreadyExists, ResourceDoesNotExist
 from tortie.datastore import codec
 from tortie.datastore.client import Client
-from tortie.datastore.keys import BlockKey, BlockList, HandleKey, parse
-from tortie.datastore.types.ipam import Block, Handle
+from tortie.datastore.keys import AffinityKey, BlockKey, BlockList, HandleKey, parse
+from tortie.datastore.types.ipam import Affinity, Block, Handle
 from tortie.ipam.allocator import Allocator
 from tortie.ipam.block import ReleaseRequest, is_empty
 from tortie.ipam.errors import BlockNotEmpty, IPAMError
@@ -68,15 +69,20 @@ class Story:
 
     def check_write(self, what: str) -> None:
         """After each single write, whoever made it."""
-        stored, handles = [], {}
+        stored: list[Block] = []
+        handles: dict[str, dict[str, int]] = {}
+        confirmed: set[tuple[str, str]] = set()
         for path in self.memory.paths():
             key, data = parse(path), self.memory.raw(path) or b""
             if isinstance(key, BlockKey):
                 stored.append(codec.decode(Block, data))
             elif isinstance(key, HandleKey):
                 handles[key.handle] = codec.decode(Handle, data).block
+            elif isinstance(key, AffinityKey) and codec.decode(Affinity, data).state == "confirmed":
+                confirmed.add((f"{key.owner_type}:{key.host}", key.cidr))
         assert breaches(stored) == [], what
         assert under_counted(handles, stored) == [], what
+        assert confirmed <= {(block.affinity, block.cidr) for block in stored}, what
         assert list(allocated(stored).values()).count(VM) <= 1, what
         for block in stored:
             before = self.numbers.get(block.cidr)
