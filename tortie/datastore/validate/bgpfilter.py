@@ -10,7 +10,6 @@ from tortie.datastore.validate.bgp import MAX_PRIORITY, is_community
 from tortie.datastore.validate.fields import (
     Check,
     Problems,
-    all_of,
     anything,
     integer,
     listing,
@@ -40,16 +39,6 @@ _community = tested(
 _priority = integer(1, MAX_PRIORITY)
 
 
-def _exactly_one_value(problems: Problems, path: str, values: Any) -> None:
-    if len(values) != 1:
-        problems.add(path, f"{len(values)} items", "must have exactly one item")
-
-
-def _one_to_ten(problems: Problems, path: str, values: Any) -> None:
-    if not 1 <= len(values) <= 10:
-        problems.add(path, f"{len(values)} items", "must have between 1 and 10 items")
-
-
 def _one_action(problems: Problems, path: str, operation: Any) -> None:
     chosen = [name for name in ("addCommunity", "prependASPath", "setPriority") if getattr(operation, name)]
     if len(chosen) != 1:
@@ -61,7 +50,7 @@ def _one_action(problems: Problems, path: str, operation: Any) -> None:
 _operation = struct(
     {
         "addCommunity": struct({"value": _community}, required=("value",)),
-        "prependASPath": struct({"prefix": _one_to_ten}, required=("prefix",)),
+        "prependASPath": struct({"prefix": listing(anything, most=10)}, required=("prefix",)),
         "setPriority": struct({"value": _priority}, required=("value",)),
     },
     _one_action,
@@ -95,13 +84,11 @@ def _rule(cidr: Check, longest: int) -> Check:
             "interface": bgp_interface,
             "matchOperator": one_of("Equal", "NotEqual", "In", "NotIn"),
             "peerType": one_of("eBGP", "iBGP"),
-            "communities": struct(
-                {"values": all_of(_exactly_one_value, listing(_community))}, required=("values",)
-            ),
+            "communities": struct({"values": listing(_community, most=1)}, required=("values",)),
             "asPathPrefix": listing(anything),
             "priority": _priority,
             "action": one_of("Accept", "Reject"),
-            "operations": all_of(_one_to_ten, listing(_operation)),
+            "operations": listing(_operation, most=10),
         },
         _rules,
         required=("action",),
