@@ -86,8 +86,8 @@ class Story:
         assert list(allocated(stored).values()).count(VM) <= 1, what
         for block in stored:
             before = self.last.get(block.cidr)
-            changed = before is not None and before != block
-            assert not changed or block.sequenceNumber == before.sequenceNumber + 1, what
+            if before is not None and before != block:
+                assert block.sequenceNumber == before.sequenceNumber + 1, what
         self.last = {block.cidr: block for block in stored}
 
 
