@@ -360,7 +360,7 @@ class Worker:
             case "releasing":
                 self.doubtful.add(handle)
                 for hold in self.holds:
-                    if hold.handle == handle:
+                    if hold.handle == handle and hold.end is None:  # it may be released again after a kill
                         hold.end = when
             case "released":
                 self.doubtful.discard(handle)
