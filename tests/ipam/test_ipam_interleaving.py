@@ -240,7 +240,7 @@ async def play(
     config: dict[str, Any],
 ) -> None:
     config = dict(config)
-    known = config.pop("known")
+    known, together = config.pop("known"), config.pop("together")
     world = World()
     await world.pool("pool", POOL, config.pop("block_size"))
     await world.nodes("a", "b", "c")
@@ -258,8 +258,11 @@ async def play(
     # between those that race.
     view = DirectView(world.client if known else client)
 
+    servers = {host: world.allocator(host, client, view=view) for host in "abc"}
+
     async def act(host: str, script: list[Operation]) -> None:
-        allocator = world.allocator(host, client, view=view)
+        # Half of the time the actors of one host are requests to one server, else processes.
+        allocator = servers[host] if together else world.allocator(host, client, view=view)
         for operation in script:
             await operation(allocator, story)
             if len(scheduler.history) > 3000:
@@ -324,11 +327,12 @@ configs = st.fixed_dictionaries(
         "strict_affinity": st.booleans(),
         "ipCooldownSeconds": st.sampled_from([0, 0, 60]),
         "known": st.booleans(),
+        "together": st.booleans(),
     }
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(list(THEMES)).flatmap(casts), orders, configs)
 def test_interleaved_at_every_request(
     cast: list[tuple[str, list[Operation]]], order: tuple[int, float], config: dict[str, Any]
@@ -336,7 +340,7 @@ def test_interleaved_at_every_request(
     asyncio.run(play(cast, order, {}, config))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(list(THEMES)).flatmap(casts),
     orders,

@@ -34,6 +34,7 @@ from tortie.ipam.release import Releaser
 from tortie.ipam.requests import AssignAddress, AutoAssign, AutoAssigned, ReleaseOutcome
 from tortie.ipam.specific import AddressAssigner, parsed
 from tortie.ipam.store import RETRIES, Store, together
+from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.utilisation import PoolUsage, utilisation
 from tortie.ipam.view import DirectView, View, read_config
@@ -68,10 +69,11 @@ class Allocator:
         self._handles = Handles(self._store)
         self._unclaimer = Unclaimer(self._store)
         self._claimer = Claimer(self._store, self._view, self._unclaimer)
-        self._releaser = Releaser(self._store, self._view, self._unclaimer, self._handles)
+        turns = Turns()  # about a block, by its CIDR
+        self._releaser = Releaser(self._store, self._view, self._unclaimer, self._handles, turns)
         self._held = HeldAddresses(self._store, self._view, self._handles, self._releaser)
         self._assigner = Assigner(
-            self._store, self._view, self._claimer, self._unclaimer, self._handles, self._held
+            self._store, self._view, self._claimer, self._unclaimer, self._handles, self._held, turns
         )
         self._specific = AddressAssigner(self._store, self._view, self._claimer, self._handles, self._held)
 

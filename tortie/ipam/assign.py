@@ -84,6 +84,7 @@ class Assigner:
         unclaimer: Unclaimer,
         handles: Handles,
         held: HeldAddresses,
+        turns: Turns,
     ) -> None:
         self._store = store
         self._view = view
@@ -91,7 +92,7 @@ class Assigner:
         self._unclaimer = unclaimer
         self._handles = handles
         self._held = held
-        self._turns = Turns()  # about a block
+        self._turns = turns
         # (owner, IP version) -> the own block that gave an address the last time. It is tried first, so
         # that a host with many full blocks does not read them all for each address.
         self._recent: dict[tuple[Owner, int], str] = {}
@@ -260,8 +261,7 @@ class Assigner:
                 self._turns.take(cidr) as turn,
                 self._handles.holding(one.handle, cidr, one.cap) as holding,
             ):
-                written = await self._try_take(one, _newer(kv, turn.last), facts, holding, own=own)
-                turn.last = written if own else None  # of others' blocks there are too many to keep
+                turn.last = await self._try_take(one, turn.newer(kv), facts, holding, own=own)
         except (ResourceDoesNotExist, ValidationError) as err:
             _log.info("%s cannot be used any more: %s", kv.key, err)
 
@@ -295,15 +295,6 @@ class Assigner:
                     self._recent[one.owner, one.wish.version] = cidr
                 return kv
         return None
-
-
-def _newer(read: KV, written: KV | None) -> KV:
-    """What to start from: what was read before our turn, or what the turn before ours wrote."""
-    # Numbers only grow while a block lives, and a new block's start from the clock. If that misleads,
-    # the write conflicts.
-    if written is None or written.value.sequenceNumber < read.value.sequenceNumber:
-        return read
-    return written
 
 
 def _round(request: AutoAssign, host: str, version: int, count: int) -> _Round:

@@ -22,7 +22,7 @@ from tortie.ipam import block as blocks
 from tortie.ipam.block import HostReserve, Owner
 from tortie.ipam.confirm import confirm, confirm_again
 from tortie.ipam.errors import BlockClaimConflict, NoFreeBlocks, StaleAffinity, TooManyConflicts
-from tortie.ipam.pools import Pool
+from tortie.ipam.pools import Pool, containing
 from tortie.ipam.store import (
     PENDING,
     RETRIES,
@@ -62,7 +62,9 @@ class Claimer:
 
         Raises NoFreeBlocks, TooManyConflicts, and whatever `pools` raises.
         """
-        async with self._turns.take((owner, version)):
+        async with self._turns.take((owner, version)) as turn:
+            if turn.last is not None and (kv := await self._left(turn.last, owner, pools, free)) is not None:
+                return kv
             for attempt in range(RETRIES):
                 await self._store.pause(attempt)
                 cidr, facts = await self._find(owner, version, pools)
@@ -71,10 +73,19 @@ class Claimer:
                 except (BlockClaimConflict, StaleAffinity) as err:
                     _log.info("lost the race for %s, looking for another block: %s", cidr, err)
                     continue
-                block = blocks.normalise(kv.value, self._store.now(), facts.cooldown)
-                if blocks.free_count(block, facts.reserved.ordinals(addresses.network(cidr))) >= free:
+                if self._seen(kv, facts).free >= free:
+                    turn.last = kv
                     return kv
             raise TooManyConflicts
+
+    async def _left(self, last: KV, owner: Owner, pools: Pools, free: int) -> KV | None:
+        """The block that the one before us in the queue claimed, if it has enough for us too."""
+        facts = await self._view.facts()
+        kv = await self._store.find_block(cidr_of(last))
+        if kv is None or containing(pools(facts), addresses.network(cidr_of(kv))) is None:
+            return None
+        seen = self._seen(kv, facts)
+        return kv if seen.owner == str(owner) and seen.free >= free else None
 
     async def _find(self, owner: Owner, version: int, pools: Pools) -> tuple[str, Facts]:
         facts, stored = await together(self._view.facts(fresh=True), self._store.blocks(version))

@@ -15,7 +15,7 @@ then we look again. For this a release by handle writes a block also when nothin
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from tortie.core.errors import DatastoreError, ResourceDoesNotExist, TortieError, UpdateConflict
 from tortie.datastore.backend import KV
@@ -28,6 +28,7 @@ from tortie.ipam.handle import block_cidrs
 from tortie.ipam.handles import Handles, handle_of
 from tortie.ipam.requests import ReleaseOutcome
 from tortie.ipam.store import RETRIES, Store, best_effort, together
+from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.view import Facts, View
 
@@ -41,11 +42,14 @@ _BLOCKS_AT_ONCE = 16  # blocks released from in parallel; a node's blocks fit in
 
 
 class Releaser:
-    def __init__(self, store: Store, view: View, unclaimer: Unclaimer, handles: Handles) -> None:
+    def __init__(
+        self, store: Store, view: View, unclaimer: Unclaimer, handles: Handles, turns: Turns
+    ) -> None:
         self._store = store
         self._view = view
         self._unclaimer = unclaimer
         self._handles = handles
+        self._turns = turns
 
     # --- by address -----------------------------------------------------------------------------
 
@@ -100,33 +104,27 @@ class Releaser:
         self, cidr: str, requests: list[ReleaseRequest], known: Mapping[str, KV], facts: Facts
     ) -> tuple[str, ...]:
         """Release addresses of one block, all or none; returns those that were not allocated."""
-        kv = await self._store.find_block(cidr)
         handles: dict[str, KV | None] = dict(known)
-        for attempt in range(RETRIES):
-            await self._store.pause(attempt)
-            if kv is None:
-                return tuple(dict.fromkeys(request.address for request in requests))
-            now = self._store.now()
-            block = blocks.normalise(kv.value, now, facts.cooldown)
-            released = blocks.release(block, requests, now, facts.cooldown)
-            if released.block is block:
-                return released.unallocated
+        released = None
+
+        async def change(block: Block) -> Block:
+            nonlocal released
+            released = blocks.release(block, requests, self._store.now(), facts.cooldown)
             unread = [handle for handle in released.handles if handle not in handles]
             found = await together(*(self._handles.find(handle) for handle in unread))
             handles.update(zip(unread, found, strict=True))
-            try:
-                await self._write(kv, released.block)
-            except UpdateConflict as err:
-                kv = await self._store.after_conflict(cidr, err.current)
-                continue
-            except ResourceDoesNotExist:
-                kv = None
-                continue
-            for handle in released.handles:
-                await self._count_down(handles[handle], released.block)
-            await self.keep_consistent(released.block, facts)
-            return released.unallocated
-        raise TooManyConflicts
+            return released.block
+
+        try:
+            written = await self._rewrite(cidr, change, facts)
+        except ResourceDoesNotExist:
+            released = None
+        if released is None:
+            return tuple(dict.fromkeys(request.address for request in requests))
+        for handle in released.handles:
+            await self._count_down(handles[handle], written)
+        await self.keep_consistent(written, facts)
+        return released.unallocated
 
     async def _count_down(self, kv: KV | None, block: Block) -> None:
         """Set a handle's count for a block just written. Failures are only logged: the addresses are free."""
@@ -158,24 +156,15 @@ class Releaser:
 
     async def _empty_handle_in(self, cidr: str, handle: str, facts: Facts) -> None:
         """Release a handle's addresses in one block; write the block even if there are none."""
-        kv = await self._store.find_block(cidr)
-        for attempt in range(RETRIES):
-            await self._store.pause(attempt)
-            if kv is None:
-                return
-            now = self._store.now()
-            block = blocks.normalise(kv.value, now, facts.cooldown)
-            written = blocks.release_handle(block, handle, now, facts.cooldown)
-            try:
-                await self._write(kv, written)
-            except UpdateConflict as err:
-                kv = await self._store.after_conflict(cidr, err.current)
-                continue
-            except ResourceDoesNotExist:
-                return
-            await self.keep_consistent(written, facts)
+
+        async def change(block: Block) -> Block:
+            return blocks.release_handle(block, handle, self._store.now(), facts.cooldown)
+
+        try:
+            written = await self._rewrite(cidr, change, facts, always=True)
+        except ResourceDoesNotExist:
             return
-        raise TooManyConflicts
+        await self.keep_consistent(written, facts)
 
     async def settle(self, handle: str, cidrs: Iterable[str] | None = None) -> None:
         """Set a handle's counts (None: for all its blocks) to what it really holds.
@@ -211,12 +200,36 @@ class Releaser:
 
     # --- what both need -------------------------------------------------------------------------
 
-    async def _write(self, kv: KV, block: Block) -> None:
+    async def _rewrite(
+        self, cidr: str, change: Callable[[Block], Awaitable[Block]], facts: Facts, *, always: bool = False
+    ) -> Block:
+        """Write a block as `change` makes it, anew for each state it is found in; `always`: also unchanged.
+
+        Returns it as written. Raises ResourceDoesNotExist, TooManyConflicts, and what `change` raises.
+        """
+        read = await self._store.block(cidr)
+        async with self._turns.take(cidr) as turn:
+            kv = turn.newer(read)
+            for attempt in range(RETRIES):
+                await self._store.pause(attempt)
+                block = blocks.normalise(kv.value, self._store.now(), facts.cooldown)
+                written = await change(block)
+                if written is block and not always:
+                    return block
+                try:
+                    turn.last = await self._write(kv, written)
+                except UpdateConflict as err:
+                    kv = await self._store.after_conflict(cidr, err.current)
+                else:
+                    return written
+        raise TooManyConflicts
+
+    async def _write(self, kv: KV, block: Block) -> KV | None:
         """Write a block, or delete it if nobody owns or uses it. Raises as Store.update_block."""
-        if block.affinity is None and blocks.is_empty(block):
-            await self._store.delete_block(kv)
-        else:
-            await self._store.update_block(kv, block)
+        if block.affinity is not None or not blocks.is_empty(block):
+            return await self._store.update_block(kv, block)
+        await self._store.delete_block(kv)
+        return None
 
     async def free_cooled(self, kv: KV, cooldown: int) -> None:
         """Free the addresses of a block whose cooldown is over, if there are any.

@@ -13,15 +13,24 @@ from dataclasses import dataclass, field
 
 from tortie.datastore.backend import KV
 
+_MOST = 1000  # things to take turns about, each with a block of some 10 kB; then forgotten and begun anew
 _PATIENCE = 1.0  # seconds; some 900 turns pass in it, unless the datastore is silent for the one before
 
 
 @dataclass(slots=True)
 class Turn:
-    """`last` is what the turn before has written, if it was left here."""
+    """`last` is the block as the turn before has written it, if it was left here."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     last: KV | None = None
+
+    def newer(self, read: KV) -> KV:
+        """What to start from: a block read before our turn came, or what the turn before wrote."""
+        # Numbers only grow while a block lives, and a new block's start from the clock. If that
+        # misleads, the write conflicts.
+        if self.last is None or self.last.value.sequenceNumber < read.value.sequenceNumber:
+            return read
+        return self.last
 
 
 class Turns:
@@ -31,6 +40,8 @@ class Turns:
     @asynccontextmanager
     async def take(self, about: Hashable) -> AsyncIterator[Turn]:
         """Wait for our turn, or for as long as it is worth."""
+        if len(self._turns) > _MOST:
+            self._turns = {thing: turn for thing, turn in self._turns.items() if turn.lock.locked()}
         turn = self._turns.setdefault(about, Turn())
         ours = False
         try:
