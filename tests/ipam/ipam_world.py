@@ -1,6 +1,7 @@
 """A small cluster's IPAM for tests: pools and nodes made in one line, and everything it must keep true."""
 
-from collections.abc import Collection, Iterable, Mapping
+import asyncio
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,13 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         self.now += int(seconds * 1_000_000_000)
+
+
+FIRST = "10.0.0.192/26"  # where host `a` starts in 10.0.0.0/24; `b` starts at 10.0.0.64/26
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(story)
 
 
 async def no_sleep(_seconds: float) -> None:
@@ -111,6 +119,15 @@ class World:
     async def owners(self) -> dict[str, str]:
         """Address -> handle, of all addresses that are allocated and not cooling down."""
         return allocated((await self.blocks()).values())
+
+
+async def cluster(cidr: str = "10.0.0.0/24", block_size: int = 26, *hosts: str, **config: Any) -> World:
+    """One pool and some nodes; `a` and `b` unless others are named."""
+    world = World()
+    await world.pool("pool", cidr, block_size)
+    await world.nodes(*(hosts or ("a", "b")))
+    await world.configure(**config)
+    return world
 
 
 def allocated(of: Iterable[Block]) -> dict[str, str]:
