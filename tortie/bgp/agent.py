@@ -13,9 +13,11 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Awaitable
 
 from tortie.bgp import commands, config, events, exabgp, paths, status
 from tortie.bgp.kernel import Kernel
+from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
 from tortie.bgp.report import report
 from tortie.bgp.router import Decision, Router
@@ -100,8 +102,7 @@ class Agent:
 
     async def _decide_for_ever(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), _TICK)
+            await _within(_TICK, self._work.wait())
             self._work.clear()
             began = time.monotonic()
             await self._decide(began)
@@ -149,9 +150,8 @@ class Agent:
         """Make changes into commands while the pipe has room; called again when it has."""
         while self._speaker.room:
             now = time.monotonic()
-            sessions = [
-                s for s in self._router.sessions.values() if s.peer is None or not self._reload.pausing
-            ]
+            everybody = not self._reload.pausing  # else only those that are about to be removed
+            sessions = [s for s in self._router.sessions.values() if everybody or s.peer is None]
             share = max(1, _PER_TURN // max(1, len(sessions)))
             changes = [change for one in sessions for change in one.outbox.changes(now, share)]
             if not changes:
@@ -186,8 +186,7 @@ class Agent:
             os.chmod(path, 0o600)
             while True:
                 self._read_config()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.get_running_loop().sock_recv(nudges, 64), _POLL_CONFIG)
+                await _within(_POLL_CONFIG, asyncio.get_running_loop().sock_recv(nudges, 64))
 
     def _read_config(self) -> None:
         path = paths.bgp_json()
@@ -210,7 +209,7 @@ class Agent:
 
     def _configure(self, new: config.Config) -> None:
         logging.getLogger().setLevel(log.level(new.log_severity))
-        self._kernel.gateways = frozenset(config.canonical(p.address) for p in new.peers if p.gateway)
+        self._kernel.gateways = frozenset(canonical(p.address) for p in new.peers if p.gateway)
         self._router.configure(new, time.monotonic(), time.time())
         self._reload.want(new.sessions)
         self._work.set()
@@ -235,8 +234,7 @@ class Agent:
         deadline = time.monotonic() + seconds
         while not self._drained() and (left := deadline - time.monotonic()) > 0:
             self._progress.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._progress.wait(), left)
+            await _within(left, self._progress.wait())
 
     def _drained(self) -> bool:
         up = [session for session in self._router.sessions.values() if session.outbox.up]
@@ -273,6 +271,13 @@ class Agent:
         if without_time != self._reported:
             write_atomic(paths.status_json(), status.encode(found))
             self._reported = without_time
+
+
+async def _within(seconds: float, something: Awaitable[object]) -> None:
+    """Wait for it, but no longer. (asyncio.wait_for loses a cancellation that comes with the result.)"""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await something
 
 
 def _routes(answers: list[Answer]) -> list[events.Listed]:

@@ -1,8 +1,8 @@
 """From best paths to kernel routes: which prefix gets which route, or why it gets none.
 
 The rules, first match decides (reference: BGP facts, 3.4; the issue narrows Calico's last one):
-1. own block: `blackhole`, so that traffic to addresses without a pod ends here. Not for single
-   addresses: that would be the pod's own route. Not where felix programs the pool.
+1. own block: `blackhole`, so that traffic to addresses without a pod ends here. Not where felix
+   programs the pool.
 2. outside all pools: nothing. What a router announces besides is its business; the kernel's default
    route stays what the host's owner made it.
 3. in a pool that is not ours to program (VXLAN, or moved to felix): nothing.
@@ -49,7 +49,7 @@ class Fib:
         net = network(prefix)
         pool = self._pool(net)
         if choice.best.source is Source.STATIC:
-            return self._own_block(prefix, net, pool)
+            return self._own_block(prefix, pool)
         if choice.best.source is Source.WORKLOAD:
             return "route of a local workload"
         if pool is None:
@@ -61,9 +61,7 @@ class Fib:
             return self._no_hop(choice, pool, interfaces)
         return unicast(prefix, hops)
 
-    def _own_block(self, prefix: str, net: Network, pool: Pool | None) -> Route | str:
-        if net.length == net.bits:
-            return "single address"
+    def _own_block(self, prefix: str, pool: Pool | None) -> Route | str:
         if pool is not None and not pool.programmed:
             return "not programmed by BGP"
         return Route(prefix, type=RouteType.BLACKHOLE, protocol=PROTOCOL_BGP)

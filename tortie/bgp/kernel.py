@@ -9,7 +9,9 @@ After start nothing is deleted, and no route loses a next hop, until release(): 
 import asyncio
 import logging
 from collections.abc import Callable
+from math import inf
 from random import Random
+from socket import AF_INET, AF_INET6
 
 from tortie.bgp.fib import Interfaces
 from tortie.bgp.nexthop import Resolver
@@ -53,7 +55,7 @@ class Kernel:
         self._reconciler: Reconciler[RouteKey, Route] = Reconciler(
             "BGP routes",
             self._target,
-            spare=lambda _key, _route: float("inf") if self._target.holding else 0.0,
+            spare=lambda _key, _route: inf if self._target.holding else 0.0,
         )
         self._random = Random()
 
@@ -89,7 +91,7 @@ class Kernel:
 
     def _foreign(self) -> list[Route]:
         found = []
-        for family in (routes.AF_INET, routes.AF_INET6):
+        for family in (AF_INET, AF_INET6):
             for body in routes.dump_frames(self._netlink, family, TABLE_MAIN):
                 if body[_PROTOCOL_OFFSET] == PROTOCOL_BGP and not self.gateways:
                     continue  # ours may be very many, and need not be decoded
@@ -140,7 +142,6 @@ class Kernel:
                 self._reconciler.forget()
                 resync()
                 return self.list_all()
-        return False
 
     def _lose_link(self, ifindex: int, resync: Callable[[], None]) -> bool:
         """The kernel deletes IPv4 routes over an interface that goes down or away without a word."""

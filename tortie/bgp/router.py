@@ -27,7 +27,7 @@ from tortie.linux.routes import PROTOCOL_BIRD, PROTOCOL_KERNEL, Route, RouteType
 
 _log = logging.getLogger(__name__)
 
-_HEARD_AFTER = 10  # seconds a session must have lasted for its table to count as whole when we find it
+_HEARD_AFTER = 10  # seconds after which a session that we found has told all, if it does not say so
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class Router:
     # --- configuration --------------------------------------------------------------------------
 
     def configure(self, config: Config, now: float, wall: float) -> None:
-        """Take over a configuration: sessions appear and lose their peers; every prefix is looked at again."""
+        """Take over a configuration: sessions appear or lose their peers, all is looked at again."""
         if self.startup is None:
             self.startup = Startup((p.address for p in config.peers), now + config.restart_time)
         wanted = {peer.address: peer for peer in config.peers}
@@ -70,9 +70,7 @@ class Router:
         for address, peer in wanted.items():
             session = self.sessions.setdefault(address, Session(address, wall))
             if session.peer is not None and session.peer.session != peer.session:
-                session.outbox = Outbox(
-                    address
-                )  # ExaBGP will take it for another neighbour, and hold nothing
+                session.outbox = Outbox(address)  # to ExaBGP it is another neighbour, with nothing held
             session.peer = peer
         self.config, self._policy, self._fib = config, Policy(config), Fib(config)
         self._set_local()
@@ -121,11 +119,14 @@ class Router:
             if any(pool.contains(network(route.dst)) for pool in pools):
                 paths[route.dst] = path
         for block in self.config.blocks:
-            paths[block.cidr] = Path(source=Source.STATIC, metric=self.config.normal(version(block.cidr)))
+            if (
+                net := network(block.cidr)
+            ).length < net.bits:  # else it is there when its pod is, as in Calico
+                paths[block.cidr] = Path(source=Source.STATIC, metric=self.config.normal(net.version))
         self.rib.set_local(paths)
 
     def _kernel_path(self, route: Route, names: Mapping[int, str]) -> Path | None:
-        """Calico's BIRD learns all kernel routes but the kernel's own; BIRD's leftovers are not ours to tell."""
+        """Calico's BIRD learns all but the kernel's own routes; what BIRD left behind is not ours to tell."""
         assert self.config is not None
         if route.type is not RouteType.UNICAST or route.protocol in (PROTOCOL_KERNEL, PROTOCOL_BIRD):
             return None
@@ -233,12 +234,12 @@ class Router:
                 continue
             session.up, session.state, session.since = True, "Established", wall - neighbour.seconds
             session.router_id = neighbour.router_id or session.router_id
-            session.end_of_rib_sent = True
             session.outbox.adopt(held.get(neighbour.peer, {}))
             if neighbour.graceful:
                 session.retention.capability = Capability(families={session.version: True})
-            if self.startup and neighbour.seconds >= _HEARD_AFTER:
-                self.startup.heard(neighbour.peer)
+            session.hold_time = neighbour.hold_time
+            if self.startup:
+                self.startup.wait_until(neighbour.peer, now + _HEARD_AFTER - neighbour.seconds)
         for one in incoming:
             if self.sessions[one.peer].up:
                 self.rib.update(one.peer, {one.prefix: one.path})
