@@ -195,7 +195,7 @@ def _wait(condition: Callable[[], bool], seconds: float = 120) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise SystemExit(f"not so within {seconds} s")
-        _POLL.wait(0.005)
+        _POLL.wait(0.02)
 
 
 def _report_idle(node: BgpNode, count: int) -> None:

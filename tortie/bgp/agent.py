@@ -9,6 +9,7 @@ It is started often and in a hurry: nothing here imports the datastore or templa
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -30,8 +31,8 @@ from tortie.linux.routes import Route
 _log = logging.getLogger(__name__)
 
 _REST = 0.02  # seconds between two looks at the table: a burst of updates becomes one
-_REST_SHARE = 1.0  # a look that took long is followed by as long a rest …
-_LONGEST_REST = 0.5  # … but no longer than this
+_REST_SHARE = 0.2  # a look that took long is followed by a rest in proportion …
+_LONGEST_REST = 0.2  # … but no longer than this
 _TICK = 1.0  # seconds between looks at the clock: restart times are whole seconds
 _PER_TURN = 5000  # changes made into commands at a time, some 100 kB
 _POLL_CONFIG = 5.0  # seconds between looks at bgp.json, should a nudge get lost
@@ -285,6 +286,7 @@ def _routes(answers: list[Answer]) -> list[events.Listed]:
 
 
 def main() -> None:
+    gc.set_threshold(100_000, 20, 100)  # tables of many small objects and no cycles: looking costs a tenth
     log.setup()
     os.makedirs(paths.run_dir(), exist_ok=True)
     kernel = Kernel()

@@ -271,28 +271,35 @@ class Router:
     # --- deciding -------------------------------------------------------------------------------
 
     def decide(self) -> Decision:
-        """Look at all prefixes that may have changed."""
+        """Look at all prefixes that may have changed; those with the same paths are decided together."""
         decision = Decision()
         if self.config is None:
             return decision
         afresh, self._afresh = self._afresh, False
         classes = self._classes()
-        for prefix in self.rib.take_changed():
-            choice = self._choose(prefix)
-            if not afresh and choice == self.choices.get(prefix):
-                continue
+        for prefixes in self._alike(self.rib.take_changed()):
+            choice = self._choose(prefixes[0])
+            different = prefixes if afresh else [p for p in prefixes if self.choices.get(p) != choice]
             if choice is None:
-                self.choices.pop(prefix, None)
-            else:
-                self.choices[prefix] = choice
-            decision.routes[prefix] = self._route(prefix, choice)
-            self._tell(prefix, choice, classes, decision)
+                self._forget(different, decision)
+                continue
+            self.choices.update(dict.fromkeys(different, choice))
+            self._route(different, choice, decision)
+            self._tell(different, choice, classes, decision)
         return decision
 
     def announce(self, decision: Decision) -> None:
         """The kernel has the decision's routes: peers may hear of them."""
         for outbox, prefix, announcement in decision.announcements:
             outbox.want(prefix, announcement)
+
+    def _alike(self, prefixes: Iterable[str]) -> Iterable[list[str]]:
+        """Prefixes in groups that have the very same paths, as those of one UPDATE have."""
+        groups: dict[tuple[object, ...], list[str]] = {}  # identities of the paths -> prefixes
+        for prefix in prefixes:
+            paths = [(peer, id(received)) for peer, received in self.rib.received(prefix).items()]
+            groups.setdefault((id(self.rib.local(prefix)), *paths), []).append(prefix)
+        return groups.values()
 
     def _choose(self, prefix: str) -> Choice | None:
         assert self._policy is not None
@@ -303,7 +310,7 @@ class Router:
             session = self.sessions.get(address)
             if session is None or session.peer is None:
                 continue
-            accepted = self._policy.accept(prefix, session.peer, session.router_id, received)
+            accepted = self._policy.accept(session.peer, session.router_id, received)
             if isinstance(accepted, Path):
                 paths.append(accepted)
         return choose(paths, self._cost) if paths else None
@@ -315,16 +322,25 @@ class Router:
             return 0 if next_hop.startswith("fe80:") else None
         return way.metric
 
-    def _route(self, prefix: str, choice: Choice | None) -> Route | None:
+    def _forget(self, prefixes: Iterable[str], decision: Decision) -> None:
+        """Nobody has a usable path to these any more."""
+        for prefix in prefixes:
+            self.choices.pop(prefix, None)
+            self.reasons.pop(prefix, None)
+            decision.routes[prefix] = None
+            for session in self.sessions.values():
+                if prefix in session.outbox.desired:
+                    session.outbox.want(prefix, None)
+
+    def _route(self, prefixes: Iterable[str], choice: Choice, decision: Decision) -> None:
         assert self._fib is not None
-        self.reasons.pop(prefix, None)
-        if choice is None:
-            return None
-        route = self._fib.route(prefix, choice, self._resolver, self._interfaces)
-        if isinstance(route, str):
-            self.reasons[prefix] = route
-            return None
-        return route
+        for prefix, route in self._fib.routes(prefixes, choice, self._resolver, self._interfaces):
+            if isinstance(route, str):
+                self.reasons[prefix] = route
+                decision.routes[prefix] = None
+            else:
+                self.reasons.pop(prefix, None)
+                decision.routes[prefix] = route
 
     def _classes(self) -> list[list[Session]]:
         """Sessions by what they may be told: policy is asked once for each class and prefix."""
@@ -343,30 +359,30 @@ class Router:
         return list(classes.values())
 
     def _tell(
-        self, prefix: str, choice: Choice | None, classes: list[list[Session]], decision: Decision
+        self, prefixes: Iterable[str], choice: Choice, classes: list[list[Session]], decision: Decision
     ) -> None:
-        for sessions in classes:
-            told = self._told(prefix, choice, sessions)
-            for session in sessions:
-                itself = choice is not None and session.address == choice.best.peer
-                announcement = None if itself else told
-                if session.outbox.desired.get(prefix) == announcement:
-                    continue
-                if announcement is None:
-                    session.outbox.want(prefix, None)
-                else:
-                    decision.announcements.append((session.outbox, prefix, announcement))
-
-    def _told(self, prefix: str, choice: Choice | None, sessions: list[Session]) -> Announcement | None:
-        """What the class is told; its members differ only in that none hears its own path again."""
+        """Members of a class differ only in that none hears its own path again."""
         assert self._policy is not None
-        if choice is None:
-            return None
-        other = next((s for s in sessions if s.address != choice.best.peer), None)
-        if other is None or other.peer is None:
-            return None
-        announced = self._policy.announce(prefix, choice.best, other.peer, self._peer(choice.best.peer))
-        return announced if isinstance(announced, Announcement) else None
+        best = choice.best
+        for sessions in classes:
+            other = next((s.peer for s in sessions if s.address != best.peer), None)
+            told = self._policy.announce(best, other, self._peer(best.peer)) if other else ""
+            for prefix in prefixes:
+                announcement = None
+                if (
+                    other
+                    and isinstance(told, Announcement)
+                    and not self._policy.withheld(prefix, best, other)
+                ):
+                    announcement = told
+                for session in sessions:
+                    mine = announcement if session.address != best.peer else None
+                    if session.outbox.desired.get(prefix) == mine:
+                        continue
+                    if mine is None:
+                        session.outbox.want(prefix, None)
+                    else:
+                        decision.announcements.append((session.outbox, prefix, mine))
 
     def _peer(self, address: str) -> Peer | None:
         session = self.sessions.get(address)
