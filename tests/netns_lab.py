@@ -5,6 +5,7 @@ Use the fixtures `netns` (one namespace) and `make_netns` (as many as you like) 
 
 import json
 import os
+import shlex
 import subprocess
 import threading
 import time
@@ -47,6 +48,10 @@ class Namespace:
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
         return str(done.stdout)
 
+    def sh(self, line: str) -> str:
+        """run() of one command line, split as a shell would; no shell is involved."""
+        return self.run(*shlex.split(line))
+
     def ip(self, *arguments: str) -> Any:
         """What `ip -j …` prints, parsed; [] where it prints nothing. `ns.ip("-6", "route")`."""
         text = self.run("ip", "-j", *arguments)
@@ -58,7 +63,12 @@ class Namespace:
         pair = links.create_veth(links.VethEnd(name), links.VethEnd(peer, far.fd))
         self.netlink.execute(pair, links.change(name, up=True))
         far.netlink.execute(links.change(peer, up=True))
+        eventually(lambda: self.running(name) and far.running(peer))
         return self.ifindex(name), far.ifindex(peer)
+
+    def running(self, name: str) -> bool:
+        link = links.get(self.netlink, name)
+        return link is not None and link.running
 
     def ifindex(self, name: str) -> int:
         link = links.get(self.netlink, name)
