@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,52 @@ class Underlay:
         ns.run("ip", "addr", "add", f"10.9.0.{number}/24", "dev", "eth0")
         ns.run("ip", "addr", "add", f"fd09::{number:x}/64", "dev", "eth0", "nodad")
         return ns
+
+
+class Mesh:
+    """Nodes n1, n2, … on one underlay with one cluster; n<i> is 10.9.0.<i> and owns 192.168.<i>.0/26."""
+
+    def __init__(self, make_netns: Callable[[], Namespace], count: int, **settings: Any) -> None:
+        self.underlay = Underlay(make_netns)
+        self.cluster = Snapshot()
+        self.cluster.pools = {"v4": pool_resource("v4", POOL), "v6": pool_resource("v6", POOL6)}
+        self.cluster.bgp["default"] = configuration(**settings)
+        self.nodes: list[BgpNode] = []
+        for number in range(1, count + 1):
+            self.declare(number)
+        for number in range(1, count + 1):
+            self.add(number)
+
+    def declare(self, number: int, **bgp: Any) -> None:
+        """Store the Node resource."""
+        name = f"n{number}"
+        self.cluster.nodes[name] = node_resource(name, f"10.9.0.{number}/24", f"fd09::{number:x}/64", **bgp)
+
+    def add(self, number: int) -> "BgpNode":
+        """The node itself, with a block in each family; not started."""
+        node = BgpNode(self.underlay.attach(number), f"n{number}", self.cluster)
+        node.own(f"192.168.{number}.0/26", f"fd00:168::{number:x}00/122")
+        self.nodes.append(node)
+        return node
+
+    def render(self) -> None:
+        for node in self.nodes:
+            node.render()
+
+    def start(self) -> None:
+        """All nodes, until every block is in every kernel."""
+        self.render()
+        for node in self.nodes:
+            node.start()
+        eventually(self.converged, 30)
+
+    def converged(self) -> bool:
+        blocks = {cidr for node in self.nodes for cidr in node.blocks}
+        return all(node.prefixes(4) | node.prefixes(6) >= blocks and node.loaded() for node in self.nodes)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
 
 
 class BgpNode:
@@ -153,6 +200,11 @@ class BgpNode:
     def log(self) -> str:
         return (self.dir / "log").read_text()
 
+    def settled(self) -> bool:
+        """Start-up is over: nothing of an earlier run is kept any more."""
+        found = self.status()
+        return found is not None and found.alive and not found.starting and found.configuration == "loaded"
+
     # --- what it does ---------------------------------------------------------------------------
 
     def status(self) -> Status | None:
@@ -179,6 +231,86 @@ class BgpNode:
         return {line.removeprefix("blackhole ").split()[0] for line in self.routes(version)}
 
 
+class Bird:
+    """A BIRD 2 in a namespace; its configuration can be changed while it runs."""
+
+    def __init__(self, ns: Namespace, config: str) -> None:
+        self.ns = ns
+        self.dir = Path(tempfile.mkdtemp(prefix="bird-"))
+        self.configure(config)
+        # -R: as after a crash, the kernel forwards on (RFC 4724); Calico starts it so.
+        command = ["bird", "-f", "-R", "-c", str(self.dir / "conf"), "-s", str(self.dir / "ctl")]
+        self._log = (self.dir / "log").open("wb")
+        self.process = ns.call(subprocess.Popen, command, stderr=self._log)
+        eventually((self.dir / "ctl").exists)
+
+    def configure(self, config: str) -> None:
+        (self.dir / "conf").write_text(config)
+        if (self.dir / "ctl").exists():
+            self.ask("configure")
+
+    def ask(self, *words: str) -> str:
+        command = ["birdc", "-s", str(self.dir / "ctl"), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def established(self) -> int:
+        return self.ask("show", "protocols").count("Established")
+
+    def prefixes(self, protocol: str) -> set[str]:
+        """What it has from one of its protocols."""
+        lines = self.ask("show", "route", "protocol", protocol).splitlines()
+        return {line.split()[0] for line in lines if "/" in line.split(" ")[0]}
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+        shutil.rmtree(self.dir)
+
+
+def bird_config(number: int, protocols: str) -> str:
+    """A BIRD at 10.9.0.<number> that announces what its protocol static4 or static6 has."""
+    return f"""
+router id 10.9.0.{number};
+graceful restart wait 3;
+protocol device {{}}
+{protocols}
+"""
+
+
+class GoBGP:
+    """A GoBGP in a namespace; its own command line adds and shows routes."""
+
+    def __init__(self, ns: Namespace, config: str) -> None:
+        self.ns = ns
+        self.dir = Path(tempfile.mkdtemp(prefix="gobgp-"))
+        (self.dir / "conf").write_text(config)
+        self._log = (self.dir / "log").open("wb")
+        self.process = ns.call(
+            subprocess.Popen,
+            ["gobgpd", "-t", "toml", "-f", str(self.dir / "conf"), "--pprof-disable"],
+            stdout=self._log,
+            stderr=self._log,
+        )
+        eventually(lambda: "Peer" in self.ask("neighbor", check=False), 20)
+
+    def ask(self, *words: str, check: bool = True) -> str:
+        return self.ns.run("gobgp", *words, check=check)
+
+    def established(self) -> int:
+        return self.ask("neighbor").count("Establ")
+
+    def prefixes(self, family: str = "ipv4") -> set[str]:
+        lines = self.ask("global", "rib", "-a", family).splitlines()
+        return {line.split()[1] for line in lines if line.startswith("*")}
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+        shutil.rmtree(self.dir)
+
+
 class _environment:
     """os.environ with some variables for a moment: confd's code reads its paths there."""
 
@@ -194,6 +326,44 @@ class _environment:
         os.environ.update(self._before)
 
 
+class RouteEvents:
+    """`ip monitor route` in a namespace: what changes in its tables, from construction on."""
+
+    def __init__(self, ns: Namespace) -> None:
+        self._ns = ns
+        self._process = ns.call(
+            subprocess.Popen, ["ip", "-t", "monitor", "route"], stdout=subprocess.PIPE, text=True
+        )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._marks = 0
+        eventually(self._live)
+
+    def _live(self) -> bool:
+        self._ns.run("ip", "route", "replace", "blackhole", "203.0.113.1/32")
+        self._ns.run("ip", "route", "del", "blackhole", "203.0.113.1/32")
+        return any("203.0.113.1" in line for line in self._lines)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.append(line.strip())
+
+    def about(self, *words: str) -> list[str]:
+        """Events so far in which one of the words occurs; complete up to this call."""
+        self._marks += 1
+        mark = f"203.0.113.{self._marks % 200 + 2}"
+        self._ns.run("ip", "route", "replace", "blackhole", f"{mark}/32", "metric", str(self._marks))
+        eventually(lambda: any(mark in line and f"metric {self._marks}" in line for line in self._lines))
+        return [line for line in self._lines if any(word in line for word in words)]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+
 def _zombie(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -201,4 +371,4 @@ def _zombie(pid: int) -> bool:
         return True
 
 
-__all__ = ["BgpNode", "Underlay", "eventually"]
+__all__ = ["BgpNode", "Bird", "GoBGP", "Underlay", "eventually"]

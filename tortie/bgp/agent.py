@@ -30,7 +30,7 @@ from tortie.linux.routes import Route
 
 _log = logging.getLogger(__name__)
 
-_REST = 0.02  # seconds between two looks at the table: a burst of updates becomes one
+_REST = 0.02  # seconds from news to a look at the table: a burst of updates becomes one
 _REST_SHARE = 0.2  # a look that took long is followed by a rest in proportion …
 _LONGEST_REST = 0.2  # … but no longer than this
 _TICK = 1.0  # seconds between looks at the clock: restart times are whole seconds
@@ -102,13 +102,14 @@ class Agent:
     # --- deciding -------------------------------------------------------------------------------
 
     async def _decide_for_ever(self) -> None:
+        took = 0.0
         while True:
             await _within(_TICK, self._work.wait())
+            await asyncio.sleep(min(max(_REST, took * _REST_SHARE), _LONGEST_REST))
             self._work.clear()
             began = time.monotonic()
             await self._decide(began)
             took = time.monotonic() - began
-            await asyncio.sleep(min(max(_REST, took * _REST_SHARE), _LONGEST_REST))
 
     async def _decide(self, now: float) -> None:
         """Withdrawals leave first, then the kernel's routes change, then peers hear of new ones."""

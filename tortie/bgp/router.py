@@ -21,7 +21,7 @@ from tortie.bgp.policy import Policy
 from tortie.bgp.prefix import network, version
 from tortie.bgp.rib import Rib
 from tortie.bgp.route import Announcement, Path, Source
-from tortie.bgp.session import Session, failure_text
+from tortie.bgp.session import Session
 from tortie.bgp.startup import Startup
 from tortie.linux.routes import PROTOCOL_BIRD, PROTOCOL_KERNEL, Route, RouteType
 
@@ -188,7 +188,7 @@ class Router:
 
     def _down(self, session: Session, reason: str, now: float, wall: float) -> None:
         session.outbox.session_down()
-        session.failed(failure_text(reason, session.up), wall)
+        session.failed(reason, wall)
         if not session.up:
             return
         session.up, session.state, session.since = False, "Idle", wall
