@@ -80,6 +80,7 @@ class Mesh:
         self.cluster.pools = {"v4": pool_resource("v4", POOL), "v6": pool_resource("v6", POOL6)}
         self.cluster.bgp["default"] = configuration(**settings)
         self.nodes: list[BgpNode] = []
+        self.bird: Bird | None = None  # where a test has one
         for number in range(1, count + 1):
             self.declare(number)
         for number in range(1, count + 1):
@@ -172,14 +173,27 @@ class BgpNode:
     def agent_pid(self) -> int:
         """Of ExaBGP's helper, as it is alive now."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0]) if children else 0
+        try:
+            text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        alive = [int(child) for child in text.split() if not _gone(int(child))]
+        return alive[0] if alive else 0
 
     def kill_agent(self) -> None:
         """SIGKILL, and wait for ExaBGP to start another."""
         old = self.agent_pid()
         os.kill(old, signal.SIGKILL)
         eventually(lambda: self.agent_pid() not in (0, old))
+
+    def kill_agent_if_there(self) -> None:
+        """SIGKILL whatever helper there is at this moment."""
+        if self.process is not None and self.process.poll() is None and (agent := self.agent_pid()):
+            os.kill(agent, signal.SIGKILL)
+
+    def freeze_agent(self) -> None:
+        """SIGSTOP: from here on it takes nothing in; only kill_agent() ends this."""
+        os.kill(self.agent_pid(), signal.SIGSTOP)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """End ExaBGP, and the agent with it."""
@@ -190,7 +204,11 @@ class BgpNode:
         self.process.wait(10)
         self.process = None
         if agent:
-            eventually(lambda: not Path(f"/proc/{agent}").exists() or _zombie(agent))
+            eventually(lambda: _gone(agent))
+
+    def kill_gently(self) -> None:
+        """SIGTERM, as a stopping node does."""
+        self.kill(signal.SIGTERM)
 
     def close(self) -> None:
         if self.process is not None:
@@ -364,10 +382,10 @@ class RouteEvents:
         self._reader.join()
 
 
-def _zombie(pid: int) -> bool:
+def _gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

@@ -113,10 +113,6 @@ class Agent:
 
     async def _decide(self, now: float) -> None:
         """Withdrawals leave first, then the kernel's routes change, then peers hear of new ones."""
-        if self._router.tick(now):
-            _log.info("start-up is over: what is left of the last run goes")
-            self._kernel.release()
-            self._resync()
         decision = self._router.decide()
         self._want(decision)
         self._fill_pipe()
@@ -129,6 +125,10 @@ class Agent:
         self._fill_pipe()
         self._end_ribs()
         self._resend_overdue()
+        if self._router.tick(now):  # not before what we know was decided: the rest goes now
+            _log.info("start-up is over: what is left of the last run goes")
+            self._kernel.release()
+            self._resync()
 
     def _want(self, decision: Decision) -> None:
         routes = self._kernel.routes

@@ -27,7 +27,8 @@ from tortie.linux.routes import PROTOCOL_BIRD, PROTOCOL_KERNEL, Route, RouteType
 
 _log = logging.getLogger(__name__)
 
-_HEARD_AFTER = 10  # seconds after which a session that we found has told all, if it does not say so
+_SHUTTING_DOWN = "stop, message [shutting down]"
+_HEARD_AFTER = 5  # seconds after which a session that we found has told all, if it does not say so
 
 
 @dataclass(slots=True)
@@ -187,6 +188,8 @@ class Router:
             self._sweep(session, "the peer lost its forwarding state")
 
     def _down(self, session: Session, reason: str, now: float, wall: float) -> None:
+        if reason == _SHUTTING_DOWN:
+            return  # ExaBGP ends, and so do we: the routes stay, here and in the kernel
         session.outbox.session_down()
         session.failed(reason, wall)
         if not session.up:
@@ -254,6 +257,8 @@ class Router:
                 self._sweep(session, "its restart took too long")
         if self.startup is None or not self.startup.check(now):
             return False
+        for session in self.sessions.values():
+            session.outbox.release()
         self._set_local()
         return True
 
