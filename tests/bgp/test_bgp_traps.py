@@ -117,15 +117,3 @@ def test_a_peer_that_is_back_is_dialled_within_seconds(mesh: Mesh) -> None:
     eventually(lambda: int(mesh.bird.ns.run(*tried).splitlines()[2].split()[0]) >= 3, 10)
     mesh.bird.ns.run("iptables", "-D", *firewall)
     eventually(lambda: node.established() == 1, 8)
-
-
-@pytest.mark.parametrize(
-    "poison", ["local-as 64512", "local-as x;", "process agent { run /bin/false; }", "}"]
-)
-def test_a_file_that_would_poison_exabgp_is_never_installed(mesh: Mesh, poison: str, tmp_path: Path) -> None:
-    good = (mesh.nodes[0].dir / "config" / "exabgp.conf").read_text()
-    bad = tmp_path / "exabgp.conf"
-    bad.write_text(good.replace("local-as 64512;", poison))
-    with pytest.raises(ConfigError, match="ExaBGP refuses it"):
-        asyncio.run(files.check(str(bad)))
-    asyncio.run(files.check(str(mesh.nodes[0].dir / "config" / "exabgp.conf")))
