@@ -26,6 +26,7 @@ from tortie.bgp.speaker import Answer, Speaker
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.core.files import write_atomic
+from tortie.core.health import INTERVAL, HealthSender
 from tortie.linux.routes import Route
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Agent:
             ("deciding", self._decide_for_ever),
             ("reloading", lambda: self._reload.run(self._reloaded)),
             ("writing status", self._report_for_ever),
+            ("reporting health", self._report_health),
         ]
         running = [asyncio.create_task(tasks.supervise(name, loop), name=name) for name, loop in loops]
         try:
@@ -264,6 +266,13 @@ class Agent:
         while True:
             self._report()
             await asyncio.sleep(_STATUS_REST)
+
+    async def _report_health(self) -> None:
+        health = HealthSender("bgp")
+        while True:
+            ready = self._router.config is not None and self._reload.state == "loaded"
+            health.report(live=True, ready=ready, reason="" if ready else self._reload.state)
+            await asyncio.sleep(INTERVAL)
 
     def _report(self) -> None:
         found = report(

@@ -112,6 +112,8 @@ class Kernel:
 
         Raises KernelError if watching fails for good.
         """
+        if self.list_all():  # we may have been watching before, and failed
+            changed()
         async for event in self._monitor:
             if self._take(event, resync):
                 changed()

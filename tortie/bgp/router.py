@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tortie.bgp import events
 from tortie.bgp.bestpath import Choice, choose
 from tortie.bgp.config import Config, Peer
-from tortie.bgp.fib import Fib, Interfaces
+from tortie.bgp.fib import Fib, Interfaces, unicast
 from tortie.bgp.graceful import Capability
 from tortie.bgp.nexthop import Resolver, Way
 from tortie.bgp.outbox import Outbox
@@ -23,10 +23,11 @@ from tortie.bgp.rib import Rib
 from tortie.bgp.route import Announcement, Path, Source
 from tortie.bgp.session import Session
 from tortie.bgp.startup import Startup
-from tortie.linux.routes import PROTOCOL_BIRD, PROTOCOL_KERNEL, Route, RouteType
+from tortie.linux.routes import PROTOCOL_BGP, PROTOCOL_BIRD, PROTOCOL_KERNEL, NextHop, Route, RouteType
 
 _log = logging.getLogger(__name__)
 
+_NOT_LEARNED = (PROTOCOL_KERNEL, PROTOCOL_BIRD, PROTOCOL_BGP)
 _SHUTTING_DOWN = "stop, message [shutting down]"
 _HEARD_AFTER = 5  # seconds after which a session that we found has told all, if it does not say so
 
@@ -55,6 +56,7 @@ class Router:
         self._workloads: Mapping[str, Path] = {}  # prefix -> path of a kernel route
         self._ways: dict[str, Way | None] = {}  # next hop -> how it was reached when last looked at
         self._afresh = False  # something that decides about every prefix changed
+        self._gateways: set[str] = set()  # prefixes of peers behind a gateway
 
     # --- configuration --------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class Router:
     def _kernel_path(self, route: Route, names: Mapping[int, str]) -> Path | None:
         """Calico's BIRD learns all but the kernel's own routes; what BIRD left behind is not ours to tell."""
         assert self.config is not None
-        if route.type is not RouteType.UNICAST or route.protocol in (PROTOCOL_KERNEL, PROTOCOL_BIRD):
+        if route.type is not RouteType.UNICAST or route.protocol in _NOT_LEARNED:
             return None
         hop = route.hops[0]
         direct = hop.gateway is None and not route.nexthops
@@ -280,6 +282,8 @@ class Router:
         decision = Decision()
         if self.config is None:
             return decision
+        if self._afresh:
+            self._reach_gateways(decision)
         afresh, self._afresh = self._afresh, False
         classes = self._classes()
         for prefixes in self._alike(self.rib.take_changed()):
@@ -297,6 +301,20 @@ class Router:
         """The kernel has the decision's routes: peers may hear of them."""
         for outbox, prefix, announcement in decision.announcements:
             outbox.want(prefix, announcement)
+
+    def _reach_gateways(self, decision: Decision) -> None:
+        """Host routes to peers that are behind a gateway (reachableBy), before anything resolves by them."""
+        assert self.config is not None
+        wanted = {str(network(peer.address)): peer.gateway for peer in self.config.peers if peer.gateway}
+        for prefix in self._gateways - wanted.keys():
+            decision.routes[prefix] = None
+            self._resolver.change(Route(prefix), gone=True)
+        self._gateways = set(wanted)
+        for prefix, gateway in wanted.items():
+            way = self._ways[gateway] = self._resolver.way(gateway)
+            route = unicast(prefix, [NextHop(way.gateway, way.ifindex, onlink=True)]) if way else None
+            decision.routes[prefix] = route
+            self._resolver.change(route or Route(prefix), gone=route is None)
 
     def _alike(self, prefixes: Iterable[str]) -> Iterable[list[str]]:
         """Prefixes in groups that have the very same paths, as those of one UPDATE have."""

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 _READ = 1 << 18  # bytes per read, four times the pipe
 _ROOM = 1 << 16  # bytes waiting to be written below which more may be made, one pipe
 
+_TELL_AT = frozenset(10**power for power in range(10))  # a flood of bad lines is not a flood of logs
+
 Answer = events.Listed | events.Neighbours | events.Described | events.Ready
 
 
@@ -88,6 +90,7 @@ class Speaker:
         self._waiting_bytes = 0
         self.on_room: Callable[[], None] = lambda: None  # called when commands may be made again
         self.closed = False
+        self._misunderstood = 0  # lines that could not be parsed
         self.inbox = Inbox(self._wake)
 
     def start(self) -> None:
@@ -151,7 +154,9 @@ class Speaker:
         try:
             event = events.parse(line)
         except PeerError as err:
-            _log.warning("%s", err)
+            self._misunderstood += 1
+            if self._misunderstood in _TELL_AT:
+                _log.warning("%s (%d lines so far)", err, self._misunderstood)
             return
         if event is not None:
             self.inbox.put(event)

@@ -16,7 +16,7 @@ class Startup:
         """Wait for `peers`, at most until `deadline`."""
         self._missing = dict.fromkeys(peers, deadline)  # peer -> how long to wait for it
         self._restarting: set[str] = set()
-        self.over = not self._missing
+        self.over = False
 
     def heard(self, peer: str) -> None:
         """The peer has told all it knows."""

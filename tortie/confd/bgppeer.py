@@ -16,6 +16,7 @@ from tortie.confd.cluster import Cluster, NodeView, seconds
 from tortie.confd.sessions import HOLD_TIME, Session, own_as, port_of, restart_time, session_name
 from tortie.datastore import selector
 from tortie.datastore.types.bgp import BGPPeer
+from tortie.datastore.validate.addresses import parse_peer
 
 _STANDARD_PORT = 179
 
@@ -87,7 +88,7 @@ class Resources:
         if spec.peerSelector:
             return self._selects(resource, spec.peerSelector, node)
         try:
-            address, port = split_port(spec.peerIP)
+            address, port = peer_address(spec.peerIP)
         except ValueError:
             return False  # noted on the way forward
         if address not in node.addresses.values():
@@ -127,7 +128,7 @@ class Resources:
         """Of a resource with an address. AS 0 can only be meant for a node, whose AS is known."""
         spec = resource.spec
         try:
-            address, port = split_port(spec.peerIP)
+            address, port = peer_address(spec.peerIP)
         except ValueError as err:
             self._note(resource, f"spec.peerIP = {spec.peerIP!r}: {err}")
             return None
@@ -218,21 +219,9 @@ def _next_hop_mode(resource: BGPPeer, far: _FarEnd) -> NextHopMode:
     return "auto"
 
 
-def split_port(text: str) -> tuple[str, int]:
+def peer_address(text: str) -> tuple[str, int]:
     """Canonical address and port (0: none given) of `ip`, `v4:port` or `[v6]:port`. Raises ValueError."""
-    address, colon, port = text, "", ""
-    if text.startswith("["):
-        address, bracket, rest = text[1:].partition("]")
-        if not bracket or rest[:1] not in ("", ":"):
-            raise ValueError("not an address with a port")
-        colon, port = rest[:1], rest[1:]
-    elif text.count(":") == 1:
-        address, colon, port = text.partition(":")
-    if "/" in address:
-        raise ValueError("not an address")
-    shown = canonical(address).partition("/")[0]
-    if not colon:
-        return shown, 0
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
-        raise ValueError(f"{port!r} is not a port")
-    return shown, int(port)
+    parsed = parse_peer(text)
+    if parsed is None:
+        raise ValueError("must be <IP>, <IPv4>:<port> or [<IPv6>]:<port>")
+    return canonical(str(parsed[0])).partition("/")[0], parsed[1]

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from tortie.bgp.config import Block, Config, Local, Pool, Tunnel
 from tortie.bgp.prefix import canonical
 from tortie.confd.bgppeer import Resources
-from tortie.confd.cluster import DEFAULT_NAME, Cluster, view
+from tortie.confd.cluster import Cluster, view
 from tortie.confd.sessions import RESTART_TIME, Session, combine, mesh, own_as
 from tortie.confd.snapshot import Snapshot
-from tortie.datastore import routeowner
+from tortie.core.errors import ConfigError
+from tortie.datastore import felixparams, routeowner
 from tortie.datastore.routeowner import Owner
 from tortie.datastore.types.ippool import IPPool
 
@@ -24,6 +25,9 @@ _TUNNELS: Mapping[str, Tunnel] = {"Always": "always", "CrossSubnet": "cross-subn
 
 Secrets = Mapping[tuple[str, str], bytes]
 """(Secret, key) -> value. Empty where there is nothing to hold secrets, as with etcd alone."""
+
+FelixLayers = Mapping[felixparams.Source, Mapping[str, str]]
+"""Where a felix parameter was set -> raw parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +50,31 @@ class Context:
     problems: tuple[str, ...] = ()
 
 
-def build(snapshot: Snapshot, node: str, router_id: str = "", secrets: Secrets | None = None) -> Context:
-    """Raises ConfigError if nothing can be rendered at all: the node is unknown, the router ID wrong."""
+def build(
+    snapshot: Snapshot,
+    node: str,
+    router_id: str = "",
+    secrets: Secrets | None = None,
+    felix_local: FelixLayers | None = None,
+) -> Context:
+    """`felix_local`: felix's settings that are not in the datastore.
+
+    Raises ConfigError if nothing can be rendered at all: the node is unknown, the router ID wrong.
+    """
     problems: list[str] = []
     cluster = view(snapshot, node, router_id, problems)
     resources = Resources(cluster, snapshot.peers.values(), problems)
     sources = (resources.everywhere(), resources.here(), resources.mirrored(), mesh(cluster))
     sessions = combine(cluster, sources, problems)
     neighbors = tuple(_neighbors(cluster, sessions, secrets or {}, problems))
+    felix = _felix_says(snapshot, node, felix_local or {}, problems)
     config = Config(
         local=_local(cluster),
         peers=tuple(neighbor.session.peer for neighbor in neighbors),
-        pools=tuple(_pools(snapshot, cluster, problems)),
+        pools=tuple(_pools(snapshot, cluster, felix, problems)),
         blocks=tuple(_blocks(snapshot)),
         excluded_next_hops=tuple(_wireguard_peers(cluster)),
-        tunnel_routes_exported=_bgp_owns_tunnels(snapshot, cluster),
+        tunnel_routes_exported=_bgp_owns_tunnels(snapshot, cluster, felix),
         normal_metric=cluster.settings.normal_metrics[4],
         normal_metric6=cluster.settings.normal_metrics[6],
         restart_time=max((one.session.restart_time for one in neighbors), default=RESTART_TIME),
@@ -111,8 +125,7 @@ def _password(session: Session, secrets: Secrets, problems: list[str]) -> bytes 
 # --- pools and blocks ---------------------------------------------------------------------------
 
 
-def _pools(snapshot: Snapshot, cluster: Cluster, problems: list[str]) -> Iterator[Pool]:
-    felix = _felix_says(snapshot, cluster.me.name)
+def _pools(snapshot: Snapshot, cluster: Cluster, felix: str | None, problems: list[str]) -> Iterator[Pool]:
     for name, pool in sorted(snapshot.pools.items()):
         try:
             cidr = canonical(pool.spec.cidr)
@@ -132,19 +145,20 @@ def _owner(pool: IPPool, felix: str | None, cluster: Cluster) -> Owner:
     return routeowner.owner(pool.spec, felix, cluster.settings.program_cluster_routes)
 
 
-def _felix_says(snapshot: Snapshot, node: str) -> str | None:
-    """FelixConfiguration's programClusterRoutes: the node's own comes before the cluster's."""
-    for name in (f"node.{node}", DEFAULT_NAME):
-        found = snapshot.felix.get(name)
-        value = found.spec.get("programClusterRoutes") if found else None
-        if isinstance(value, str):
-            return value
-    return None
+def _felix_says(snapshot: Snapshot, node: str, local: FelixLayers, problems: list[str]) -> str | None:
+    """Felix's programClusterRoutes as felix itself reads it on this node; None if nobody set it."""
+    stored = felixparams.datastore_layers(snapshot.felix.values(), node, snapshot.nodes.get(node))
+    try:
+        resolved = felixparams.resolve({**local, **stored}, node)
+    except ConfigError as err:  # felix will not start with it, and say more
+        problems.append(f"felix's configuration: {err}")
+        return None
+    name = "ProgramClusterRoutes"
+    return None if resolved.sources[name] is felixparams.Source.DEFAULT else str(resolved[name])
 
 
-def _bgp_owns_tunnels(snapshot: Snapshot, cluster: Cluster) -> bool:
+def _bgp_owns_tunnels(snapshot: Snapshot, cluster: Cluster, felix: str | None) -> bool:
     """Whether routes over tunl0 are BGP's: then it may tell peers of them."""
-    felix = _felix_says(snapshot, cluster.me.name)
     tunnelled = [p for p in snapshot.pools.values() if p.spec.ipipMode in _TUNNELS]
     return all(_owner(pool, felix, cluster) is not Owner.FELIX for pool in tunnelled)
 
