@@ -7,7 +7,7 @@ announcement, the withdrawal before the route's removal.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tortie.bgp import events
@@ -15,19 +15,19 @@ from tortie.bgp.bestpath import Choice, choose
 from tortie.bgp.config import Config, Peer
 from tortie.bgp.fib import Fib, Interfaces, unicast
 from tortie.bgp.graceful import Capability
+from tortie.bgp.local import local_paths
 from tortie.bgp.nexthop import Resolver, Way
 from tortie.bgp.outbox import Outbox
 from tortie.bgp.policy import Policy
-from tortie.bgp.prefix import network, version
+from tortie.bgp.prefix import network
 from tortie.bgp.rib import Rib
-from tortie.bgp.route import Announcement, Path, Source
+from tortie.bgp.route import Announcement, Path
 from tortie.bgp.session import Session
 from tortie.bgp.startup import Startup
-from tortie.linux.routes import PROTOCOL_BGP, PROTOCOL_BIRD, PROTOCOL_KERNEL, NextHop, Route, RouteType
+from tortie.linux.routes import NextHop, Route
 
 _log = logging.getLogger(__name__)
 
-_NOT_LEARNED = (PROTOCOL_KERNEL, PROTOCOL_BIRD, PROTOCOL_BGP)
 _SHUTTING_DOWN = "stop, message [shutting down]"
 _HEARD_AFTER = 5  # seconds after which a session that we found has told all, if it does not say so
 
@@ -53,7 +53,6 @@ class Router:
         self._fib: Fib | None = None
         self._resolver = resolver
         self._interfaces = interfaces
-        self._workloads: Mapping[str, Path] = {}  # prefix -> path of a kernel route
         self._ways: dict[str, Way | None] = {}  # next hop -> how it was reached when last looked at
         self._afresh = False  # something that decides about every prefix changed
         self._gateways: set[str] = set()  # prefixes of peers behind a gateway
@@ -107,41 +106,9 @@ class Router:
         self._afresh = True
 
     def _set_local(self) -> None:
-        """Own blocks, and kernel routes inside pools: routes of pods outside own blocks must be announced."""
-        if self.config is None:
-            return
-        pools = [network(pool.cidr) for pool in self.config.pools]
-        names = {index: name for name, index in self._interfaces.by_name.items()}
-        paths: dict[str, Path] = {}
-        for route in self._resolver.routes:
-            if (path := self._kernel_path(route, names)) is None:
-                continue
-            known = paths.get(route.dst)
-            if known is not None and (-known.source, known.metric) <= (-path.source, path.metric):
-                continue
-            if any(pool.contains(network(route.dst)) for pool in pools):
-                paths[route.dst] = path
-        for block in self.config.blocks:
-            if (
-                net := network(block.cidr)
-            ).length < net.bits:  # else it is there when its pod is, as in Calico
-                paths[block.cidr] = Path(source=Source.STATIC, metric=self.config.normal(net.version))
-        self.rib.set_local(paths)
-
-    def _kernel_path(self, route: Route, names: Mapping[int, str]) -> Path | None:
-        """Calico's BIRD learns all but the kernel's own routes; what BIRD left behind is not ours to tell."""
-        assert self.config is not None
-        if route.type is not RouteType.UNICAST or route.protocol in _NOT_LEARNED:
-            return None
-        hop = route.hops[0]
-        direct = hop.gateway is None and not route.nexthops
-        if not direct and not (self.startup and self.startup.over):
-            return None  # may be a leftover for a block of another node, of whom we have not heard yet
-        return Path(
-            source=Source.WORKLOAD if direct else Source.KERNEL,
-            metric=route.metric or self.config.normal(version(route.dst)),
-            interface=names.get(hop.ifindex or 0, ""),
-        )
+        if self.config is not None:
+            heard_all = self.startup is not None and self.startup.over
+            self.rib.set_local(local_paths(self.config, self._resolver.routes, self._interfaces, heard_all))
 
     # --- what ExaBGP reports --------------------------------------------------------------------
 
