@@ -58,7 +58,7 @@ def test_the_agent_is_killed(mesh: Mesh, closing: Callable[[Any], Any]) -> None:
     assert before and after and before.since == after.since, "the sessions stayed up"
     assert _bird_hears(mesh) == _BLOCKS
     # It is in command again: what changes arrives, what went while it was dead is withdrawn.
-    assert one.process is not None
+    assert mesh.bird is not None
     mesh.bird.configure(_bird(_STATICS - 1))
     eventually(lambda: len(two.prefixes()) == _STATICS + 1)
 

@@ -28,7 +28,7 @@ class RibMachine(RuleBasedStateMachine):
         self.local: Mapping[str, Path] = {}
         self.seen = self._view()  # as of the last take_changed()
 
-    def _view(self) -> dict[str, object]:
+    def _view(self) -> dict[str, tuple[dict[str, Received], Path | None]]:
         prefixes = {prefix for _, prefix in self.model} | set(self.local)
         return {
             prefix: (
@@ -81,7 +81,7 @@ class RibMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         assert self.rib.prefixes() == self._view().keys()
-        for prefix, (received, local) in self._view().items():  # type: ignore[misc]
+        for prefix, (received, local) in self._view().items():
             assert (dict(self.rib.received(prefix)), self.rib.local(prefix)) == (received, local)
         for peer in ("10.0.0.1", "10.0.0.2", "fd00::1"):
             mine = {prefix: stale for (one, prefix), (_, stale) in self.model.items() if one == peer}

@@ -113,7 +113,8 @@ def test_a_peer_that_is_back_is_dialled_within_seconds(mesh: Mesh) -> None:
     firewall = ("INPUT", "-p", "tcp", "--dport", "179", "-j", "DROP")
     mesh.bird.ns.run("iptables", "-A", *firewall)  # into nothing: the kernel would try for two minutes
     mesh.bird.ask("enable", "n1")
+    bird_ns = mesh.bird.ns
     tried = ("iptables", "-L", "INPUT", "-v", "-n", "-x")
-    eventually(lambda: int(mesh.bird.ns.run(*tried).splitlines()[2].split()[0]) >= 3, 10)
+    eventually(lambda: int(bird_ns.run(*tried).splitlines()[2].split()[0]) >= 3, 10)
     mesh.bird.ns.run("iptables", "-D", *firewall)
     eventually(lambda: node.established() == 1, 8)

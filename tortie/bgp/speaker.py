@@ -10,6 +10,7 @@ to tell ExaBGP is taken as late as possible, and nothing queues up here.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -162,7 +163,8 @@ class Speaker:
             self.inbox.put(event)
 
     def _wake(self) -> None:
-        self._loop.call_soon_threadsafe(self._set_arrived)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
+            self._loop.call_soon_threadsafe(self._set_arrived)
 
     def _set_arrived(self) -> None:
         self._arrived.set()
