@@ -75,15 +75,18 @@ def _node(node: Node, snapshot: Snapshot, problems: list[str]) -> NodeView:
     bgp, wireguard = node.spec.bgp, node.spec.wireguard
     addresses: dict[Version, str] = {}
     subnets: dict[Version, str] = {}
-    for version, text in ((4, bgp.ipv4Address), (6, bgp.ipv6Address)) if bgp else ():
+    given: dict[Version, str] = {4: bgp.ipv4Address, 6: bgp.ipv6Address} if bgp else {}
+    for version, text in given.items():
         try:
-            if text and number(text.partition("/")[0])[0] == version:
-                addresses[version] = str(network(text.partition("/")[0])).partition("/")[0]
-                subnets[version] = str(network(text))
+            if text:
+                address, subnet = _address(text, version)
+                addresses[version], subnets[version] = address, subnet
         except ValueError as err:
             problems.append(f"Node {node.name}: spec.bgp: {err}")
     own = snapshot.bgp.get(f"node.{node.name}")
-    tunnels = {4: wireguard.interfaceIPv4Address, 6: wireguard.interfaceIPv6Address} if wireguard else {}
+    tunnels: dict[Version, str] = {}
+    if wireguard:
+        tunnels = {4: wireguard.interfaceIPv4Address, 6: wireguard.interfaceIPv6Address}
     return NodeView(
         name=node.name,
         as_number=int(bgp.asNumber) if bgp and bgp.asNumber is not None else None,
@@ -92,8 +95,16 @@ def _node(node: Node, snapshot: Snapshot, problems: list[str]) -> NodeView:
         subnets=subnets,
         labels=node.labels,
         listen_port=(own.spec.listenPort or None) if own else None,
-        wireguard=frozenset(version for version, address in tunnels.items() if address),  # type: ignore[misc]
+        wireguard=frozenset(version for version, address in tunnels.items() if address),
     )
+
+
+def _address(text: str, version: Version) -> tuple[str, str]:
+    """Address and subnet of `address/length`, in canonical form. Raises ValueError."""
+    address, subnet = network(text.partition("/")[0]), network(text)
+    if address.version != version:
+        raise ValueError(f"{text!r} is not IPv{version}")
+    return str(address).partition("/")[0], str(subnet)
 
 
 def _cluster_id(node: Node, problems: list[str]) -> str:

@@ -66,7 +66,7 @@ def build(
     resources = Resources(cluster, snapshot.peers.values(), problems)
     sources = (resources.everywhere(), resources.here(), resources.mirrored(), mesh(cluster))
     sessions = combine(cluster, sources, problems)
-    neighbors = tuple(_neighbors(cluster, sessions, secrets or {}, problems))
+    neighbors = tuple(_neighbors(cluster, sessions, {} if secrets is None else secrets, problems))
     felix = _felix_says(snapshot, node, felix_local or {}, problems)
     config = Config(
         local=_local(cluster),

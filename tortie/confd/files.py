@@ -65,7 +65,8 @@ async def check(path: str) -> None:
             checker.kill()
             await checker.wait()
     if checker.returncode:
-        raise ConfigError("exabgp.conf", "", f"ExaBGP refuses it: {said.decode('utf-8', 'replace').strip()}")
+        reason = said.decode("utf-8", "replace").rpartition("error: ")[2]
+        raise ConfigError("exabgp.conf", "", f"ExaBGP refuses it: {' '.join(reason.split())}")
 
 
 def nudge() -> None:

@@ -58,6 +58,7 @@ def _environment() -> Environment:
         "number": number,
         "boolean": boolean,
         "word": word,
+        "command": command,
         "base64": base64,
     }
     return environment
@@ -95,6 +96,13 @@ def word(value: object) -> str:
     if not isinstance(value, str) or not _WORD.fullmatch(value):
         raise ConfigError("exabgp.conf", value, "has characters that ExaBGP could misread")
     return value
+
+
+def command(value: object) -> str:
+    """A program and its arguments, each a word: ExaBGP splits at blanks and knows no quotes here."""
+    if not isinstance(value, tuple):
+        raise ConfigError("exabgp.conf", value, "not a command line")
+    return " ".join(word(part) for part in value)
 
 
 def base64(value: object) -> str:
