@@ -250,14 +250,17 @@ class BgpNode:
 
 
 class Bird:
-    """A BIRD 2 in a namespace; its configuration can be changed while it runs."""
+    """A BIRD 2 in a namespace; its configuration can be changed while it runs.
 
-    def __init__(self, ns: Namespace, config: str) -> None:
+    `recovering`: started as after a crash, when the kernel forwards on (RFC 4724), as Calico starts it.
+    """
+
+    def __init__(self, ns: Namespace, config: str, recovering: bool = False) -> None:
         self.ns = ns
         self.dir = Path(tempfile.mkdtemp(prefix="bird-"))
         self.configure(config)
-        # -R: as after a crash, the kernel forwards on (RFC 4724); Calico starts it so.
-        command = ["bird", "-f", "-R", "-c", str(self.dir / "conf"), "-s", str(self.dir / "ctl")]
+        command = ["bird", "-f", "-c", str(self.dir / "conf"), "-s", str(self.dir / "ctl")]
+        command += ["-R"] if recovering else []
         self._log = (self.dir / "log").open("wb")
         self.process = ns.call(subprocess.Popen, command, stderr=self._log)
         eventually((self.dir / "ctl").exists)
@@ -290,7 +293,7 @@ def bird_config(number: int, protocols: str) -> str:
     """A BIRD at 10.9.0.<number> that announces what its protocol static4 or static6 has."""
     return f"""
 router id 10.9.0.{number};
-graceful restart wait 3;
+graceful restart wait 1;
 protocol device {{}}
 {protocols}
 """

@@ -180,7 +180,7 @@ def test_a_restarting_bird_loses_no_route(
     finally:
         bird.close()
     eventually(lambda: (peer := node.peer(_BIRD)) and peer.stale == 1)
-    bird = closing(Bird(ns, _bird(_IN_POOL)))
+    bird = closing(Bird(ns, _bird(_IN_POOL), recovering=True))
     eventually(lambda: (peer := node.peer(_BIRD)) and peer.end_of_rib and not peer.stale, 20)
     assert watch.about(_IN_POOL) == []
     # An administrative shutdown is no restart: it says so, and its routes go at once.
