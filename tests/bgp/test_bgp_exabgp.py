@@ -1,0 +1,103 @@
+"""How ExaBGP is started, and that the places where we replace its parts still exist."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tortie.bgp import exabgp, paths
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_command_line() -> None:
+    assert exabgp.argv("/x/y.conf") == [sys.executable, "-m", "tortie.bgp.exabgp", "/x/y.conf"]
+    assert exabgp.argv()[-1] == paths.exabgp_conf()
+
+
+def test_the_environment_is_ours_alone() -> None:
+    given = {"PATH": "/bin", "exabgp.daemon.user": "nobody", "exabgp_api_ack": "true"}
+    made = exabgp.environment(given)
+    assert made["PATH"] == "/bin" and "exabgp_api_ack" not in made
+    assert made["exabgp.daemon.user"] == "root" and made["exabgp.daemon.drop"] == "false"
+    assert made["exabgp.api.terminate"] == "true" and made["exabgp.api.respawn"] == "true"
+    assert exabgp.environment({}, "DEBUG")["exabgp.log.level"] == "DEBUG"
+
+
+def test_files_move_with_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paths.exabgp_conf() == "/etc/calico/confd/config/exabgp.conf"
+    assert paths.status_json() == "/var/run/calico/bgp-status.json"
+    monkeypatch.setenv("CALICO_CONFD_CONFIG_DIR", "/a")
+    monkeypatch.setenv("CALICO_RUN_DIR", "/b")
+    assert (paths.exabgp_conf(), paths.bgp_json()) == ("/a/exabgp.conf", "/a/bgp.json")
+    assert (paths.status_json(), paths.nudge_socket()) == ("/b/bgp-status.json", "/b/bgp.sock")
+
+
+_PROBE = """
+import os
+from tortie.bgp import exabgp
+os.environ.update(exabgp.environment(os.environ))
+exabgp._replace_edges()
+from exabgp.application import server
+from exabgp.bgp.fsm import FSM
+from exabgp.environment import getenv
+from exabgp.reactor import listener, peer, protocol
+from exabgp.reactor.loop import Reactor
+
+assert server.Reactor is not Reactor and issubclass(server.Reactor, Reactor)
+env = getenv()
+assert env.api.chunk == 100 and env.api.show_routes_format == "v2" and not env.api.ack and env.api.terminate
+assert env.daemon.user == "root" and not env.daemon.drop and env.tcp.bind == []
+
+delay = peer.Delay()
+for _ in range(50):
+    delay.increase()
+assert delay._next == 5, delay._next
+
+class Configuration:
+    neighbors = {}
+
+reactor = server.Reactor(Configuration())
+assert type(reactor.listener).__name__ == "SharedListener"
+assert reactor._sleep_time == 0.1 and not reactor._pending_adjribout()
+
+class Rib:
+    class outgoing:
+        pending = staticmethod(lambda: True)
+
+class Neighbor:
+    rib = Rib
+
+class Down:
+    neighbor, fsm = Neighbor, FSM.IDLE
+
+reactor._peers["down"] = Down
+assert not reactor._pending_adjribout(), "routes for a peer that is down hold up nothing"
+Down.fsm = FSM.ESTABLISHED
+assert reactor._pending_adjribout()
+assert protocol.Outgoing.__name__ == "BriefOutgoing"
+assert listener.set_accepted_ttl.__module__ == "tortie.bgp.exabgp"
+"""
+
+
+def test_the_replaced_parts_are_in_place() -> None:
+    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["tortie.bgp.agent", "tortie.bgp.status"])
+def test_the_agent_imports_only_what_it_needs(module: str) -> None:
+    """It starts while packets wait; and calicoctl reads its status."""
+    heavy = "grpc", "etcd3", "jinja2", "yaml", "exabgp", "tortie.datastore", "click"
+    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    assert done.stdout.strip() == "[]"

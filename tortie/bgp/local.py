@@ -1,0 +1,57 @@
+"""Our own paths: this node's blocks, and kernel routes inside pools.
+
+A pod may have an address outside the blocks of its node (borrowed from another node's, or of a single
+address): felix's route to it is what makes this node announce it. Calico's BIRD learns all kernel routes
+but the kernel's own, and so do we, except what a routing daemon wrote: BIRD's leftovers after a switch
+from Calico lead to other nodes' blocks, and announced as ours they would draw their traffic here.
+
+Pure.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from tortie.bgp.config import Config
+from tortie.bgp.fib import Interfaces
+from tortie.bgp.prefix import network, version
+from tortie.bgp.route import Path, Source
+from tortie.linux.routes import PROTOCOL_BGP, PROTOCOL_BIRD, PROTOCOL_KERNEL, Route, RouteType
+
+_NOT_LEARNED = (PROTOCOL_KERNEL, PROTOCOL_BIRD, PROTOCOL_BGP)
+
+
+def local_paths(
+    config: Config, routes: Iterable[Route], interfaces: Interfaces, heard_all: bool
+) -> Mapping[str, Path]:
+    """Prefix -> our path. `heard_all`: all peers have told what they know.
+
+    Before that, a route through a gateway may be a leftover for a block of a node we have not heard of.
+    """
+    pools = [network(pool.cidr) for pool in config.pools]
+    names = {index: name for name, index in interfaces.by_name.items()}
+    paths: dict[str, Path] = {}
+    for route in routes:
+        path = _kernel_path(config, route, names)
+        if path is None or (path.source is Source.KERNEL and not heard_all):
+            continue
+        known = paths.get(route.dst)
+        if known is None or (-path.source, path.metric) < (-known.source, known.metric):
+            net = network(route.dst)
+            if any(pool.contains(net) for pool in pools):
+                paths[route.dst] = path
+    for block in config.blocks:
+        net = network(block.cidr)
+        if net.length < net.bits:  # a single address is announced when its pod is there, as in Calico
+            paths[block.cidr] = Path(source=Source.STATIC, metric=config.normal(net.version))
+    return paths
+
+
+def _kernel_path(config: Config, route: Route, names: Mapping[int, str]) -> Path | None:
+    if route.type is not RouteType.UNICAST or route.protocol in _NOT_LEARNED:
+        return None
+    hop = route.hops[0]
+    direct = hop.gateway is None and not route.nexthops
+    return Path(
+        source=Source.WORKLOAD if direct else Source.KERNEL,
+        metric=route.metric or config.normal(version(route.dst)),
+        interface=names.get(hop.ifindex or 0, ""),
+    )
