@@ -5,6 +5,7 @@ Use the fixtures `netns` (one namespace) and `make_netns` (as many as you like) 
 
 import json
 import os
+import shlex
 import subprocess
 import threading
 import time
@@ -46,6 +47,10 @@ class Namespace:
         done = self.call(subprocess.run, command, input=stdin, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
         return str(done.stdout)
+
+    def sh(self, line: str) -> str:
+        """run() of one command line, split as a shell would; no shell is involved."""
+        return self.run(*shlex.split(line))
 
     def ip(self, *arguments: str) -> Any:
         """What `ip -j …` prints, parsed; [] where it prints nothing. `ns.ip("-6", "route")`."""

@@ -40,7 +40,7 @@ from tortie.linux.netlink import NetlinkSocket
 
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
 NAME_MAX = 15  # bytes; IFNAMSIZ with its NUL is 16
-_FORBIDDEN = frozenset(b"/:\0\t\n\v\f\r \xa0")  # bytes; the kernel's isspace() counts 0xa0
+_FORBIDDEN = frozenset(b"/:%\0\t\n\v\f\r \xa0")  # bytes; the kernel's isspace() counts 0xa0
 
 _IFINFOMSG = Struct("=BxHiII")  # family, hardware type, index, flags, change mask
 _PORT = Struct(">H")  # VXLAN's port is in network byte order
@@ -105,7 +105,10 @@ class Link:
 
 
 def valid_name(name: str) -> bool:
-    """The kernel's rule for interface names (dev_valid_name in net/core/dev.c)."""
+    """The kernel's rule for interface names (dev_valid_name in net/core/dev.c).
+
+    Also no `%`: the kernel takes a name like `eth%d` for a pattern and makes up another.
+    """
     try:
         raw = os.fsencode(name)
     except UnicodeEncodeError:
