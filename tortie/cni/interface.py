@@ -10,14 +10,7 @@ from dataclasses import dataclass
 
 from tortie.cni.endpoint import single
 from tortie.linux import links, sysctl
-from tortie.linux.codec import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Message,
-    attribute_text,
-    attribute_u32,
-    nested,
-)
+from tortie.linux.codec import NLM_F_CREATE, NLM_F_EXCL, Message
 from tortie.linux.routes import PROTOCOL_BOOT, SCOPE_GLOBAL, SCOPE_LINK, Route, replace_message
 
 HOST_MAC = "ee:ee:ee:ee:ee:ee"  # the same on every host-side end: a pod's ARP entry survives everything
@@ -138,16 +131,11 @@ def add_route(route: Route) -> Message:
 def create_pair(pair: Pair, container: int, *, netkit: bool) -> Message:
     """The request, to be made in the host's namespace; `container` is the other one's descriptor.
 
-    Both ends are born where they live, and the host's end with its MAC: a name service like udev
-    leaves an address alone that was given at birth.
+    Both ends are born where they live, and the host's end with its MAC: name services like udev leave
+    an address alone that was given at birth.
     """
     here = links.VethEnd(pair.host_name, mac=HOST_MAC)
     there = links.VethEnd(pair.container_name, namespace=container, mac=pair.mac or None)
-    return _create_netkit(pair, container) if netkit else links.create_veth(
-        here, there, mtu=pair.mtu, queues=pair.queues
-    )
-
-
-# linux/if_link.h, IFLA_NETKIT_*: since Linux 6.7.
-_NETKIT_PEER_INFO, _NETKIT_POLICY, _NETKIT_PEER_POLICY, _NETKIT_MODE = 1, 3, 4, 5
-_NETKIT_FORWARD, _NETKIT_L2 = 0, 0
+    if netkit:
+        return links.create_netkit(here, there, mtu=pair.mtu)
+    return links.create_veth(here, there, mtu=pair.mtu, queues=pair.queues)
