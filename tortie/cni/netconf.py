@@ -184,7 +184,9 @@ def load(command: str, data: bytes) -> NetConf:
     conf = decode(data)
     check_network_name(conf.name)
     check_version(command, conf.cniVersion or VERSION_IF_MISSING)
-    if command not in ("GC", "STATUS"):
+    if "/" in conf.ipam.type or "\0" in conf.ipam.type:
+        raise ConfigError("ipam.type", conf.ipam.type, "must be the name of a plugin, not a path")
+    if command == "ADD":  # anything else must be able to clean up after, or report on, what is wrong
         check(conf)
     return conf
 
@@ -239,8 +241,6 @@ def check(conf: NetConf) -> None:
         _check_gate(url)
     if not conf.ipam.type:
         raise ConfigError("ipam.type", "", "an IPAM plugin must be named, such as calico-ipam")
-    if "/" in conf.ipam.type or "\0" in conf.ipam.type:
-        raise ConfigError("ipam.type", conf.ipam.type, "must be the name of a plugin, not a path")
 
 
 def _check_dataplane(options: dict[str, Any]) -> None:
