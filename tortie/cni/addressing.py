@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tortie.cni.operation import Operation
-from tortie.cni.pods import Wishes
+from tortie.cni.pods import NO_WISHES, Wishes
 from tortie.cni.protocol import Code
 from tortie.cni.result import IP, Result
 from tortie.core.errors import CniError, ResourceDoesNotExist, TortieError
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 class Ask:
     """What a container is to get. `namespace_labels` None: no namespace is known."""
 
-    wishes: Wishes = Wishes()
+    wishes: Wishes = NO_WISHES
     namespace_labels: Mapping[str, str] | None = None
 
 
@@ -100,12 +100,12 @@ class CalicoIpam:
             host=op.identity.node,
             namespace_labels=ask.namespace_labels,
         )
-        done = await self._allocator.assign(request)
+        done = await self._allocator.auto_assign(request)
         got = [one for part in (done.v4, done.v6) if part is not None for one in part.addresses]
         short = next((part for part in (done.v4, done.v6) if part is not None and part.shortage), None)
         if done.error is None and short is None:
             return got
-        await op.undo("assigned addresses", lambda: self.give_back(op, [one.partition("/")[0] for one in got]))
+        await op.undo("assigned addresses", lambda: self.give_back(op, [IP(one).bare for one in got]))
         if short is not None and done.error is None:
             raise CniError(Code.INTERNAL, f"failed to request IPv{short.version} addresses: {short.shortage}")
         assert done.error is not None
@@ -128,7 +128,7 @@ class CalicoIpam:
                 use=pools.WORKLOAD,
             )
             try:
-                await self._allocator.assign_address(request)
+                await self._allocator.assign_ip(request)
             except TortieError:
                 await op.undo("assigned addresses", lambda: self.give_back(op, got))
                 raise
@@ -138,7 +138,7 @@ class CalicoIpam:
     async def give_back(self, op: Operation, addresses: Sequence[str]) -> None:
         if not addresses:
             return
-        outcome = await self._allocator.release(
+        outcome = await self._allocator.release_ips(
             [ReleaseRequest(address, op.identity.handle) for address in addresses]
         )
         if outcome.error is not None:
@@ -149,13 +149,13 @@ class CalicoIpam:
 
     async def _release(self, handle: str) -> None:
         try:
-            await self._allocator.release_handle(handle)
+            await self._allocator.release_by_handle(handle)
         except ResourceDoesNotExist:
             _log.debug("handle %s holds nothing", handle)
 
     async def check(self, op: Operation, addresses: Sequence[str]) -> None:
         try:
-            held = set(await self._allocator.addresses_of(op.identity.handle))
+            held = set(await self._allocator.ips_by_handle(op.identity.handle))
         except ResourceDoesNotExist:
             held = set()
         for address in addresses:
@@ -175,7 +175,7 @@ class CalicoIpam:
     async def status(self, op: Operation) -> None:
         view, node = op.store.view, op.identity.node
         facts, labels = await together(view.facts(), view.labels(node))
-        want4, want6 = families(op, Wishes())
+        want4, want6 = families(op, NO_WISHES)
         for version, wanted, named in (
             (4, want4, op.conf.ipam.ipv4_pools),
             (6, want6, op.conf.ipam.ipv6_pools),

@@ -83,7 +83,8 @@ def _address_problems(previous: Result, seen: Seen, container_name: str, host_na
 def _route_problems(previous: Result, seen: Seen, container_name: str) -> Iterator[str]:
     """The routes that prevResult names, and the one to the next hop, which it does not."""
     assert seen.container is not None
-    present = {(route.dst, route.gateway or "") for route in seen.routes if route.ifindex == seen.container.ifindex}
+    index = seen.container.ifindex
+    present = {(route.dst, route.gateway or "") for route in seen.routes if route.ifindex == index}
     wanted = [(route.dst, route.gw) for route in previous.routes if route.gw]
     if any(gateway == interface.IPV4_GATEWAY for _, gateway in wanted):
         wanted.append((endpoint.single(interface.IPV4_GATEWAY), ""))

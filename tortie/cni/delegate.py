@@ -110,7 +110,9 @@ def failure(name: str, status: int, output: bytes) -> CniError:
         found = _ErrorObject()
     if found.msg:
         return CniError(found.code, found.msg, found.details)
-    return CniError(Code.INTERNAL, f"IPAM plugin {name} failed with exit status {status} and no error message")
+    return CniError(
+        Code.INTERNAL, f"IPAM plugin {name} failed with exit status {status} and no error message"
+    )
 
 
 # --- host-local ---------------------------------------------------------------------------------
@@ -172,7 +174,9 @@ def by_family(cidrs: Sequence[str], node: str) -> PodCIDRs:
     if not cidrs:
         raise ConfigError("ipam.subnet", "usePodCidr", f"no podCidr for node {node}")
     if len(cidrs) > 1 and not all(found.values()):
-        raise ConfigError(f"podCIDRs of node {node}", cidrs, "ClusterCIDR contains two ranges of the same type")
+        raise ConfigError(
+            f"podCIDRs of node {node}", cidrs, "ClusterCIDR contains two ranges of the same type"
+        )
     return found[4], found[6]
 
 
@@ -201,5 +205,3 @@ def _routes(value: Any) -> list[str]:
         except ValueError:
             raise ConfigError("ipam.routes.dst", dst, "not a CIDR") from None
     return found
-
-

@@ -28,7 +28,7 @@ class Attached:
 
 
 def own_endpoint(identity: Identity, listed: Sequence[WorkloadEndpoint]) -> WorkloadEndpoint | None:
-    """The workload's endpoint among those whose names merely start alike, whatever its interface is called."""
+    """The workload's endpoint among those whose names merely start alike, whatever its interface."""
     return next((one for one in listed if identity.names(one.name)), None)
 
 

@@ -119,9 +119,7 @@ def label_namespace(labels: tuple[Label, ...]) -> str:
 
 def container_labels(labels: tuple[Label, ...]) -> dict[str, str]:
     """Mesos allows any text in labels; what Calico does not allow is replaced as Calico replaces it."""
-    return {
-        sanitise(label.key): sanitise(label.value) for label in labels if label.key != _NAMESPACE_LABEL
-    }
+    return {sanitise(label.key): sanitise(label.value) for label in labels if label.key != _NAMESPACE_LABEL}
 
 
 def sanitise(text: str) -> str:

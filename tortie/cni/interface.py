@@ -16,6 +16,7 @@ from tortie.linux.routes import PROTOCOL_BOOT, SCOPE_GLOBAL, SCOPE_LINK, Route, 
 HOST_MAC = "ee:ee:ee:ee:ee:ee"  # the same on every host-side end: a pod's ARP entry survives everything
 IPV4_GATEWAY = "169.254.1.1"
 IPV6_GATEWAY = "fe80::ecee:eeff:feee:eeee"  # HOST_MAC as a modified EUI-64 (RFC 4291, appendix A)
+GATEWAYS = {4: IPV4_GATEWAY, 6: IPV6_GATEWAY}  # IP version -> next hop
 DEFAULT_ROUTES = ("0.0.0.0/0", "::/0")
 
 

@@ -89,7 +89,9 @@ class LogFile:
     def _rotate(self) -> None:
         self.close()
         stem, extension = os.path.splitext(self._path)
-        stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime()) + f".{time.time_ns() // 1_000_000 % 1000:03d}"
+        stamp = (
+            time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime()) + f".{time.time_ns() // 1_000_000 % 1000:03d}"
+        )
         old = f"{stem}-{stamp}{extension}"
         os.rename(self._path, old)
         # 100 MB take a second or two to compress: not while a pod waits.
@@ -146,7 +148,9 @@ class JournalHandler(logging.Handler):
             journal.file.write(line)
 
     @contextlib.contextmanager
-    def during(self, severity: str, path: str, limits: Limits, complain: Callable[[str], None]) -> Iterator[None]:
+    def during(
+        self, severity: str, path: str, limits: Limits, complain: Callable[[str], None]
+    ) -> Iterator[None]:
         """Log lines of this task go to `complain` and to the file at `path` ('': none)."""
         file = None
         if path:

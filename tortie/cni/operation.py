@@ -7,8 +7,7 @@ seconds for a datastore call, twenty for the kernel) bound how long that can tak
 
 import asyncio
 import logging
-import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
@@ -16,6 +15,7 @@ from tortie.cni import netconf
 from tortie.cni.conversation import Conversation
 from tortie.cni.identity import Identity
 from tortie.cni.netconf import NetConf
+from tortie.cni.node import Paths
 from tortie.cni.pods import PodSource
 from tortie.cni.protocol import Call, Code
 from tortie.cni.store import Store
@@ -25,34 +25,6 @@ _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where files are; environment variables move them, so that one machine can run several nodes."""
-
-    socket: str = "/var/run/calico/cni.sock"
-    run: str = "/var/run/calico"
-    lib: str = "/var/lib/calico"
-
-    @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Paths":
-        """TORTIE_CNI_SOCKET, CALICO_RUN_DIR, CALICO_LIB_DIR."""
-        run = env.get("CALICO_RUN_DIR") or cls.run
-        socket = env.get("TORTIE_CNI_SOCKET") or os.path.join(run, "cni.sock")
-        return cls(socket, run, env.get("CALICO_LIB_DIR") or cls.lib)
-
-    @property
-    def nodename(self) -> str:
-        return os.path.join(self.lib, "nodename")
-
-    @property
-    def mtu(self) -> str:
-        return os.path.join(self.lib, "mtu")
-
-    @property
-    def endpoint_status(self) -> str:
-        return os.path.join(self.run, "endpoint-status")
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""ADD and DEL of the `calico` plugin: a container gets an interface, addresses and an endpoint, or loses them.
+"""ADD and DEL of the `calico` plugin: a container gets an interface, addresses, an endpoint, or loses them.
 
 ADD goes address, interface, endpoint; what fails is undone newest first. DEL goes the other way round:
 endpoint, interface, address, so that an address is free only when nobody can use it any more. Every
@@ -18,10 +18,16 @@ from tortie.cni.endpoint import Attached
 from tortie.cni.identity import K8S
 from tortie.cni.interface import Pair
 from tortie.cni.operation import Operation, in_thread
-from tortie.cni.pods import Pod, Wishes, wishes
+from tortie.cni.pods import NO_POD, NO_WISHES, Pod, Wishes, wishes
 from tortie.cni.protocol import Code
 from tortie.cni.result import IP, Interface, Result, Route
-from tortie.core.errors import CniError, ConfigError, ResourceAlreadyExists, ResourceDoesNotExist, UpdateConflict
+from tortie.core.errors import (
+    CniError,
+    ConfigError,
+    ResourceAlreadyExists,
+    ResourceDoesNotExist,
+    UpdateConflict,
+)
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.names import endpoint_name_prefix
 from tortie.datastore.types.endpoint import WorkloadEndpoint
@@ -37,8 +43,8 @@ _TRIES = 6  # writes of an endpoint that somebody else changes at the same time,
 class _Added:
     """What an ADD has made so far."""
 
-    pod: Pod = Pod()
-    wishes: Wishes = Wishes()
+    pod: Pod = NO_POD
+    wishes: Wishes = NO_WISHES
     addresses: tuple[str, ...] = ()
     pair: Pair | None = None
     mac: str = ""
@@ -205,7 +211,6 @@ def _result(op: Operation, done: _Added, host_name: str = "") -> Result:
 
     Routes are those that stand in the container (Calico lists its IPAM's blocks there).
     """
-    gateways = {4: interface.IPV4_GATEWAY, 6: interface.IPV6_GATEWAY}
     versions = {IP(address).version for address in done.addresses}
     mtu = done.pair.mtu if done.pair else node.mtu(op.conf, op.paths)
     routes = done.pair.routes if done.pair else interface.DEFAULT_ROUTES
@@ -215,7 +220,9 @@ def _result(op: Operation, done: _Added, host_name: str = "") -> Result:
             Interface(op.identity.ifname, done.mac, mtu, op.call.netns),
         ),
         ips=tuple(IP(endpoint.single(address), 1) for address in done.addresses),
-        routes=tuple(Route(dst, gateways[version]) for dst in routes if (version := IP(dst).version) in versions),
+        routes=tuple(
+            Route(dst, interface.GATEWAYS[IP(dst).version]) for dst in routes if IP(dst).version in versions
+        ),
     )
 
 

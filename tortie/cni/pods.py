@@ -128,6 +128,9 @@ class Wishes:
     spoofable: tuple[str, ...] = ()  # CIDRs that the pod may send from
 
 
+NO_POD, NO_WISHES = Pod(), Wishes()  # of a container that Kubernetes does not know
+
+
 def wishes(pod: Pod, conf: NetConf) -> Wishes:
     """Raises ConfigError naming the annotation if one cannot be read or is not allowed."""
     pooled = not conf.delegates_ipam

@@ -193,7 +193,9 @@ def _cidr(text: str, where: str) -> str:
     try:
         return str(ipaddress.ip_interface(text))
     except ValueError:
-        raise CniError(Code.DECODING_FAILURE, f"the result of {where} names no address: {text[:60]!r}") from None
+        raise CniError(
+            Code.DECODING_FAILURE, f"the result of {where} names no address: {text[:60]!r}"
+        ) from None
 
 
 def _address(text: str, where: str) -> str:

@@ -16,7 +16,7 @@ from tortie.core import tasks
 from tortie.core.errors import CniError, ConfigError, DatastoreError, ResourceDoesNotExist
 from tortie.datastore.client import Client
 from tortie.datastore.config import DatastoreConfig
-from tortie.datastore.etcd import EtcdBackend
+from tortie.datastore.connect import connect
 from tortie.datastore.keys import ResourceKey, ResourceList
 from tortie.datastore.syncer import Batch, Syncer, SyncStatus
 from tortie.datastore.types.cluster import ClusterInformation
@@ -56,12 +56,12 @@ def _endpoints(conf: NetConf) -> tuple[str, ...]:
 
 
 def check_config(config: DatastoreConfig) -> None:
-    """Raises ConfigError if there is no datastore of this kind here."""
-    if config.type != "etcdv3":
-        raise ConfigError("datastore_type", config.type, "this server is built for etcdv3")
+    """Raises ConfigError for what an etcd link could not use."""
     if config.etcdDiscoverySrv:
         raise ConfigError(
-            "etcd_discovery_srv", config.etcdDiscoverySrv, "not supported, name the endpoints in etcd_endpoints"
+            "etcd_discovery_srv",
+            config.etcdDiscoverySrv,
+            "not supported, name the endpoints in etcd_endpoints",
         )
     if not config.etcdEndpoints:
         raise ConfigError("etcd_endpoints", "", "no etcd endpoint is configured")
@@ -77,12 +77,12 @@ class Store:
         self.client = client
         self.view = SyncedView(client, node)
         self._cluster: ClusterInformation | None = None
-        self._in_sync = asyncio.Event()
+        self.in_sync = asyncio.Event()  # set while the memory is complete
 
     async def follow(self) -> None:
         """Keep the memory up to date until cancelled."""
         listings = (ResourceList("ClusterInformation"), *self.view.listings)
-        async with contextlib.aclosing(Syncer(self.client.backend, listings).batches()) as batches:  # type: ignore[type-var]
+        async with contextlib.aclosing(Syncer(self.client.backend, listings).batches()) as batches:
             async for batch in batches:
                 self._apply(batch)
 
@@ -92,16 +92,9 @@ class Store:
                 self._cluster = update.value
         self.view.apply(batch)
         if batch.status is SyncStatus.IN_SYNC:
-            self._in_sync.set()
+            self.in_sync.set()
         else:
-            self._in_sync.clear()
-
-    @property
-    def in_sync(self) -> bool:
-        return self._in_sync.is_set()
-
-    async def wait_in_sync(self) -> None:
-        await self._in_sync.wait()
+            self.in_sync.clear()
 
     async def ensure_ready(self, *, fresh: bool = False) -> None:
         """Raises CniError unless there is a cluster and its datastore may be used.
@@ -116,7 +109,7 @@ class Store:
             raise CniError(Code.TRY_AGAIN_LATER, _NOT_READY)
 
     async def _cluster_information(self, fresh: bool) -> ClusterInformation:
-        if fresh or not self.in_sync:
+        if fresh or not self.in_sync.is_set():
             return await self.client.get(ClusterInformation, "default")
         if self._cluster is None:
             raise ResourceDoesNotExist(_CLUSTER)
@@ -143,8 +136,9 @@ class Stores:
     def _open(self, config: DatastoreConfig) -> Store:
         if (store := self._stores.get(config)) is not None:
             return store
+        client = connect(config)
         check_config(config)
-        store = self._stores[config] = Store(Client(EtcdBackend(config)), self._node)
+        store = self._stores[config] = Store(client, self._node)
         where = ",".join(config.etcdEndpoints)
         follower = tasks.supervise(f"following the datastore at {where}", store.follow)
         self._followers.append(asyncio.create_task(follower))

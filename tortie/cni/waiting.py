@@ -6,9 +6,8 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import quote
 
-from tortie.core.errors import CniError
-
 from tortie.cni.protocol import Code
+from tortie.core.errors import CniError
 
 _log = logging.getLogger(__name__)
 

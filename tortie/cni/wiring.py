@@ -11,9 +11,11 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from socket import AF_INET6
 
 from tortie.cni import interface
+from tortie.cni.endpoint import single
 from tortie.cni.interface import HOST_MAC, IPV6_GATEWAY, Pair, Setting
 from tortie.core.errors import KernelError
 from tortie.linux import addresses, links, netns, routes, sysctl
@@ -100,7 +102,7 @@ def _set_up(host: NetlinkSocket, inside: NetlinkSocket, pair: Pair, container: i
     inside.execute(
         links.change(end.ifindex, up=True),
         *map(interface.add_route, interface.container_routes(pair, end.ifindex)),
-        *(addresses.add(end.ifindex, interface.single(address)) for address in pair.addresses),
+        *(addresses.add(end.ifindex, single(address)) for address in pair.addresses),
     )
     _add_host_routes(host, pair, host_end.ifindex)
     return end.mac
@@ -157,19 +159,19 @@ def _add_host_routes(host: NetlinkSocket, pair: Pair, ifindex: int) -> None:
 
 def _as_asked(found: Route) -> Route:
     """IPv6 reports every route with scope global (checked on Linux 6.18)."""
-    return found if found.family != routes.AF_INET6 else routes.replace(found, scope=SCOPE_LINK)
+    return found if found.family != AF_INET6 else replace(found, scope=SCOPE_LINK)
 
 
 def _taken(host: NetlinkSocket, pair: Pair, route: Route, holders: Sequence[Route]) -> KernelError:
     conflict = ""
     for holder in holders[:1]:
         link = links.get(host, holder.ifindex) if holder.ifindex else None
-        conflict = f"{_describe(holder)[:-1]}, Iface: {link.name if link else 'unknown'})"
+        conflict = f": {_describe(holder)[:-1]}, Iface: {link.name if link else 'unknown'})"
     return KernelError(
         "error adding host side routes for interface:",
         pair.host_name,
         errno.EEXIST,
-        f"error: {_describe(route)} already exists for an interface other than '{pair.host_name}': {conflict}",
+        f"error: {_describe(route)} already exists for an interface other than '{pair.host_name}'{conflict}",
     )
 
 

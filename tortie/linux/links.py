@@ -200,7 +200,9 @@ def create_netkit(here: VethEnd, there: VethEnd, *, mtu: int = 0) -> Message:
     EOPNOTSUPP on a kernel that has no netkit.
     """
     data = nested(_NETKIT_PEER, _veth_end(there, mtu, 1))
-    data += attribute_u32(_NETKIT_POLICY, _NETKIT_FORWARD) + attribute_u32(_NETKIT_PEER_POLICY, _NETKIT_FORWARD)
+    data += attribute_u32(_NETKIT_POLICY, _NETKIT_FORWARD) + attribute_u32(
+        _NETKIT_PEER_POLICY, _NETKIT_FORWARD
+    )
     data += attribute_u32(_NETKIT_MODE, _NETKIT_L2)
     return create(here.name, "netkit", mac=here.mac, mtu=mtu, data=data)
 
