@@ -4,6 +4,7 @@ One page for both: assign, release, check, collect, status. CalicoIpam is also w
 binary does when another main plugin delegates to it. (Reference: CNI plugin, section 3, 4.3-4.9.)
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,8 +79,14 @@ def attributes(op: Operation, now: int) -> dict[str, str]:
 
 
 class CalicoIpam:
+    """Assigns and releases one after the other: all of them want the same block of this node.
+
+    The allocator would cope with them at once, but each lost compare-and-swap costs more than waiting.
+    """
+
     def __init__(self, allocator: Allocator) -> None:
         self._allocator = allocator
+        self._turn = asyncio.Lock()
 
     async def assign(self, op: Operation, ask: Ask) -> Result:
         chosen = ask.wishes.addresses or ((op.call.args.ip,) if op.call.args.ip else ())
@@ -100,7 +107,8 @@ class CalicoIpam:
             host=op.identity.node,
             namespace_labels=ask.namespace_labels,
         )
-        done = await self._allocator.auto_assign(request)
+        async with self._turn:
+            done = await self._allocator.auto_assign(request)
         got = [one for part in (done.v4, done.v6) if part is not None for one in part.addresses]
         short = next((part for part in (done.v4, done.v6) if part is not None and part.shortage), None)
         if done.error is None and short is None:
@@ -128,7 +136,8 @@ class CalicoIpam:
                 use=pools.WORKLOAD,
             )
             try:
-                await self._allocator.assign_ip(request)
+                async with self._turn:
+                    await self._allocator.assign_ip(request)
             except TortieError:
                 await op.undo("assigned addresses", lambda: self.give_back(op, got))
                 raise
@@ -149,7 +158,8 @@ class CalicoIpam:
 
     async def _release(self, handle: str) -> None:
         try:
-            await self._allocator.release_by_handle(handle)
+            async with self._turn:
+                await self._allocator.release_by_handle(handle)
         except ResourceDoesNotExist:
             _log.debug("handle %s holds nothing", handle)
 

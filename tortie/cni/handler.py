@@ -57,7 +57,7 @@ class Handler:
         self._tools = tools
         self._locks = Locks()
         self._delegated = Delegated()
-        self._allocators: dict[tuple[Store, str], Allocator] = {}  # (store, node) -> its allocator
+        self._pooled: dict[tuple[Store, str], CalicoIpam] = {}  # (store, node) -> its addresses
 
     async def handle(self, request: Request, shim: Conversation) -> None:
         """Carry out one request and answer it. Raises PeerError if the shim went away meanwhile."""
@@ -173,9 +173,10 @@ class Handler:
         if op.conf.delegates_ipam and op.call.plugin != CALICO_IPAM:
             return self._delegated
         key = (op.store, op.identity.node)
-        if key not in self._allocators:
-            self._allocators[key] = Allocator(op.store.client, op.identity.node, view=op.store.view)
-        return CalicoIpam(self._allocators[key])
+        if key not in self._pooled:
+            allocator = Allocator(op.store.client, op.identity.node, view=op.store.view)
+            self._pooled[key] = CalicoIpam(allocator)
+        return self._pooled[key]
 
 
 def _take_namespace(op: Operation, netns_errno: int, host: int) -> None:
