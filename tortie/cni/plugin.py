@@ -32,6 +32,7 @@ from tortie.datastore.keys import ResourceKey
 from tortie.datastore.names import endpoint_name_prefix
 from tortie.datastore.types.endpoint import WorkloadEndpoint
 from tortie.datastore.types.policy import Profile
+from tortie.ipam.store import together
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class _Added:
     """What an ADD has made so far."""
 
     pod: Pod = NO_POD
+    existing: WorkloadEndpoint | None = None  # the endpoint as it was before
     wishes: Wishes = NO_WISHES
     addresses: tuple[str, ...] = ()
     pair: Pair | None = None
@@ -63,31 +65,28 @@ async def add(op: Operation, manager: AddressManager, finish: Callable[[Result],
         raise ConfigError(
             "feature_control.ip_addrs_no_ipam", True, "requested feature is not supported for this runtime"
         )
-    existing = await _find_endpoint(op)
-    if existing is not None and op.identity.orchestrator != K8S:
+    if op.identity.orchestrator != K8S and (existing := await _find_endpoint(op)) is not None:
         await finish(await _join(op, existing))
         return
     op.ensure_container()
     async with contextlib.AsyncExitStack() as made:
-        done = await _attach(op, manager, existing, made)
+        done = await _attach(op, manager, made)
         op.checkpoint()
         await finish(_result(op, done))
         made.pop_all()
-    await _release_replaced(op, manager, existing, done)
+    await _release_replaced(op, manager, done)
 
 
-async def _attach(
-    op: Operation, manager: AddressManager, existing: WorkloadEndpoint | None, made: contextlib.AsyncExitStack
-) -> _Added:
+async def _attach(op: Operation, manager: AddressManager, made: contextlib.AsyncExitStack) -> _Added:
     done = _Added()
     if op.identity.orchestrator == K8S and op.conf.pod_policy:
         done.pod = await op.pods.pod(op.conf, op.identity)
         done.wishes = wishes(done.pod, op.conf)
-    await _assign(op, manager, existing, done, made)
+    await _assign(op, manager, done, made)
     op.checkpoint()
     await _build(op, done, made)
     op.checkpoint()
-    await _write_endpoint(op, existing, done, made)
+    await _write_endpoint(op, done, made)
     if not op.conf.policy.type:
         await _ensure_profile(op)
     await _await_policy(op, done.endpoint)
@@ -95,22 +94,27 @@ async def _attach(
 
 
 async def _assign(
-    op: Operation,
-    manager: AddressManager,
-    existing: WorkloadEndpoint | None,
-    done: _Added,
-    made: contextlib.AsyncExitStack,
+    op: Operation, manager: AddressManager, done: _Added, made: contextlib.AsyncExitStack
 ) -> None:
-    if done.wishes.addresses_without_ipam:
-        done.addresses = done.wishes.addresses_without_ipam
+    """Addresses, and meanwhile a look whether the workload has an endpoint already."""
+
+    async def assign() -> None:
+        if done.wishes.addresses_without_ipam:
+            done.addresses = done.wishes.addresses_without_ipam
+            return
+        namespace = done.pod.namespace_labels if op.conf.pod_policy else None
+        found = await manager.assign(op, Ask(done.wishes, namespace))
+        done.addresses = tuple(ip.bare for ip in found.ips)
+        made.push_async_callback(op.undo, "addresses", lambda: manager.give_back(op, done.addresses))
+
+    if not done.wishes.addresses:
+        done.existing, _ = await together(_find_endpoint(op), assign())
         return
-    if done.wishes.addresses and existing is not None and existing.spec.containerID:
+    done.existing = await _find_endpoint(op)
+    if done.existing is not None and done.existing.spec.containerID:
         # The pod's earlier sandbox may still hold the very addresses that it asks for.
-        await manager.give_back(op.of_container(existing.spec.containerID), _bare(existing))
-    namespace = done.pod.namespace_labels if op.conf.pod_policy else None
-    found = await manager.assign(op, Ask(done.wishes, namespace))
-    done.addresses = tuple(ip.bare for ip in found.ips)
-    made.push_async_callback(op.undo, "addresses", lambda: manager.give_back(op, done.addresses))
+        await manager.give_back(op.of_container(done.existing.spec.containerID), _bare(done.existing))
+    await assign()
 
 
 async def _build(op: Operation, done: _Added, made: contextlib.AsyncExitStack) -> None:
@@ -131,9 +135,8 @@ async def _build(op: Operation, done: _Added, made: contextlib.AsyncExitStack) -
     made.push_async_callback(op.undo, "interface", lambda: _remove_interface(op))
 
 
-async def _write_endpoint(
-    op: Operation, existing: WorkloadEndpoint | None, done: _Added, made: contextlib.AsyncExitStack
-) -> None:
+async def _write_endpoint(op: Operation, done: _Added, made: contextlib.AsyncExitStack) -> None:
+    existing = done.existing
     attached = Attached(done.addresses, op.identity.host_interface, done.mac)
     client = op.store.client
     for attempt in range(_TRIES):
@@ -171,10 +174,9 @@ async def _await_policy(op: Operation, endpoint_name: str) -> None:
         _log.warning("Error waiting for endpoint to become ready. Unblocking pod creation... (%s)", path)
 
 
-async def _release_replaced(
-    op: Operation, manager: AddressManager, existing: WorkloadEndpoint | None, done: _Added
-) -> None:
+async def _release_replaced(op: Operation, manager: AddressManager, done: _Added) -> None:
     """A repeated ADD of the same sandbox has new addresses; nobody will ever name the old ones again."""
+    existing = done.existing
     if existing is None or existing.spec.containerID != op.identity.container_id:
         return
     old = [address for address in _bare(existing) if address not in done.addresses]
