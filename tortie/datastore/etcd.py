@@ -77,9 +77,8 @@ class EtcdBackend:
     async def apply(self, key: Key, value: msgspec.Struct, ttl: float | None = None) -> KV:
         path, data, lease = _path(key), _bytes(value), 0
         if ttl is not None:  # a fresh lease per put, as Calico does: the put detaches the one before
-            granted = await self._link.call("lease", proto.lease_grant(max(1, math.ceil(ttl))))
-            lease = proto.read_lease(granted)
-        revision = proto.read_put(await self._link.call("put", proto.put(path, data, lease)))
+            lease = await self._link.call(proto.LEASE, proto.lease_grant(max(1, math.ceil(ttl))))
+        revision = await self._link.call(proto.PUT, proto.put(path, data, lease))
         return _stored(key, value, revision)
 
     async def delete(self, key: Key, revision: str = "") -> KV:
@@ -95,13 +94,13 @@ class EtcdBackend:
 
     async def get(self, key: Key, revision: str = "") -> KV:
         request = proto.range_(_path(key), revision=_number(revision or "0"))
-        reply = proto.read_range(await self._link.call("range", request))
+        reply = await self._link.call(proto.RANGE, request)
         if not reply.entries:
             raise ResourceDoesNotExist(key)
         return _kv(key, reply.entries[0])
 
     async def _txn(self, condition: list[bytes], success: bytes, failure: bytes) -> proto.TxnReply:
-        return proto.read_txn(await self._link.call("txn", proto.txn(condition, success, failure)))
+        return await self._link.call(proto.TXN, proto.txn(condition, success, failure))
 
     # --- sets -----------------------------------------------------------------------------------
 
@@ -119,7 +118,7 @@ class EtcdBackend:
         listed, more = Listed([], ""), True
         while more:
             request = proto.range_(start, end, limit=_PAGE, revision=revision)
-            reply = proto.read_range(await self._link.call("range", request))
+            reply = await self._link.call(proto.RANGE, request)
             revision = revision or reply.revision  # the following pages are of the first one's moment
             listed.revision = listed.revision or str(reply.revision)
             for entry in reply.entries:

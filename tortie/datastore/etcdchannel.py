@@ -14,8 +14,8 @@ from tortie.core.errors import (
     RevisionGone,
     Unauthorized,
 )
+from tortie.datastore import etcdproto as proto
 from tortie.datastore.config import DatastoreConfig
-from tortie.datastore.etcdproto import WatchReply
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at import; its C core writes to stderr
 
@@ -23,16 +23,6 @@ import grpc
 
 RpcError = grpc.aio.AioRpcError
 END = grpc.aio.EOF  # what a stream reads after its last message
-
-_METHODS = {  # our name -> gRPC path
-    "range": "/etcdserverpb.KV/Range",
-    "put": "/etcdserverpb.KV/Put",
-    "txn": "/etcdserverpb.KV/Txn",
-    "lease": "/etcdserverpb.Lease/LeaseGrant",
-    "login": "/etcdserverpb.Auth/Authenticate",
-    "status": "/etcdserverpb.Maintenance/Status",
-}
-_WATCH = "/etcdserverpb.Watch/Watch"
 
 _Code = grpc.StatusCode
 _DEFINITE = {  # etcd answered "no": asking again changes nothing
@@ -77,7 +67,7 @@ class Connection:
         self.retired = False
         self._users = 0
         self._channel = _channel(endpoint, config, timing)
-        self._calls = {name: self._channel.unary_unary(path) for name, path in _METHODS.items()}
+        self._calls: dict[str, Any] = {}  # gRPC path -> what calls it on this channel
 
     async def __aenter__(self) -> None:
         self._users += 1
@@ -102,14 +92,17 @@ class Connection:
     def up(self) -> bool:
         return not self.retired and self._channel.get_state() is grpc.ChannelConnectivity.READY
 
-    async def call(self, method: str, request: bytes, timeout: float) -> bytes:
+    async def call(self, method: proto.Method[Any], request: bytes, timeout: float) -> bytes:
+        """The reply, yet to be read. Raises RpcError."""
         async with self:
-            reply: bytes = await self._calls[method](request, timeout=timeout, metadata=self._metadata())
+            if (call := self._calls.get(method.path)) is None:
+                call = self._calls[method.path] = self._channel.unary_unary(method.path)
+            reply: bytes = await call(request, timeout=timeout, metadata=self._metadata())
             return reply
 
     def watch(self, requests: AsyncIterator[bytes]) -> Any:
         """A stream: `requests` go out, `await read()` gives a reply or END, `cancel()` ends it."""
-        return self._channel.stream_stream(_WATCH)(requests, metadata=self._metadata())
+        return self._channel.stream_stream(proto.WATCH_PATH)(requests, metadata=self._metadata())
 
     def _metadata(self) -> list[tuple[str, str]]:
         # hasleader: a member cut off from the others refuses instead of serving an old state in silence.
@@ -129,7 +122,8 @@ def _options(timing: Timing) -> list[tuple[str, int]]:
         "grpc.keepalive_time_ms": timing.keepalive,
         "grpc.keepalive_timeout_ms": timing.keepalive_timeout,
         "grpc.http2.ping_timeout_ms": timing.keepalive_timeout,  # later gRPC waits a minute without it
-        "grpc.min_reconnect_backoff_ms": timing.dial,  # despite its name the patience with one handshake
+        # Despite its name gRPC's patience with one handshake; ours, which ends sooner, is a deadline.
+        "grpc.min_reconnect_backoff_ms": 2 * timing.dial,
     }
     return [
         *((name, round(value * 1000)) for name, value in seconds.items()),
@@ -182,7 +176,7 @@ def meaning(err: Any, what: str) -> DatastoreError:
     return DatastoreUnreachable(f"{what}: {text.rpartition('last error: ')[2] or code.name}")
 
 
-def check_standing(reply: WatchReply, what: str) -> None:
+def check_standing(reply: proto.WatchReply, what: str) -> None:
     """Raises what it means if the server says that the watch has ended."""
     if not reply.canceled:
         return

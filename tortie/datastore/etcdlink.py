@@ -12,8 +12,8 @@ the calls of others still under way on it end in their own time.
 import asyncio
 import contextlib
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
 
 from tortie.core.errors import ConfigError, DatastoreError, DatastoreUnreachable, Unauthorized
 from tortie.datastore import etcdproto as proto
@@ -28,6 +28,8 @@ from tortie.datastore.etcdchannel import (
     check_standing,
     meaning,
 )
+
+T = TypeVar("T")
 
 _LOGIN_PAUSE = 5.0  # seconds before a refused login is tried again: each costs etcd 0.1 s of hashing
 _LOGIN_FRESH = 60.0  # seconds for which a login cannot have expired; etcd's tokens live 300 s unused
@@ -57,38 +59,40 @@ class EtcdLink:
         for connection in list(self._alive):
             await connection.close()
 
-    async def call(self, method: str, request: bytes) -> bytes:
-        """One unary call: range, put, txn or lease."""
+    async def call(self, method: proto.Method[T], request: bytes) -> T:
+        """One unary call. Raises DatastoreUnreachable, and DatastoreError if etcd refused."""
         repeated = False
         while True:
             connection = await self._connect()
+            what = f"etcd {method.name} at {connection.endpoint}"
             try:
                 with self._ended_by_close():
-                    return await connection.call(method, request, self._timing.call)
+                    reply = await connection.call(method, request, self._timing.call)
+                return _read(method.read, reply, what)
             except RpcError as err:
-                fault = meaning(err, f"etcd {method} at {connection.endpoint}")
+                fault = meaning(err, what)
                 if isinstance(fault, LoginLost | DatastoreUnreachable):
                     await self._drop(connection)
                 if repeated or not self._may_repeat(method, fault):
                     raise fault from err
                 repeated = True
 
-    def _may_repeat(self, method: str, fault: DatastoreError) -> bool:
+    def _may_repeat(self, method: proto.Method[Any], fault: DatastoreError) -> bool:
         if isinstance(fault, LoginLost):
             return self._credentials is not None
-        return method == "range" and isinstance(fault, DatastoreUnreachable)
+        return method is proto.RANGE and isinstance(fault, DatastoreUnreachable)
 
     async def watch(self, create: bytes) -> AsyncGenerator[proto.WatchReply, None]:
         """The replies to one watch, until it fails; close the generator to end it."""
         connection = await self._connect()
         what = f"etcd watch at {connection.endpoint}"
-        requests: asyncio.Queue[bytes] = asyncio.Queue()
+        requests: asyncio.Queue[bytes | None] = asyncio.Queue()
         requests.put_nowait(create)
         async with connection:
             stream = connection.watch(_drain(requests))
             try:
                 while (data := await self._news(stream, requests, what)) is not END:
-                    reply = proto.read_watch(data)
+                    reply = _read(proto.read_watch, data, what)
                     check_standing(reply, what)
                     yield reply
                 raise DatastoreUnreachable(f"{what}: ended by the server")
@@ -106,8 +110,9 @@ class EtcdLink:
                 raise
             finally:
                 stream.cancel()
+                requests.put_nowait(None)  # gRPC forgets its sender when the stream has failed before
 
-    async def _news(self, stream: Any, requests: asyncio.Queue[bytes], what: str) -> Any:
+    async def _news(self, stream: Any, requests: asyncio.Queue[bytes | None], what: str) -> Any:
         """The next message, prodding a quiet server once; raises DatastoreUnreachable if it stays silent."""
         patience = self._timing.quiet + self._timing.silent
         loop = asyncio.get_running_loop()
@@ -178,7 +183,7 @@ class EtcdLink:
         self._alive.add(connection)
         try:
             if self._credentials is None:
-                await connection.call("status", b"", patience)
+                await connection.call(proto.STATUS, b"", patience)
             else:
                 connection.token = await self._login(connection, *self._credentials, patience)
         except RpcError as err:
@@ -203,9 +208,8 @@ class EtcdLink:
         if now - since < _LOGIN_PAUSE:
             raise Unauthorized(reason)
         try:
-            return proto.read_token(
-                await connection.call("login", proto.authenticate(name, password), patience)
-            )
+            reply = await connection.call(proto.LOGIN, proto.authenticate(name, password), patience)
+            return _read(proto.read_token, reply, f"etcd login at {connection.endpoint}")
         except RpcError as err:
             if "authentication is not enabled" in (err.details() or ""):
                 return ""  # as in Calico's client: then everybody may do everything
@@ -223,6 +227,13 @@ class EtcdLink:
             await connection.retire()
 
 
-async def _drain(requests: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
-    while True:
-        yield await requests.get()
+def _read(read: Callable[[bytes], T], data: bytes, what: str) -> T:
+    try:
+        return read(data)
+    except ValueError as err:
+        raise DatastoreError(f"{what}: this is not an answer of etcd: {err}") from err
+
+
+async def _drain(requests: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+    while (request := await requests.get()) is not None:
+        yield request
