@@ -5,12 +5,14 @@ binary does when another main plugin delegates to it. (Reference: CNI plugin, se
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tortie.cni import waiting
 from tortie.cni.operation import Operation
 from tortie.cni.pods import NO_WISHES, Wishes
 from tortie.cni.protocol import Code
@@ -107,7 +109,7 @@ class CalicoIpam:
             host=op.identity.node,
             namespace_labels=ask.namespace_labels,
         )
-        async with self._turn:
+        async with self._alone(op):
             done = await self._allocator.auto_assign(request)
         got = [one for part in (done.v4, done.v6) if part is not None for one in part.addresses]
         short = next((part for part in (done.v4, done.v6) if part is not None and part.shortage), None)
@@ -136,7 +138,7 @@ class CalicoIpam:
                 use=pools.WORKLOAD,
             )
             try:
-                async with self._turn:
+                async with self._alone(op):
                     await self._allocator.assign_ip(request)
             except TortieError:
                 await op.undo("assigned addresses", lambda: self.give_back(op, got))
@@ -154,12 +156,17 @@ class CalicoIpam:
             raise outcome.error
 
     async def release(self, op: Operation) -> None:
-        await together(*(self._release(one) for one in (op.identity.handle, op.identity.legacy_handle)))
+        async with self._alone(op):
+            await together(*(self._release(one) for one in (op.identity.handle, op.identity.legacy_handle)))
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, op: Operation) -> AsyncIterator[None]:
+        async with self._turn, waiting.file_lock(op.conf.ipam_lock_file):
+            yield
 
     async def _release(self, handle: str) -> None:
         try:
-            async with self._turn:
-                await self._allocator.release_by_handle(handle)
+            await self._allocator.release_by_handle(handle)
         except ResourceDoesNotExist:
             _log.debug("handle %s holds nothing", handle)
 

@@ -107,6 +107,9 @@ async def _assign(
         done.addresses = tuple(ip.bare for ip in found.ips)
         made.push_async_callback(op.undo, "addresses", lambda: manager.give_back(op, done.addresses))
 
+    if op.identity.orchestrator != K8S:  # it has none, else this ADD would only have joined it
+        await assign()
+        return
     if not done.wishes.addresses:
         done.existing, _ = await together(_find_endpoint(op), assign())
         return

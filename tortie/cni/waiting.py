@@ -1,9 +1,11 @@
-"""What an ADD may be configured to wait for: other programs' readiness, and felix's word on the endpoint."""
+"""What a call may be configured to wait for: other programs' readiness, felix's word, a lock file."""
 
 import asyncio
+import contextlib
+import fcntl
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from urllib.parse import quote
 
 from tortie.cni.protocol import Code
@@ -14,6 +16,7 @@ _log = logging.getLogger(__name__)
 # The status file is looked for this often. Watching the folder would save nothing: a look costs 5 µs.
 _LOOK_EVERY = 0.02  # seconds
 _GATE_EVERY, _GATE_FOR = 5.0, 30.0  # seconds; Calico's
+_LOCK_EVERY, _LOCK_FOR = 0.01, 30.0  # seconds; with it half of a runtime's patience is left
 _UNESCAPED = "$&+=:@"  # what Go's url.PathEscape leaves besides letters, digits and -_.~
 
 
@@ -73,3 +76,37 @@ def _http_status(url: str, timeout: float) -> str:
     except (OSError, http.client.HTTPException, ValueError) as err:
         return str(err) or type(err).__name__
     return "" if 200 <= status < 400 else f"endpoint is not ready, response code returned:{status}"
+
+
+@contextlib.asynccontextmanager
+async def file_lock(path: str, patience: float = _LOCK_FOR) -> AsyncIterator[None]:
+    """Hold a lock on a file shared with other programs, '' for none. Not getting it is only logged.
+
+    What it protects is right without it: it spares programs on one host lost races for one block.
+    """
+    if not path:
+        yield
+        return
+    lock = None
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        async with asyncio.timeout(patience):
+            while not _try_lock(lock):  # noqa: ASYNC110 - the kernel tells nobody when a lock is free
+                await asyncio.sleep(_LOCK_EVERY)
+    except (OSError, TimeoutError) as err:
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else f"held for {patience:.0f} s"
+        _log.warning("Failed to grab IPAM lock %s, may contend for datastore updates: %s", path, reason)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

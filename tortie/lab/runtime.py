@@ -5,6 +5,7 @@ reverse for DEL, each with the result so far, and with the capabilities it asks 
 on one machine of the lab, with pods in Kubernetes' terms.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -63,21 +64,21 @@ class Chain:
 
     def add(self, attachment: Attachment) -> dict[str, Any]:
         """Attach, and return the result. Raises CniError; what had been done is deleted then."""
-        result = None
+        result: dict[str, Any] = {}
         try:
             for plugin in self.conflist["plugins"]:
                 result = json.loads(self._run("ADD", plugin, attachment, result))
         except CniError:
-            self._results[_key(attachment)] = result or {}
-            self.delete(attachment)
+            self._results[_key(attachment)] = result
+            with contextlib.suppress(CniError):  # the ADD's is the one to be told; DEL is tried again later
+                self.delete(attachment)
             raise
-        assert result is not None
         self._results[_key(attachment)] = result
         return result
 
     def delete(self, attachment: Attachment) -> None:
         """Detach; may be repeated. Raises CniError of the first plugin that fails."""
-        result = self._results.get(_key(attachment)) or None
+        result = self._results.get(_key(attachment), {})
         for plugin in reversed(self.conflist["plugins"]):
             self._run("DEL", plugin, attachment, result)
         self._results.pop(_key(attachment), None)
@@ -91,19 +92,19 @@ class Chain:
         """Remove everything but the valid attachments. Raises CniError."""
         known = [{"containerID": one.container_id, "ifname": one.ifname} for one in valid]
         for plugin in self.conflist["plugins"]:
-            self._run("GC", {**plugin, "cni.dev/valid-attachments": known}, None, None)
+            self._run("GC", {**plugin, "cni.dev/valid-attachments": known}, None, {})
 
     def status(self) -> None:
         """Raises CniError if the network cannot take attachments now."""
         for plugin in self.conflist["plugins"]:
-            self._run("STATUS", plugin, None, None)
+            self._run("STATUS", plugin, None, {})
 
     def _run(
         self,
         command: str,
         plugin: Mapping[str, Any],
         attachment: Attachment | None,
-        result: Mapping[str, Any] | None,
+        result: Mapping[str, Any],
     ) -> bytes:
         stdin = json.dumps(self._configuration(plugin, attachment, result)).encode()
         environment = {"CNI_COMMAND": command, "CNI_PATH": ":".join(self._path)}
@@ -120,7 +121,7 @@ class Chain:
         return output
 
     def _configuration(
-        self, plugin: Mapping[str, Any], attachment: Attachment | None, result: Mapping[str, Any] | None
+        self, plugin: Mapping[str, Any], attachment: Attachment | None, result: Mapping[str, Any]
     ) -> dict[str, Any]:
         """What one plugin reads: its part of the list, and what only the runtime knows."""
         common = {"name": self.conflist["name"], "cniVersion": self.conflist["cniVersion"]}
@@ -132,7 +133,7 @@ class Chain:
                 conf["runtimeConfig"] = given
             if attachment.config_args:
                 conf["args"] = {**plugin.get("args", {}), **attachment.config_args}
-        if result is not None:
+        if result:
             conf["prevResult"] = result
         return conf
 
