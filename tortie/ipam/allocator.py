@@ -197,7 +197,9 @@ class Allocator:
     async def remove_host(self, owner: Owner | None = None) -> None:
         """Release all blocks of an owner that is gone, and its directory; addresses stay."""
         owner = owner or Owner(self.host)
-        await self._unclaimer.release_host(owner, await self._terms(False))
+        terms = await self._terms(False)
+        await self._unclaimer.release_host(owner, terms)
+        await self._unclaimer.release_orphans(owner, terms)
         # Only old versions made such a directory, and only in etcd.
         with contextlib.suppress(ResourceDoesNotExist, OperationNotSupported):
             await self._client.backend.delete(IPAMHostKey(owner.host))

@@ -109,24 +109,28 @@ class Claimer:
 
     async def _reclaimed(self, kv: KV, facts: Facts) -> bool:
         """Take an empty block away from its owner, if it is still as it was seen."""
-        cidr = cidr_of(kv)
         try:
-            owner = Owner.parse(kv.value.affinity)
-            if owner is not None:
-                number = kv.value.sequenceNumber
-                terms = Terms(facts.cooldown, empty=True, sequence_number=number)
-                await self._unclaimer.release(owner, cidr, terms)
-            elif kv.value.affinity is None:  # nobody's and empty: left by a crash of another program
-                await self._store.delete_block(kv)
-            else:
-                return False
+            await self._take_away(kv, facts)
         except DatastoreUnreachable:
             raise
         except TortieError as err:
-            _log.info("could not reclaim the empty block %s: %s", cidr, err)
+            _log.info("could not reclaim the empty %s: %s", kv.key, err)
             return False
-        _log.info("reclaimed the empty block %s", cidr)
+        _log.info("reclaimed the empty %s", kv.key)
         return True
+
+    async def _take_away(self, kv: KV, facts: Facts) -> None:
+        cidr, affinity = cidr_of(kv), kv.value.affinity
+        owner = Owner.parse(affinity)
+        if owner is None and affinity is not None:  # of a kind we do not know
+            raise BlockClaimConflict(cidr, affinity)
+        if owner is not None:
+            terms = Terms(facts.cooldown, empty=True, sequence_number=kv.value.sequenceNumber)
+            try:
+                return await self._unclaimer.release(owner, cidr, terms)
+            except ResourceDoesNotExist:
+                _log.info("%s has no affinity to %s, two crashes can leave that", owner, cidr)
+        return await self._store.delete_block(kv)
 
     # --- one particular block -------------------------------------------------------------------
 

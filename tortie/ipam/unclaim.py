@@ -130,6 +130,18 @@ class Unclaimer:
         if refusal is not None:
             raise refusal
 
+    async def release_orphans(self, owner: Owner, terms: Terms) -> None:
+        """Release blocks that name an owner who has no affinity to them (two crashes can leave that)."""
+        for cidr, kv in (await self._store.blocks()).items():
+            if kv is None or kv.value.affinity != str(owner):
+                continue
+            try:
+                await self._store.affinity(owner, cidr)
+            except ResourceDoesNotExist:
+                # A claim that begins now writes the block again, and our write conflicts.
+                block = blocks.normalise(kv.value, self._store.now(), terms.cooldown)
+                await best_effort(f"releasing {kv.key}", self._let_go(kv, block))
+
     async def release_pool(self, pool: addresses.Network, terms: Terms) -> None:
         """Release all affinities of all owners inside a pool. Raises at the first refusal."""
         for attempt in range(RETRIES):
