@@ -603,7 +603,7 @@ def test_a_watch_falls_behind_without_filling_memory(make_etcd: Callable[..., Et
             found: list[Key | None] = []
             while len(found) < 10_000:
                 event = await anext(events)
-                found.append(event.kv and event.kv.key)
+                found.append(event.kv.key if event.kv else None)
             assert found == [pool_key(f"p{n}") for n in range(10_000)]
             assert grown < 20_000  # kB; the events are 50,000
         await backend.close()

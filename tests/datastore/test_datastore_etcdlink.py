@@ -328,7 +328,7 @@ def test_nothing_leaks_over_many_outages(etcd: Etcd) -> None:
 
     async def outages(proxy: Proxy, link: EtcdLink, count: int) -> None:
         for _ in range(count):
-            watching = link.watch(proto.watch(b"k", b"", 1))
+            watching = link.watch(proto.watch(b"k", b"", etcd.revision + 1))
             await anext(watching)
             reading = asyncio.ensure_future(read(link))
             await asyncio.sleep(0)
@@ -631,7 +631,7 @@ def test_a_login_is_kept_renewed_and_regained(guarded: Guarded) -> None:
             with pytest.raises(RpcError, match="invalid auth token"):
                 while True:
                     await connection.call(proto.PUT, ALLOWED, 1)
-                    await asyncio.sleep(1.2)  # longer than a token lives unused
+                    await asyncio.sleep(2.1)  # longer than a token lives unused
         before = guarded.server.ask("kv/range", guarded.token, key=b64("/calico/k"))
         await asyncio.gather(*(link.call(proto.PUT, ALLOWED) for _ in range(10)))
         after = guarded.server.ask("kv/range", guarded.token, key=b64("/calico/k"))

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from tortie.core import tasks
 from tortie.core.backoff import Backoff, Retry
-from tortie.core.errors import DatastoreError, DatastoreUnreachable, RevisionGone, ValidationError
+from tortie.core.errors import DatastoreError, DatastoreUnreachable, RevisionGone, ValidationError, printable
 from tortie.datastore.backend import KV, Backend, Broken, WatchEvent
 from tortie.datastore.keys import Key, Listing
 
@@ -35,6 +35,7 @@ _GIVE_UP_AFTER = 600.0  # seconds without contact until the status falls back to
 _RETRY = Backoff(first=0.5, cap=5.0)  # Calico spaces its attempts 0.5-1 s; 5 s bounds the recovery
 _MAX_BATCH = 1000  # updates merged into one batch, Calico's number
 _QUEUE = 2000  # updates waiting for the consumer; the loops then wait, and etcd buffers
+_LONGEST_PATH = 400  # characters of an object's path in a log line: prefix, plural, namespace, 253 of name
 
 
 class SyncStatus(IntEnum):
@@ -230,7 +231,7 @@ class Syncer:
             self._complain(follow, Broken(where, kv.key, err), complaints)
             return False
         if complaints.pop(where, None):
-            _log.info("%s is valid again", kv.key)
+            _log.info("%s is valid again", printable(where, _LONGEST_PATH))
         known = follow.told.get(kv.key)
         if known != kv.revision:
             follow.told[kv.key] = kv.revision
@@ -275,7 +276,8 @@ class Syncer:
         """Once for each distinct problem of an object, and again after it was repaired meanwhile."""
         text = str(broken.error)
         if complaints.get(broken.where) != text:
-            _log.warning("ignoring %s, which is invalid: %s", broken.where, text)
+            where = printable(broken.where, _LONGEST_PATH)
+            _log.warning("ignoring %s, which is invalid: %s", where, text)
         follow.broken[broken.where] = text
 
 
