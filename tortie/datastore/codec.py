@@ -5,6 +5,7 @@ JSON it read. Encoding lays the typed value over that JSON, so that fields which
 not know survive a read-modify-write. Output is Go's JSON: struct order, sorted maps, HTML escapes.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -151,14 +152,39 @@ def _without_nulls(raw: Any, depth: int = 0) -> Any:
     """Drop object members that are null: in Go that means the zero value. List items stay."""
     if depth > _MAX_DEPTH:
         raise ValidationError([FieldError("JSON", "…", f"nested deeper than {_MAX_DEPTH}")])
-    depth += 1
     if isinstance(raw, dict):
+        if any(_not_json(name) for name in raw):
+            raise ValidationError([FieldError("JSON", "…", "a name is not valid Unicode")])
         return {
-            name: _without_nulls(value, depth) if isinstance(value, _CONTAINERS) else value
+            # Plain text is most of what there is, and costs no call here.
+            name: value if type(value) is str and value.isascii() else _without_nulls(value, depth + 1)
             for name, value in raw.items()
             if value is not None
         }
-    return [_without_nulls(item, depth) if isinstance(item, _CONTAINERS) else item for item in raw]
+    if isinstance(raw, list):
+        return [  # of a block's many small numbers and nulls none costs a call
+            item
+            if item is None or (type(item) is int and 0 <= item < 2**32)
+            else _without_nulls(item, depth + 1)
+            for item in raw
+        ]
+    if reason := _not_json(raw):
+        raise ValidationError([FieldError("JSON", ascii(raw), reason)])
+    return raw
+
+
+def _not_json(scalar: Any) -> str:
+    """Why a scalar, which may come from YAML, cannot be stored or not be read by Go; '' if it can."""
+    if isinstance(scalar, int):
+        return "" if -(2**63) <= scalar < 2**64 else "integer does not fit 64 bits"
+    if isinstance(scalar, float):
+        return "" if math.isfinite(scalar) else "not a number that JSON has"
+    if isinstance(scalar, str) and not scalar.isascii():
+        try:
+            scalar.encode()
+        except UnicodeEncodeError:
+            return "not valid Unicode"
+    return ""
 
 
 def _from_builtin(kind: type, value: Any) -> Any:

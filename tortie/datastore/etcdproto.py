@@ -20,12 +20,8 @@ _VERSION, _MOD_REVISION = 0, 2  # what a Compare looks at
 
 
 def range_(key: bytes, end: bytes = b"", *, limit: int = 0, revision: int = 0) -> bytes:
-    """Read one key, or [key, end); at most `limit` entries (0: all), at a revision (0: the latest).
-
-    An end that is present but empty would mean "every key from `key` on" to etcd.
-    """
-    span = ((1, key), (2, end)) if end else ((1, key),)
-    return _message(*span, (3, limit), (4, revision))
+    """Read one key, or [key, end); at most `limit` entries (0: all), at a revision (0: the latest)."""
+    return _message((1, key), (2, end), (3, limit), (4, revision))
 
 
 def put(key: bytes, value: bytes, lease: int = 0) -> bytes:
