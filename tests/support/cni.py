@@ -198,6 +198,11 @@ class Machine:
         """namespace/name -> WorkloadEndpoint as JSON."""
         return self.entries(_WEPS)
 
+    def start_etcd(self) -> None:
+        """Again, after it was killed."""
+        with entered(self.host):
+            self.etcd.start()
+
     def delete(self, path: str) -> None:
         self.host.call(self.etcd.delete, path)
 
@@ -225,8 +230,7 @@ class Machine:
 
     def clear(self) -> None:
         """Take away what a failed test left on the host."""
-        for name in self.remains().interfaces:
-            self.host.netlink.execute(links.delete(name))
+        self.host.netlink.request([links.delete(name) for name in self.remains().interfaces])
 
 
 @contextlib.contextmanager

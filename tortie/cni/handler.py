@@ -145,14 +145,17 @@ class Handler:
         manager = self._manager(op)
 
         async def finish(found: Result) -> None:
-            await op.shim.finish(result.encode(found, op.version), 0)
+            output = result.encode(found, op.version)
+            _log.info("attached %s to network %s", op.identity, op.conf.name)
+            await op.shim.finish(output, 0)
 
         if op.call.command == "ADD":
             adding = ipam.add if op.call.plugin == CALICO_IPAM else plugin.add
             await adding(op, manager, finish)
-            _log.info("attached %s to network %s", op.identity, op.conf.name)
             return
         await self._without_result(op, manager)
+        if op.call.command == "DEL":
+            _log.info("detached %s from network %s", op.identity, op.conf.name)
         await op.shim.finish(b"", 0)
 
     def _without_result(self, op: Operation, manager: AddressManager) -> Awaitable[None]:
