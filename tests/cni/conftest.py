@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns_lab import Namespace
-from tests.support.cni import Machine, entered
+from tests.support.cni import Machine, Servers, entered
 from tests.support.etcd import Etcd
 from tortie.cni.shim import build
 from tortie.linux import addresses, links, routes
@@ -41,15 +41,24 @@ def cni_host() -> Iterator[tuple[Namespace, Etcd]]:
     host.close()
 
 
+@pytest.fixture(scope="session")
+def cni_servers(cni_host: tuple[Namespace, Etcd]) -> Iterator[Servers]:
+    servers = Servers(cni_host[0])
+    yield servers
+    servers.close()
+
+
 @pytest.fixture
-def bare_machine(cni_host: tuple[Namespace, Etcd], shim: Path, tmp_path: Path) -> Iterator[Machine]:
-    """A machine with an empty datastore and no server. Nothing of any container may be left at the end."""
+def bare_machine(
+    cni_host: tuple[Namespace, Etcd], cni_servers: Servers, shim: Path, tmp_path: Path
+) -> Iterator[Machine]:
+    """A machine with an empty datastore and no server."""
     host, etcd = cni_host
     if not etcd.running:
         with entered(host):
             etcd.restart()
     host.call(etcd.wipe)
-    one = Machine(host, etcd, tmp_path, shim)
+    one = Machine(host, etcd, cni_servers, tmp_path, shim)
     one.clear()
     yield one
     one.close()

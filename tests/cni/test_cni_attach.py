@@ -228,7 +228,7 @@ def test_the_mtu_comes_from_the_configuration_else_from_the_file(machine: Machin
 
 
 def test_a_required_mtu_file_must_be_there(machine: Machine) -> None:
-    with pytest.raises(CniError, match="failed to read MTU file: open .*no such file"):
+    with pytest.raises(CniError, match=r"failed to read MTU file: open .*no such file"):
         machine.chain(calico(require_mtu_file=True)).add(machine.pod())
     (machine.lib / "mtu").write_text("many")
     with pytest.raises(CniError, match="not a number"):
@@ -331,7 +331,10 @@ def test_the_configuration_may_name_the_datastore(bare_machine: Machine) -> None
         ({"nodename": "a b"}, "nodename"),
         ({"ipam": {"type": "calico-ipam", "ipv4_pools": ["nope"]}}, 'error parsing pool "nope"'),
         ({"ipam": {"type": "calico-ipam", "ipv4_pools": ["fd00::/64"]}}, "isn't a IPv4 address"),
-        ({"ipam": {"type": "calico-ipam", "ipv4_pools": ["10.9.0.0/24"]}}, "does not exist, or is not enabled"),
+        (
+            {"ipam": {"type": "calico-ipam", "ipv4_pools": ["10.9.0.0/24"]}},
+            "does not exist, or is not enabled",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(machine: Machine, conf: dict[str, Any], said: str) -> None:

@@ -386,7 +386,7 @@ def test_row_54_an_address_that_is_routed_elsewhere(machine: Machine) -> None:
 
 
 def test_the_hosts_own_namespace_is_refused(machine: Machine) -> None:
-    own = f"/proc/{machine.server.pid}/ns/net"
+    own = f"/proc/{machine.server}/ns/net"
     settings = {"CONTAINERID": "c", "NETNS": own, "IFNAME": "uplink"}
     for command in ("ADD", "DEL"):
         assert run(machine, command, settings)["code"] == 8
@@ -448,7 +448,7 @@ def test_file_descriptors_do_not_pile_up(machine: Machine) -> None:
     chain = machine.chain()
 
     def open_files() -> int:
-        return len(os.listdir(f"/proc/{machine.server.pid}/fd"))
+        return len(os.listdir(f"/proc/{machine.server}/fd"))
 
     chain.add(machine.pod("first"))
     before = open_files()

@@ -45,7 +45,7 @@ def test_meaning(pattern: str, matches: list[str], others: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_what_is_refused(pattern: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - whatever the reason, it is a ValueError
+    with pytest.raises(ValueError):
         compile_re2(pattern)
 
 

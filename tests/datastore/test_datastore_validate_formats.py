@@ -49,7 +49,7 @@ CASES: list[tuple[str, Check, list[Any], list[Any]]] = [  # what, check, accepte
     ("duration", formats.duration, ["90s", "1m30s", "1.5s", "0s", "100ms"], ["90", "-1s", "1d", "s", "9999999h", "1s1"]),
     ("regexp", formats.regexp, ["^eth.*", "[a-z]+"], ["(", "a\\1"]),
     ("timestamp", formats.timestamp, ["2026-03-01T08:00:00Z", "2026-03-01T08:00:00.5+01:00"], ["2026-03-01", "2026-03-01 08:00:00Z", "2026-03-01T08:00:00"]),
-]  # fmt: skip  # noqa: E501
+]  # fmt: skip
 
 
 def reasons(check: Check, value: Any) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.ipam.ipam_memory import MemoryBackend
 from tortie.core.errors import ResourceDoesNotExist
 from tortie.datastore.backend import Backend
 from tortie.datastore.client import Client
@@ -17,7 +18,6 @@ from tortie.ipam.allocator import Allocator
 from tortie.ipam.names import clean_handle
 from tortie.ipam.requests import AutoAssign, AutoAssigned
 from tortie.ipam.soundness import violations
-from tests.ipam.ipam_memory import MemoryBackend
 
 START = 1_800_000_000_000_000_000  # 2027, in ns: sequence numbers beyond 2^53
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,8 @@ from tortie.cni.pods import NO_WISHES, Wishes
 from tortie.cni.protocol import Code
 from tortie.cni.result import IP, Result
 from tortie.core.errors import CniError, ResourceDoesNotExist, TortieError
-from tortie.datastore.keys import BlockList
+from tortie.datastore.keys import BlockList, HandleKey
+from tortie.datastore.names import host_interface
 from tortie.datastore.types.ipam import Block
 from tortie.ipam import gotime, pools
 from tortie.ipam.allocator import Allocator
@@ -49,14 +50,20 @@ class AddressManager(Protocol):
     async def give_back(self, op: Operation, addresses: Sequence[str]) -> None:
         """Undo an assign() of this call; `addresses` are what it returned, bare."""
 
+    async def settle(self, op: Operation, addresses: Sequence[str]) -> None:
+        """Release what the container holds beside these (bare) addresses, left by an earlier ADD.
+
+        Its answer never reached the runtime, which asks again: nobody will ever name those addresses.
+        """
+
     async def release(self, op: Operation) -> None:
         """Everything the container holds; holding nothing is success."""
 
     async def check(self, op: Operation, addresses: Sequence[str]) -> None:
         """Raises CniError unless the container holds these (bare) addresses."""
 
-    async def collect(self, op: Operation, valid: frozenset[str]) -> None:
-        """Release what containers of this network on this node hold, but for the `valid` ones."""
+    async def collect(self, op: Operation, spared: Callable[[str], bool]) -> None:
+        """Release what containers of this network on this node hold, but for those to be spared."""
 
     async def status(self, op: Operation) -> None:
         """Raises TortieError if an address could not be assigned now."""
@@ -147,13 +154,27 @@ class CalicoIpam:
         return [f"{address}/{128 if ':' in address else 32}" for address in got]
 
     async def give_back(self, op: Operation, addresses: Sequence[str]) -> None:
-        if not addresses:
+        requests = [ReleaseRequest(address, op.identity.handle) for address in addresses]
+        if not requests:
             return
-        outcome = await self._allocator.release_ips(
-            [ReleaseRequest(address, op.identity.handle) for address in addresses]
-        )
+        async with self._alone(op):
+            outcome = await self._allocator.release_ips(requests)
         if outcome.error is not None:
             raise outcome.error
+
+    async def settle(self, op: Operation, addresses: Sequence[str]) -> None:
+        handle = op.identity.handle
+        try:
+            counted = (await op.store.client.backend.get(HandleKey(handle))).value.block.values()
+            if sum(counted) <= len(addresses):
+                return
+            held = await self._allocator.ips_by_handle(handle)
+        except ResourceDoesNotExist:
+            return
+        if not (left := [address for address in held if address not in addresses]):
+            return  # a count too high, which DEL puts right
+        _log.info("releasing %s, which an earlier ADD left to %s", ", ".join(left), op.identity)
+        await self.give_back(op, left)
 
     async def release(self, op: Operation) -> None:
         async with self._alone(op):
@@ -181,13 +202,14 @@ class CalicoIpam:
                     Code.INTERNAL, f"address {address} is not assigned to {op.identity.handle} in IPAM"
                 )
 
-    async def collect(self, op: Operation, valid: frozenset[str]) -> None:
+    async def collect(self, op: Operation, spared: Callable[[str], bool]) -> None:
         listed = await op.store.client.backend.list(BlockList())
-        held = holdings((kv.value for kv in listed.items), op.identity.node)
-        for network, container in sorted(held):
-            if network == op.conf.name and container not in valid:
-                _log.info("releasing what container %s holds, which is not there any more", container)
-                await self._release(f"{network}.{container}")
+        held = holders((kv.value for kv in listed.items), op.identity.node, op.identity.prefix)
+        for one in sorted(held):
+            if one.network == op.conf.name and not spared(one.container):
+                _log.info("releasing what container %s holds, which is gone", one.container)
+                async with self._alone(op):
+                    await self._release(f"{one.network}.{one.container}")
 
     async def status(self, op: Operation) -> None:
         view, node = op.store.view, op.identity.node
@@ -202,17 +224,28 @@ class CalicoIpam:
                 pools.choose(facts.pools, Wish(version, pools.WORKLOAD, node, requested), labels)
 
 
-def holdings(blocks: Iterable[Block], node: str) -> set[tuple[str, str]]:
-    """(network, container ID) of everything that containers of this node hold. Pure.
+@dataclass(frozen=True, slots=True, order=True)
+class Holder:
+    """A container that holds addresses, and the name its host-side interface has if it has one."""
 
-    Both may contain dots. The handle is cut at the last one, so a container whose ID has dots is never
-    found: an address too many is kept, rather than one that is in use released.
+    network: str
+    container: str
+    interface: str
+
+
+def holders(blocks: Iterable[Block], node: str, prefix: str) -> set[Holder]:
+    """All containers of a node that hold addresses. Pure.
+
+    Network names and container IDs may contain dots. The handle is cut at the last one, so a container
+    whose ID has dots is never found: better an address too many kept than one in use released.
     """
     found = set()
     for block in blocks:
         for attribute in block.attributes:
-            if attribute.handle_id and attribute.secondary.get(NODE) == node:
-                network, dot, container = clean_handle(attribute.handle_id).rpartition(".")
-                if dot:
-                    found.add((network, container))
+            owner = attribute.secondary
+            network, dot, container = clean_handle(attribute.handle_id).rpartition(".")
+            if dot and owner.get(NODE) == node:
+                pod, namespace = owner.get(POD, ""), owner.get(NAMESPACE, "")
+                name = host_interface(namespace, pod, container_id=container, prefix=prefix)
+                found.add(Holder(network, container, name))
     return found

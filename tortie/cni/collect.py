@@ -7,31 +7,49 @@ can be cleaned up later, a running pod's address given away cannot. (CNI specifi
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 from tortie.cni import wiring
-from tortie.cni.addressing import AddressManager, holdings
+from tortie.cni.addressing import AddressManager, Holder, holders
 from tortie.cni.identity import CNI, K8S, alias
 from tortie.cni.operation import Operation, in_thread
 from tortie.cni.protocol import Code
 from tortie.core.errors import CniError, DatastoreUnreachable, ResourceDoesNotExist, TortieError
 from tortie.datastore.keys import BlockList
 from tortie.datastore.types.endpoint import WorkloadEndpoint
+from tortie.linux.links import Link
 
 _log = logging.getLogger(__name__)
 
 _LIMIT = 60.0  # seconds for deleting interfaces; twenty milliseconds each
 
 
-async def collect(op: Operation, manager: AddressManager, others_busy: Callable[[str], bool]) -> None:
-    """Goes on after errors and raises CniError with all of them at the end.
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a GC is about. `busy(container)`: a call for it is under way or waiting."""
 
-    `others_busy(container_id)`: whether a call for that container is under way or waiting.
-    """
+    network: str
+    valid: frozenset[str]  # container IDs
+    marks: frozenset[str]  # aliases of the valid attachments' interfaces
+    busy: Callable[[str], bool]
+
+    def spared(self, container: str) -> bool:
+        return container in self.valid or self.busy(container)
+
+
+async def collect(op: Operation, manager: AddressManager, busy: Callable[[str], bool]) -> None:
+    """Goes on after errors and raises CniError with all of them at the end; `busy` as in Scope."""
     if op.conf.valid_attachments is None:
         raise CniError(Code.INVALID_NETWORK_CONFIG, "GC needs cni.dev/valid-attachments")
     await op.store.ensure_ready()
-    valid = frozenset(one.containerID for one in op.conf.valid_attachments)
-    marks = {alias(op.conf.name, one.containerID, one.ifname) for one in op.conf.valid_attachments}
+    network, attachments = op.conf.name, op.conf.valid_attachments
+    scope = Scope(
+        network=network,
+        valid=frozenset(one.containerID for one in attachments),
+        marks=frozenset(alias(network, one.containerID, one.ifname) for one in attachments),
+        busy=busy,
+    )
     errors: list[str] = []
 
     async def attempt(what: str, step: Callable[[], Awaitable[object]]) -> None:
@@ -40,54 +58,27 @@ async def collect(op: Operation, manager: AddressManager, others_busy: Callable[
         except TortieError as err:
             errors.append(f"{what}: {err}")
 
-    async def endpoints() -> None:
-        for stale in await _stale_endpoints(op, valid):
-            if not others_busy(stale.spec.containerID):
-                _log.info("deleting endpoint %s of a container that is gone", stale.name)
-                await attempt(f"endpoint {stale.name}", lambda stale=stale: _delete(op, stale))  # type: ignore[misc]
+    async def endpoints_and_interfaces() -> None:
+        held, links, listed = await _look(op)
+        for stale in stale_endpoints(scope, listed, held, links):
+            _log.info("deleting endpoint %s of a container that is gone", stale.name)
+            await attempt(f"endpoint {stale.name}", partial(_delete, op, stale))
+        for name in stale_interfaces(scope, listed, held, links):
+            _log.info("deleting interface %s of a container that is gone", name)
+            await attempt(f"interface {name}", partial(in_thread, _LIMIT, wiring.delete_name, name))
 
-    def keep(mark: str) -> bool:
-        network, _, rest = mark.partition("/")
-        return network != op.conf.name or mark in marks or others_busy(rest.partition("/")[0])
-
-    await attempt("endpoints", endpoints)
-    await attempt("interfaces", lambda: in_thread(_LIMIT, wiring.delete_marked, keep))
-    await attempt("addresses", lambda: manager.collect(op, valid))
+    await attempt("looking", endpoints_and_interfaces)
+    await attempt("addresses", lambda: manager.collect(op, scope.spared))
     if errors:
         raise CniError(Code.INTERNAL, f"garbage collection is incomplete: {errors[0]}", "; ".join(errors[1:]))
 
 
-async def _stale_endpoints(op: Operation, valid: frozenset[str]) -> list[WorkloadEndpoint]:
-    client = op.store.client
-    blocks = await client.backend.list(BlockList())
-    held = holdings((kv.value for kv in blocks.items), op.identity.node)
-    marks = await in_thread(_LIMIT, wiring.marks)
-    networks = {container: network for network, container in held}
-    networks |= {mark.split("/")[1]: mark.split("/")[0] for mark in marks if mark.count("/") == 2}
-    listed = await client.list(WorkloadEndpoint)
-    return list(stale_endpoints(listed.items, op.identity.node, op.conf.name, valid, networks))
-
-
-def stale_endpoints(
-    listed: Iterable[WorkloadEndpoint],
-    node: str,
-    network: str,
-    valid: frozenset[str],
-    networks: dict[str, str],
-) -> Iterable[WorkloadEndpoint]:
-    """Endpoints of this node and network whose container is not valid. Pure.
-
-    Endpoints of pods do not say which network they are of. `networks` (container ID -> network) does for
-    a container that still holds addresses or an interface; one that holds neither is nobody's.
-    """
-    for one in listed:
-        spec = one.spec
-        if spec.node != node or spec.orchestrator not in (K8S, CNI) or not spec.containerID:
-            continue
-        if spec.containerID in valid:
-            continue
-        if network in spec.profiles or networks.get(spec.containerID, network) == network:
-            yield one
+async def _look(op: Operation) -> tuple[set[Holder], list[Link], list[WorkloadEndpoint]]:
+    blocks = await op.store.client.backend.list(BlockList())
+    held = holders((kv.value for kv in blocks.items), op.identity.node, op.identity.prefix)
+    links = await in_thread(_LIMIT, wiring.host_links)
+    listed = await op.store.client.list(WorkloadEndpoint)
+    return held, links, [one for one in listed.items if one.spec.node == op.identity.node]
 
 
 async def _delete(op: Operation, stale: WorkloadEndpoint) -> None:
@@ -95,6 +86,59 @@ async def _delete(op: Operation, stale: WorkloadEndpoint) -> None:
         await op.store.client.delete(WorkloadEndpoint, stale.name, stale.namespace, stale.revision)
     except ResourceDoesNotExist:
         return
+
+
+# --- what is stale; pure ------------------------------------------------------------------------
+
+
+def stale_endpoints(
+    scope: Scope, listed: Iterable[WorkloadEndpoint], held: Iterable[Holder], links: Iterable[Link]
+) -> list[WorkloadEndpoint]:
+    """Endpoints of the network's containers that are not spared.
+
+    Endpoints of pods do not say which network they are of. Addresses and interfaces do, for a container
+    that still has some; one that has neither is nobody's.
+    """
+    networks = {one.container: one.network for one in held}  # container -> its network
+    networks |= {container: network for network, container in map(marked_for, links) if container}
+    return [
+        one
+        for one in listed
+        if one.spec.orchestrator in (K8S, CNI)
+        and one.spec.containerID
+        and not scope.spared(one.spec.containerID)
+        and (
+            scope.network in one.spec.profiles
+            or networks.get(one.spec.containerID, scope.network) == scope.network
+        )
+    ]
+
+
+def stale_interfaces(
+    scope: Scope, listed: Iterable[WorkloadEndpoint], held: Iterable[Holder], links: Iterable[Link]
+) -> list[str]:
+    """Interfaces marked as the network's, and unmarked ones that only a container that is gone could have.
+
+    The latter are left by a crash between making and marking one. Never one that an endpoint of a
+    living container names: a pod's name, and so its interface's, outlives its containers.
+    """
+    living = {one.spec.interfaceName for one in listed if scope.spared(one.spec.containerID)}
+    dead = (one for one in held if one.network == scope.network and not scope.spared(one.container))
+    orphans = {one.interface for one in dead} - living
+    found = []
+    for link in links:
+        network, container = marked_for(link)
+        if (network == scope.network and link.alias not in scope.marks and not scope.busy(container)) or (
+            not link.alias and link.name in orphans
+        ):
+            found.append(link.name)
+    return found
+
+
+def marked_for(link: Link) -> tuple[str, str]:
+    """(network, container) of an interface that this plugin made; '' and '' of any other."""
+    parts = link.alias.split("/")
+    return (parts[0], parts[1]) if len(parts) == 3 else ("", "")
 
 
 async def status(op: Operation, manager: AddressManager) -> None:

@@ -7,7 +7,7 @@ container's. (Reference: CNI plugin, 4.4 and 4.8; cni-plugin/internal/pkg/utils/
 
 import ipaddress
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -49,6 +49,9 @@ class Delegated:
     async def give_back(self, op: Operation, addresses: Sequence[str]) -> None:
         await self.release(op)
 
+    async def settle(self, op: Operation, addresses: Sequence[str]) -> None:
+        """The other plugin knows no such question."""
+
     async def release(self, op: Operation) -> None:
         stdin = op.stdin
         if op.conf.ipam.type == netconf.HOST_LOCAL and uses_pod_cidr(plain := netconf.plain(op.stdin)):
@@ -61,7 +64,7 @@ class Delegated:
             stdin = msgspec.json.encode(with_pod_cidrs(plain, await self._pod_cidrs(op)))
         await self._run(op, "CHECK", stdin)
 
-    async def collect(self, op: Operation, valid: frozenset[str]) -> None:
+    async def collect(self, op: Operation, spared: Callable[[str], bool]) -> None:
         await self._run(op, "GC", op.stdin)
 
     async def status(self, op: Operation) -> None:

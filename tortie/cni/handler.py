@@ -166,9 +166,8 @@ class Handler:
             case "CHECK":
                 return ipam.check(op, manager) if alone else check.check(op, manager)
             case "GC":
-                if alone:
-                    return ipam.collect(op, manager)
-                return collect.collect(op, manager, lambda one: self._locks.busy(("container", one)))
+                collecting = ipam.collect if alone else collect.collect
+                return collecting(op, manager, lambda one: self._locks.busy(("container", one)))
             case _:
                 return collect.status(op, manager)
 

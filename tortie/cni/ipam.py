@@ -40,7 +40,8 @@ async def check(op: Operation, manager: AddressManager) -> None:
     await manager.check(op, [ip.bare for ip in previous_result(op).ips])
 
 
-async def collect(op: Operation, manager: AddressManager) -> None:
+async def collect(op: Operation, manager: AddressManager, busy: Callable[[str], bool]) -> None:
     if op.conf.valid_attachments is None:
         raise CniError(Code.INVALID_NETWORK_CONFIG, "GC needs cni.dev/valid-attachments")
-    await manager.collect(op, frozenset(one.containerID for one in op.conf.valid_attachments))
+    valid = {one.containerID for one in op.conf.valid_attachments}
+    await manager.collect(op, lambda container: container in valid or busy(container))

@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
-from tortie.cni import netconf
 from tortie.cni.conversation import Conversation
 from tortie.cni.identity import Identity
-from tortie.cni.netconf import NetConf
+from tortie.cni.netconf import VERSION_IF_MISSING, NetConf
 from tortie.cni.node import Paths
 from tortie.cni.pods import PodSource
-from tortie.cni.protocol import Call, Code
+from tortie.cni.protocol import CALICO_IPAM, Call, Code
 from tortie.cni.store import Store
 from tortie.core.errors import CniError, KernelError, TortieError
 
@@ -46,7 +45,8 @@ class Operation:
 
     @property
     def version(self) -> str:
-        return self.conf.cniVersion or netconf.VERSION_IF_MISSING
+        """Of the answer; a configuration without one is answered as Calico's two binaries do."""
+        return self.conf.cniVersion or ("0.1.0" if self.call.plugin == CALICO_IPAM else VERSION_IF_MISSING)
 
     def of_container(self, container_id: str) -> "Operation":
         """The same for another container of the workload."""

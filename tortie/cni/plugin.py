@@ -48,6 +48,7 @@ class _Added:
     existing: WorkloadEndpoint | None = None  # the endpoint as it was before
     wishes: Wishes = NO_WISHES
     addresses: tuple[str, ...] = ()
+    routes: tuple[str, ...] = interface.DEFAULT_ROUTES
     pair: Pair | None = None
     mac: str = ""
     endpoint: str = ""  # the interface's name in the endpoint, which may be an earlier one's
@@ -74,17 +75,16 @@ async def add(op: Operation, manager: AddressManager, finish: Callable[[Result],
         op.checkpoint()
         await finish(_result(op, done))
         made.pop_all()
-    await _release_replaced(op, manager, done)
 
 
 async def _attach(op: Operation, manager: AddressManager, made: contextlib.AsyncExitStack) -> _Added:
-    done = _Added()
+    done = _Added(routes=delegate.container_routes(op))
     if op.identity.orchestrator == K8S and op.conf.pod_policy:
         done.pod = await op.pods.pod(op.conf, op.identity)
         done.wishes = wishes(done.pod, op.conf)
     await _assign(op, manager, done, made)
     op.checkpoint()
-    await _build(op, done, made)
+    await together(_build(op, done, made), manager.settle(op, done.addresses))
     op.checkpoint()
     await _write_endpoint(op, done, made)
     if not op.conf.policy.type:
@@ -126,7 +126,7 @@ async def _build(op: Operation, done: _Added, made: contextlib.AsyncExitStack) -
         host_name=identity.host_interface,
         container_name=identity.ifname,
         addresses=done.addresses,
-        routes=delegate.container_routes(op),
+        routes=done.routes,
         alias=identity.alias,
         mtu=node.mtu(conf, op.paths),
         queues=max(conf.num_queues, 1),
@@ -177,16 +177,6 @@ async def _await_policy(op: Operation, endpoint_name: str) -> None:
         _log.warning("Error waiting for endpoint to become ready. Unblocking pod creation... (%s)", path)
 
 
-async def _release_replaced(op: Operation, manager: AddressManager, done: _Added) -> None:
-    """A repeated ADD of the same sandbox has new addresses; nobody will ever name the old ones again."""
-    existing = done.existing
-    if existing is None or existing.spec.containerID != op.identity.container_id:
-        return
-    old = [address for address in _bare(existing) if address not in done.addresses]
-    if old and not op.conf.delegates_ipam:
-        await op.undo("addresses of an earlier ADD", lambda: manager.give_back(op, old))
-
-
 def _bare(existing: WorkloadEndpoint) -> list[str]:
     return [network.partition("/")[0] for network in existing.spec.ipNetworks]
 
@@ -218,7 +208,6 @@ def _result(op: Operation, done: _Added, host_name: str = "") -> Result:
     """
     versions = {IP(address).version for address in done.addresses}
     mtu = done.pair.mtu if done.pair else node.mtu(op.conf, op.paths)
-    routes = done.pair.routes if done.pair else interface.DEFAULT_ROUTES
     return Result(
         interfaces=(
             Interface(host_name or op.identity.host_interface),
@@ -226,7 +215,9 @@ def _result(op: Operation, done: _Added, host_name: str = "") -> Result:
         ),
         ips=tuple(IP(endpoint.single(address), 1) for address in done.addresses),
         routes=tuple(
-            Route(dst, interface.GATEWAYS[IP(dst).version]) for dst in routes if IP(dst).version in versions
+            Route(dst, interface.GATEWAYS[IP(dst).version])
+            for dst in done.routes
+            if IP(dst).version in versions
         ),
     )
 

@@ -176,14 +176,14 @@ def decode(data: bytes, where: str) -> Result:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
         raise CniError(Code.DECODING_FAILURE, f"cannot read the result of {where}: {err}") from err
     ips = [IP(_cidr(ip.address, where), ip.interface, _address(ip.gateway, where)) for ip in found.ips]
-    routes = list(found.routes)
+    routes = list(found.routes)  # of no consequence to us, and host-local writes "<nil>" where it has no dst
     for family in filter(None, (found.ip4, found.ip6)):
         ips.append(IP(_cidr(family.ip, where), None, _address(family.gateway, where)))
         routes.extend(family.routes)
     return Result(
         interfaces=tuple(Interface(one.name, one.mac, one.mtu, one.sandbox) for one in found.interfaces),
         ips=tuple(ips),
-        routes=tuple(Route(_cidr(r.dst, where), _address(r.gw, where)) for r in routes),
+        routes=tuple(Route(_cidr(r.dst, where), r.gw) for r in routes if "/" in r.dst),
         dns=tuple(found.dns.items()),
     )
 

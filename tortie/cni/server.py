@@ -133,17 +133,19 @@ class Server:
 
     @contextlib.contextmanager
     def _listen(self) -> Iterator[socket.socket]:
-        listener = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-        with listener:
+        path = self._settings.paths.socket
+        flags = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        with socket.socket(socket.AF_UNIX, flags) as listener:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{path}.new")
             mask = os.umask(0o177)  # a socket that others could open, even for a moment, would be theirs
             try:
-                listener.bind(self._settings.paths.socket)
+                listener.bind(f"{path}.new")
             finally:
                 os.umask(mask)
             listener.listen(_BACKLOG)
-            _log.info("listening on %s", self._settings.paths.socket)
+            os.rename(f"{path}.new", path)  # only now, so that nobody finds a socket that refuses
+            _log.info("listening on %s", path)
             yield listener
 
     async def _accept(self, listener: socket.socket, handler: Handler) -> None:

@@ -60,13 +60,13 @@ def build(pair: Pair, container: int) -> str:
     with NetlinkSocket() as host:
         if links.get(host, pair.host_name) is not None:
             _log.info("deleting %s, which was left over", pair.host_name)
-            delete_host_end(host, pair.host_name)
+            _delete(host, pair.host_name)
         with netns.call_in(container, _enter, interface.container_settings(pair)) as inside:
             _create(host, pair, container)
             try:
                 return _set_up(host, inside, pair, container)
             except KernelError:
-                delete_host_end(host, pair.host_name)
+                _delete(host, pair.host_name)
                 raise
 
 
@@ -220,8 +220,10 @@ def delete(doomed: Doomed, container: int | None) -> None:
             _delete(host, doomed.ifindex)
 
 
-def delete_host_end(host: NetlinkSocket, name: str) -> None:
-    _delete(host, name)
+def delete_name(name: str) -> None:
+    """Delete an interface of the host. Gone already is success."""
+    with NetlinkSocket() as host:
+        _delete(host, name)
 
 
 def _delete(netlink: NetlinkSocket, link: int | str) -> None:
@@ -230,22 +232,12 @@ def _delete(netlink: NetlinkSocket, link: int | str) -> None:
         raise error
 
 
-def marks() -> list[str]:
-    """Whose the marked interfaces of the host are."""
-    with NetlinkSocket() as host:
-        return [link.alias for link in links.dump(host) if link.alias]
-
-
-def delete_marked(keep: Callable[[str], bool]) -> list[str]:
-    """Delete every interface of the host whose mark `keep(alias)` denies; returns their names."""
-    with NetlinkSocket() as host:
-        doomed = [link for link in links.dump(host) if link.alias and not keep(link.alias)]
-        for link in doomed:
-            _delete(host, link.ifindex)
-    return [link.name for link in doomed]
-
-
 # --- looking ------------------------------------------------------------------------------------
+
+
+def host_links() -> list[links.Link]:
+    with NetlinkSocket() as host:
+        return links.dump(host)
 
 
 def inspect(host_name: str, container: int, container_name: str) -> Seen:
