@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -442,18 +441,3 @@ def test_add_waits_until_the_policy_is_programmed(machine: Machine) -> None:
     (status / "k8s default%2Fnginx eth0").touch()
     adding.join(10)
     assert not adding.is_alive()
-
-
-def test_file_descriptors_do_not_pile_up(machine: Machine) -> None:
-    chain = machine.chain()
-
-    def open_files() -> int:
-        return len(os.listdir(f"/proc/{machine.server}/fd"))
-
-    chain.add(machine.pod("first"))
-    before = open_files()
-    for number in range(5):
-        pod = machine.pod(f"pod-{number}")
-        chain.add(pod)
-        chain.delete(pod)
-    assert eventually(lambda: open_files() <= before)

@@ -103,15 +103,19 @@ class Machine:
             raise RuntimeError(f"the CNI server has ended: {self.log.read_text()[-2000:]}")
         return self.socket.exists()
 
-    def kill_server(self) -> None:
+    def kill_server(self, *, keep_socket: bool = False) -> None:
         os.kill(self.server, signal.SIGKILL)
-        self.wait_server()
+        self.wait_server(keep_socket=keep_socket)
 
-    def wait_server(self) -> int:
-        """Its exit status, as subprocess has it, once it has ended. The socket is taken away then."""
+    def wait_server(self, *, keep_socket: bool = False) -> int:
+        """Its exit status, as subprocess has it, once it has ended.
+
+        The socket it left is taken away, so that the next server's is not mistaken for it.
+        """
         pid, self.server = self.server, 0
         code = self._servers.wait(pid)
-        self.socket.unlink(missing_ok=True)
+        if not keep_socket:
+            self.socket.unlink(missing_ok=True)
         return code
 
     def stop_server(self) -> None:

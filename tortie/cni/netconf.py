@@ -201,7 +201,7 @@ def decode(data: bytes) -> NetConf:
         raise CniError(Code.DECODING_FAILURE, f"error unmarshall network config: {err}") from err
     try:
         return msgspec.convert(_without_nulls(msgspec.json.decode(data)), NetConf)
-    except (msgspec.ValidationError, RecursionError) as err:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise CniError(Code.DECODING_FAILURE, f"failed to load netconf: {err}") from err
 
 

@@ -22,7 +22,7 @@ from tortie.cni.handler import Handler, Tools
 from tortie.cni.journal import JournalHandler
 from tortie.cni.node import Paths, own_node_name
 from tortie.cni.pods import ArgsSource, PodSource
-from tortie.cni.store import Stores
+from tortie.cni.store import Stores, open_client
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.datastore import config
@@ -194,7 +194,9 @@ def main(env: Mapping[str, str] = os.environ, report: Report | None = None) -> i
     try:
         settings = Settings.from_env(env)
         server = Server(settings, report=report or (lambda _live, _ready, _reason: None))
-        os.close(server.claim())  # say at once, not from a supervised loop, what only a person can put right
+        # What only a person can put right is said at once, not again and again from a supervised loop.
+        open_client(settings.datastore)
+        os.close(server.claim())
     except ConfigError as err:
         _log.critical("%s", err)
         return 1

@@ -267,11 +267,13 @@ static void run_plugin(int server, char *frame, size_t left)
     char *path = find_plugin(take_text(&frame, &left, &length)), *output = "", *answer;
     int status = 0, pipes[2], in = memfd_create("stdin", MFD_CLOEXEC);
     int count = atoi(take_text(&frame, &left, &length));
-    char **settings = calloc((size_t)count + 1, sizeof *settings);
+    char **settings = count < 0 || (size_t)count > left ? NULL : calloc((size_t)count + 1, sizeof *settings);
     if (settings == NULL || in < 0 || pipe2(pipes, O_CLOEXEC) < 0)
         fail(IO_FAILURE, "cannot prepare to run another plugin: %s", strerror(errno));
     for (int i = 0; i < count; i++)
         settings[i] = take_text(&frame, &left, &length);
+    if (left < 4)
+        fail(TRY_AGAIN_LATER, "the CNI server at %s sent a malformed frame", server_path);
     print(in, frame + 4, left - 4); /* the rest is the last text, the plugin's input */
     lseek(in, 0, SEEK_SET);
     if (path != NULL && (child = fork()) == 0) {

@@ -55,14 +55,17 @@ def _endpoints(conf: NetConf) -> tuple[str, ...]:
     return (f"{conf.etcd_scheme or 'http'}://{conf.etcd_authority}",) if conf.etcd_authority else ()
 
 
-def check_config(config: DatastoreConfig) -> None:
-    """Raises ConfigError for what an etcd link could not use."""
+def open_client(config: DatastoreConfig) -> Client:
+    """Does not touch the network yet. Raises ConfigError for what cannot be used."""
+    if config.type == "etcdv3":
+        _check_etcd(config)
+    return connect(config)
+
+
+def _check_etcd(config: DatastoreConfig) -> None:
     if config.etcdDiscoverySrv:
-        raise ConfigError(
-            "etcd_discovery_srv",
-            config.etcdDiscoverySrv,
-            "not supported, name the endpoints in etcd_endpoints",
-        )
+        reason = "not supported, name the endpoints in etcd_endpoints"
+        raise ConfigError("etcd_discovery_srv", config.etcdDiscoverySrv, reason)
     if not config.etcdEndpoints:
         raise ConfigError("etcd_endpoints", "", "no etcd endpoint is configured")
     for endpoint in config.etcdEndpoints:
@@ -136,9 +139,7 @@ class Stores:
     def _open(self, config: DatastoreConfig) -> Store:
         if (store := self._stores.get(config)) is not None:
             return store
-        client = connect(config)
-        check_config(config)
-        store = self._stores[config] = Store(client, self._node)
+        store = self._stores[config] = Store(open_client(config), self._node)
         where = ",".join(config.etcdEndpoints)
         follower = tasks.supervise(f"following the datastore at {where}", store.follow)
         self._followers.append(asyncio.create_task(follower))
