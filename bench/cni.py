@@ -134,7 +134,13 @@ def execute(plugin: str, environment: Any, stdin: bytes) -> tuple[int, bytes]:
     """Like a runtime written in Go: no copy of this process is made, the child is spawned."""
     program = os.path.join(environment["CNI_PATH"], plugin)
     done = subprocess.run(
-        [program], env=environment, input=stdin, stdout=subprocess.PIPE, check=False, close_fds=False
+        [program],
+        env=environment,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+        close_fds=False,
     )
     return done.returncode, done.stdout
 
