@@ -690,7 +690,7 @@ def test_a_watch_ends_with_its_server_and_goes_on_after_it(etcd: Etcd, backend: 
                 await anext(events)
         with pytest.raises(DatastoreUnreachable):
             await anext(backend.watch(POOLS, last.revision))
-        etcd.restart()
+        await etcd.restart_async()
         etcd.delete(POOL_PATH + "a")
         found = await collect(backend, last.revision, 2)
         assert [(event.type, event.kv and event.kv.key) for event in found] == [

@@ -219,7 +219,7 @@ def test_etcd_killed_and_restarted_is_found_again(etcd: Etcd) -> None:
             etcd.kill()
             with pytest.raises(DatastoreUnreachable):
                 await read(link)
-            await asyncio.to_thread(etcd.restart)
+            await etcd.restart_async()
             assert await read(link) == [str(number).encode()]  # at once, without a time of penance
         await link.close()
 
@@ -562,11 +562,11 @@ def test_rotated_certificates_are_picked_up_with_the_next_connection(
         assert await read(link) == []
         os.rename(paths["client-key"], tmp_path / "away")  # in the middle of being replaced
         assert await read(link) == []
-        await asyncio.to_thread(server.kill)
+        server.kill()
         with pytest.raises(DatastoreUnreachable, match="etcdKeyFile"):
             await read(link)
         install(new)
-        await asyncio.to_thread(server.restart)
+        await server.restart_async()
         assert await read(link) == []
         await link.close()
 
@@ -638,7 +638,7 @@ def test_a_login_is_kept_renewed_and_regained(guarded: Guarded) -> None:
         assert int(after["kvs"][0]["version"]) - int(before["kvs"][0]["version"]) == 10
         renewed: Any = link._connection
         assert renewed.token not in ("", token)
-        await asyncio.to_thread(guarded.server.restart)  # forgets all simple tokens
+        await guarded.server.restart_async()  # forgets all simple tokens
         await link.call(proto.PUT, ALLOWED)
         await link.close()
 
@@ -781,7 +781,7 @@ def test_the_loss_of_the_leader_is_survived(members: list[Etcd]) -> None:
         leader = leader_of(members)
         link = link_to(*(member.endpoint for member in members), first=members.index(leader))
         await link.call(proto.PUT, proto.put(b"k", b"1"))
-        await asyncio.to_thread(leader.kill)
+        leader.kill()
 
         await until(lambda: read(link))
         assert await read(link) == [b"1"]
@@ -826,11 +826,11 @@ def test_requests_go_on_while_members_are_killed_one_by_one(members: list[Etcd])
     async def scenario() -> None:
         link = link_to(*(member.endpoint for member in members), timing=Timing(dial=3, call=3))
         for number, member in enumerate(members):
-            await asyncio.to_thread(member.kill)
+            member.kill()
             request = proto.put(b"k", str(number).encode())
             await until(partial(link.call, proto.PUT, request))
             assert await read(link) == [str(number).encode()]
-            await asyncio.to_thread(member.restart)
+            await member.restart_async()
         async with aclosing(link.watch(proto.watch(b"k", b"", 1))) as watching:
             assert (await anext(watching)).created
         await link.close()

@@ -26,6 +26,7 @@ from tortie.datastore.felixparams import (
     needs_restart,
     resolve,
 )
+from tortie.datastore.felixparams.sources import Raw
 from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
 from tortie.datastore.types.node import Node
 
@@ -55,7 +56,8 @@ def environment(**variables: str) -> Resolved:
         ("ProgramClusterRoutes", "EnabledIPIPOnly"), ("RouteTableRanges", ()), ("HealthPort", 9099),
         ("ClusterGUID", "baddecaf"), ("Variant", "Calico"), ("WireguardInterfaceName", "wireguard.cali"),
         ("IPv4NormalRoutePriority", 1024), ("NATOutgoingAddress", ""), ("PrometheusMetricsHost", ""),
-        ("EndpointStatusPathPrefix", "/var/run/calico"), ("LogDebugFilenameRegex", None), ("IstioDSCPMark", 23),
+        ("EndpointStatusPathPrefix", "/var/run/calico"), ("LogDebugFilenameRegex", None),
+         ("IstioDSCPMark", 23),
     ],
 )  # fmt: skip
 def test_defaults(name: str, value: object) -> None:
@@ -89,10 +91,12 @@ def test_every_parameter_has_a_value() -> None:
     [
         ("Ipv6Support", "F", False), ("Ipv6Support", "Yes", True), ("VXLANEnabled", "0", False),
         ("HealthPort", "0x10", 16), ("HealthPort", "0", 0), ("GoMaxProcs", "-1", -1), ("VXLANMTU", "010", 8),
-        ("IptablesMarkMask", "0xff", 255), ("ReportingIntervalSecs", "0.5", 0.5), ("ReportingTTLSecs", "1e2", 100.0),
+        ("IptablesMarkMask", "0xff", 255), ("ReportingIntervalSecs", "0.5", 0.5),
+         ("ReportingTTLSecs", "1e2", 100.0),
         ("IptablesLockProbeIntervalMillis", "250", 0.25), ("IptablesBackend", "NFT", "nft"),
         ("LogSeverityScreen", "warning", "WARNING"), ("FlowLogsPolicyEvaluationMode", "none", "None"),
-        ("InterfacePrefix", "cali,tap", ("cali", "tap")), ("NATPortRange", "1:2", (1, 2)), ("NATPortRange", "80", (80, 80)),
+        ("InterfacePrefix", "cali,tap", ("cali", "tap")), ("NATPortRange", "1:2", (1, 2)),
+         ("NATPortRange", "80", (80, 80)),
         ("KubeNodePortRanges", "1:2,5", ((1, 2), (5, 5))), ("RouteTableRange", "1-250", (1, 250)),
         ("RouteTableRanges", "1-2, 5-9", ((1, 2), (5, 9))), ("RouteTableRanges", "1-2 5-9", ((1, 2), (5, 9))),
         ("ExternalNodesCIDRList", "10.0.0.1/8, 192.0.2.1", ("10.0.0.0/8", "192.0.2.1/32")),
@@ -123,7 +127,8 @@ def test_failsafe_ports(text: str, ports: list[ProtoPort]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["sctp:1", "tcp:65536", "tcp", "tcp:x:1", "tcp:[x]:1", "tcp:1:2:3", "tcp:[fd00::1:22", "icmp:1", "1\n"]
+    "text", ["sctp:1", "tcp:65536", "tcp", "tcp:x:1", "tcp:[x]:1", "tcp:1:2:3", "tcp:[fd00::1:22", "icmp:1",
+    "1\n"]
 )  # fmt: skip
 def test_failsafe_ports_that_cannot_be_read_are_fatal(text: str) -> None:
     with pytest.raises(ConfigError, match="FailsafeInboundHostPorts from environment variable"):
@@ -133,13 +138,16 @@ def test_failsafe_ports_that_cannot_be_read_are_fatal(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("Ipv6Support", "maybe"), ("HealthPort", "65536"), ("HealthPort", "١"), ("HealthPort", "1_0"), ("HealthPort", "08"),
+        ("Ipv6Support", "maybe"), ("HealthPort", "65536"), ("HealthPort", "١"), ("HealthPort", "1_0"),
+         ("HealthPort", "08"),
         ("HealthPort", "9" * 5000), ("ReportingIntervalSecs", "inf"), ("ReportingIntervalSecs", "nan"),
         ("ReportingIntervalSecs", "90s"), ("ReportingIntervalSecs", "1e300"), ("IptablesBackend", "bpf"),
         ("WireguardInterfaceName", "wg/0"), ("InterfaceExclude", "/(/"), ("InterfaceExclude", "a b"),
-        ("NATOutgoingAddress", "fd00::1"), ("NATPortRange", "http"), ("MTUIfacePattern", "("), ("VXLANPort", "0"),
+        ("NATOutgoingAddress", "fd00::1"), ("NATPortRange", "http"), ("MTUIfacePattern", "("),
+         ("VXLANPort", "0"),
         ("KubeNodePortRanges", "2:1"), ("HealthTimeoutOverrides", "a=soon"), ("FeatureGates", "novalue"),
-        ("EtcdEndpoints", "http://a,https://b"), ("EtcdEndpoints", "http://user:pw@a"), ("IstioDSCPMark", "64"),
+        ("EtcdEndpoints", "http://a,https://b"), ("EtcdEndpoints", "http://user:pw@a"),
+         ("IstioDSCPMark", "64"),
         ("LogPrefix", "a\nb"), ("BPFForceTrackPacketsFromIfaces", "a/b"), ("BPFDSROptoutCIDRs", "x"),
     ],
 )  # fmt: skip
@@ -153,9 +161,12 @@ def test_other_values_that_cannot_be_read_fall_back_to_the_default(name: str, te
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("InterfacePrefix", "a*"), ("IptablesMarkMask", "1"), ("IptablesMarkMask", "x"), ("RouteTableRange", "0-5"),
-        ("RouteTableRanges", "1-70000"), ("RouteTableRanges", "1"), ("OpenstackRegion", "A"), ("DatastoreType", "consul"),
-        ("ChainInsertMode", "prepend"), ("ExternalNodesCIDRList", "x"), ("MetadataPort", "-1"), ("MetadataAddr", "a b"),
+        ("InterfacePrefix", "a*"), ("IptablesMarkMask", "1"), ("IptablesMarkMask", "x"),
+         ("RouteTableRange", "0-5"),
+        ("RouteTableRanges", "1-70000"), ("RouteTableRanges", "1"), ("OpenstackRegion", "A"),
+         ("DatastoreType", "consul"),
+        ("ChainInsertMode", "prepend"), ("ExternalNodesCIDRList", "x"), ("MetadataPort", "-1"),
+         ("MetadataAddr", "a b"),
     ],
 )  # fmt: skip
 def test_values_that_felix_must_not_start_with(name: str, text: str) -> None:
@@ -200,13 +211,13 @@ def test_environment_names_in_any_case() -> None:
 
 def test_a_file() -> None:
     text = (
-        "\ufeff# comment\r\n[global]\r\nMetadataAddr = None\nLogFilePath: /var/log/x.log ; why\n; comment\n"
-        "  LogPrefix = \"a # b\"\n[other]\nInterfacePrefix=cali,\\\ntap\nLogSeverityFile = 'None'\nX = `a;b`\n\n"
+        "# comment\r\n[global]\r\nMetadataAddr = None\nLogFilePath: /var/log/x.log ; why\n; comment\n"
+        '  LogPrefix = "a # b" # c\n[other]\nInterfacePrefix=cali,\\\ntap\n'
+        "LogSeverityFile = 'None'\nX = `a;b`\nY = \"\nZ =\n\n"
     )
-    raw = from_file(text.lstrip("\ufeff"))
-    assert raw == {
-        "MetadataAddr": "None", "LogFilePath": "/var/log/x.log", "LogPrefix": '"a', "InterfacePrefix": "cali,tap",
-        "LogSeverityFile": "None", "X": "a;b",
+    assert from_file(text) == {
+        "MetadataAddr": "None", "LogFilePath": "/var/log/x.log", "LogPrefix": "a # b",
+        "InterfacePrefix": "cali,tap", "LogSeverityFile": "None", "X": "a;b", "Y": '"', "Z": "",
     }  # fmt: skip
 
 
@@ -227,20 +238,25 @@ def test_no_file_crashes(text: str) -> None:
 def test_fields_of_a_resource_become_text_that_reads_back() -> None:
     made = configuration(
         {
-            "reportingInterval": "1m30s", "iptablesLockProbeInterval": "50ms", "ipipEnabled": True, "ipipMTU": 1480,
-            "failsafeInboundHostPorts": [{"protocol": "TCP", "port": 22, "net": "fd00::/8"}, {"protocol": "UDP", "port": 53}],
+            "reportingInterval": "1m30s", "iptablesLockProbeInterval": "50ms", "ipipEnabled": True,
+            "ipipMTU": 1480,
+            "failsafeInboundHostPorts": [{"protocol": "TCP", "port": 22, "net": "fd00::/8"},
+            {"protocol": "UDP", "port": 53}],
             "failsafeOutboundHostPorts": [], "routeTableRanges": [{"min": 1, "max": 2}, {"min": 5, "max": 9}],
-            "kubeNodePortRanges": ["1:2", 5], "externalNodesList": ["10.0.0.0/8"], "wireguardKeepAlive": "25s",
+            "kubeNodePortRanges": ["1:2", 5], "externalNodesList": ["10.0.0.0/8"],
+            "wireguardKeepAlive": "25s",
             "healthTimeoutOverrides": [{"name": "a", "timeout": "1m0s"}], "ipv6Support": False,
             "bpfConntrackTimeouts": {"tcpSynSent": "20s"}, "bpfLogFilters": {"b": "2", "a": "1"},
-            "xdpRefreshInterval": "90s", "bpfConntrackMode": "Auto", "natPortRange": 80, "istioDSCPMark": "EF",
+            "xdpRefreshInterval": "90s", "bpfConntrackMode": "Auto", "natPortRange": 80,
+            "istioDSCPMark": "EF",
             "nodeSelector": "all()", "future": 1,
         },
     )  # fmt: skip
     raw = from_resource(made)
     assert raw == {
         "ReportingIntervalSecs": "90", "IptablesLockProbeIntervalMillis": "50", "IpInIpEnabled": "true",
-        "IpInIpMtu": "1480", "FailsafeInboundHostPorts": "tcp:[fd00::/8]:22,udp:53", "FailsafeOutboundHostPorts": "none",
+        "IpInIpMtu": "1480", "FailsafeInboundHostPorts": "tcp:[fd00::/8]:22,udp:53",
+        "FailsafeOutboundHostPorts": "none",
         "RouteTableRanges": "1-2,5-9", "KubeNodePortRanges": "1:2,5", "ExternalNodesCIDRList": "10.0.0.0/8",
         "WireguardPersistentKeepAlive": "25", "HealthTimeoutOverrides": "a=1m0s", "Ipv6Support": "false",
         "BPFConntrackTimeouts": "TCPSynSent=20s", "BPFLogFilters": "a=1,b=2", "XDPRefreshInterval": "90",
@@ -255,18 +271,26 @@ def test_fields_of_a_resource_become_text_that_reads_back() -> None:
 def test_annotations_override_fields_unvalidated() -> None:
     made = configuration(
         {"healthPort": 1, "ipv6Support": True},
-        annotations={"config.projectcalico.org/healthport": "2", "config.projectcalico.org/New": "x", "other": "y"},
+        annotations={
+            "config.projectcalico.org/healthport": "2",
+            "config.projectcalico.org/New": "x",
+            "other": "y",
+        },
     )
     assert from_resource(made) == {"Ipv6Support": "true", "healthport": "2", "New": "x"}
     resolved = resolve({Source.GLOBAL: from_resource(made)})
-    assert resolved["HealthPort"] == 2 and resolved.ignored == ("unknown parameter 'New' from datastore (global)",)
+    assert resolved["HealthPort"] == 2 and resolved.ignored == (
+        "unknown parameter 'New' from datastore (global)",
+    )
 
 
 @pytest.mark.parametrize(
     "spec",
     [
-        {"healthPort": {"a": 1}}, {"routeTableRange": {}}, {"reportingInterval": 5}, {"kubeNodePortRanges": "x"},
-        {"healthTimeoutOverrides": [{}]}, {"natPortRange": []}, {"ipv6Support": "maybe"}, {"bpfLogFilters": [1]},
+        {"healthPort": {"a": 1}}, {"routeTableRange": {}}, {"reportingInterval": 5},
+        {"kubeNodePortRanges": "x"},
+        {"healthTimeoutOverrides": [{}]}, {"natPortRange": []}, {"ipv6Support": "maybe"},
+        {"bpfLogFilters": [1]},
     ],
 )  # fmt: skip
 def test_nonsense_written_past_validation_falls_back(spec: dict[str, Any]) -> None:
@@ -306,7 +330,7 @@ def test_what_comes_from_node_and_cluster() -> None:
 
 
 def test_the_highest_source_wins() -> None:
-    layers = {source: {"HealthPort": str(1000 + source)} for source in Source if source is not Source.DEFAULT}
+    layers: dict[Source, Raw] = {source: {"HealthPort": str(1000 + source)} for source in Source if source}
     for source in sorted(layers, reverse=True):
         resolved = resolve(layers)
         assert (resolved["HealthPort"], resolved.sources["HealthPort"]) == (1000 + source, source)
@@ -356,7 +380,9 @@ def test_layers_of_the_datastore() -> None:
 
 def test_of_several_selected_resources_the_oldest_wins_then_the_name() -> None:
     def scoped(name: str, day: int, selector: str = "has(gpu)") -> FelixConfiguration:
-        return configuration({"nodeSelector": selector}, name=name, creationTimestamp=f"2026-03-0{day}T00:00:00Z")
+        return configuration(
+            {"nodeSelector": selector}, name=name, creationTimestamp=f"2026-03-0{day}T00:00:00Z"
+        )
 
     young, old, twin = scoped("a", 3), scoped("c", 1), scoped("b", 1)
     labels = {"gpu": ""}
@@ -373,7 +399,9 @@ def test_of_several_selected_resources_the_oldest_wins_then_the_name() -> None:
 
 def test_which_changes_need_a_restart() -> None:
     before = resolve({})
-    after = resolve({Source.GLOBAL: {"ClusterType": "k8s", "HealthPort": "1", "HealthTimeoutOverrides": "a=1s"}})
+    after = resolve(
+        {Source.GLOBAL: {"ClusterType": "k8s", "HealthPort": "1", "HealthTimeoutOverrides": "a=1s"}}
+    )
     assert after.changed(before) == {"ClusterType", "HealthPort", "HealthTimeoutOverrides"}
     assert needs_restart(after.changed(before)) == {"HealthPort"}
     assert resolve({}).changed(before) == set()
@@ -381,4 +409,7 @@ def test_which_changes_need_a_restart() -> None:
 
 def test_what_was_set_is_described_with_its_source() -> None:
     lines = list(environment(HEALTHPORT="1", LOGPREFIX="x").describe())
-    assert lines == ["HealthPort = 1 (from environment variable)", "LogPrefix = 'x' (from environment variable)"]
+    assert lines == [
+        "HealthPort = 1 (from environment variable)",
+        "LogPrefix = 'x' (from environment variable)",
+    ]

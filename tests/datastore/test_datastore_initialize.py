@@ -36,9 +36,12 @@ def test_an_empty_datastore(client: Client) -> None:
         spec = information.spec
         assert (spec.clusterGUID, spec.clusterType, spec.calicoVersion) == ("0" * 32, "k8s,bgp", "v3.33.0")
         assert spec.datastoreReady is True
-        tiers = {tier.name: (tier.spec.order, tier.spec.defaultAction) for tier in (await client.list(Tier)).items}
+        tiers = {
+            tier.name: (tier.spec.order, tier.spec.defaultAction) for tier in (await client.list(Tier)).items
+        }
         assert tiers == {
-            "default": (1_000_000, "Deny"), "kube-admin": (1_000, "Pass"), "kube-baseline": (10_000_000, "Pass"),
+            "default": (1_000_000, "Deny"), "kube-admin": (1_000, "Pass"),
+            "kube-baseline": (10_000_000, "Pass"),
         }  # fmt: skip
 
     asyncio.run(scenario())
@@ -75,7 +78,12 @@ def test_a_second_time_writes_nothing(client: Client, backend: MemoryBackend) ->
 
 def test_what_is_there_is_completed_and_a_lock_stays(client: Client) -> None:
     async def scenario() -> None:
-        locked = {"datastoreReady": False, "clusterType": "k8s", "calicoVersion": "v3.1.0", "variant": "Calico"}
+        locked = {
+            "datastoreReady": False,
+            "clusterType": "k8s",
+            "calicoVersion": "v3.1.0",
+            "variant": "Calico",
+        }
         await client.create(resource("ClusterInformation", locked))
         await ensure_initialized(client, "v3.33.0", "bgp,k8s", lambda: "1" * 32)
         spec = (await client.get(ClusterInformation, "default")).spec
@@ -150,7 +158,9 @@ def test_many_nodes_at_once(backend: MemoryBackend) -> None:
 
 
 @pytest.mark.parametrize("operation", ["create", "update"])
-def test_a_write_that_comes_between_is_not_lost(client: Client, backend: MemoryBackend, operation: str) -> None:
+def test_a_write_that_comes_between_is_not_lost(
+    client: Client, backend: MemoryBackend, operation: str
+) -> None:
     """Whatever another writer does between our read and our write, both changes are there afterwards."""
     stepped_in = False
 

@@ -60,7 +60,9 @@ def test_identifiers_that_give_no_name(changes: dict[str, str], field: str, reas
     assert (field, reason) in [(wrong.field, wrong.reason) for wrong in caught.value.fields]
 
 
-@pytest.mark.parametrize("name", ["", "a", "a-b", "a-k8s-b", "a-k8s-b-c-d", "-k8s-b-c", "a-k8s--b-c", "a-k8s-b-"])
+@pytest.mark.parametrize(
+    "name", ["", "a", "a-b", "a-k8s-b", "a-k8s-b-c-d", "-k8s-b-c", "a-k8s--b-c", "a-k8s-b-"]
+)
 def test_what_is_no_endpoint_name(name: str) -> None:
     assert parse_endpoint_name(name) is None
 

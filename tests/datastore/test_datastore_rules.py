@@ -147,8 +147,8 @@ def test_blocks_of_another_size_forbid_a_pool(client: Client, backend: MemoryBac
         with pytest.raises(ValidationError) as caught:
             await create(client, "IPPool", {"cidr": "10.0.0.0/16", "blockSize": 28})
         assert wrong(caught) == {
-            "IPPool.Spec.BlockSize": "IPPool blocksSize conflicts with existing allocations that use a different "
-            "blockSize"
+            "IPPool.Spec.BlockSize": "IPPool blocksSize conflicts with existing allocations that use a "
+            "different blockSize"
         }
         await create(client, "IPPool", {"cidr": "10.0.0.0/16", "blockSize": 26})
 
@@ -194,7 +194,8 @@ def test_a_pool_for_load_balancers_stays_one(client: Client) -> None:
         with pytest.raises(ValidationError) as caught:
             await updated(client, pool, allowedUses=("Workload",))
         assert wrong(caught) == {
-            "IPPool.Spec.AllowedUses": "IPPool allowed use cannot be changed from LoadBalacer to Workload or Tunnel"
+            "IPPool.Spec.AllowedUses": "IPPool allowed use cannot be changed from LoadBalacer to Workload or "
+            "Tunnel"
         }
 
     run(scenario())
@@ -283,7 +284,9 @@ def test_policies_store_their_name_and_hide_it(client: Client, backend: MemoryBa
         ("a", {}, "[]", "a"),
     ],
 )
-def test_the_name_that_readers_see(name: str, spec: dict[str, Any], annotation: str | None, seen: str) -> None:
+def test_the_name_that_readers_see(
+    name: str, spec: dict[str, Any], annotation: str | None, seen: str
+) -> None:
     annotations = {} if annotation is None else {"projectcalico.org/metadata": annotation}
     read = as_read(resource("GlobalNetworkPolicy", spec, name=name, annotations=annotations))
     assert read.name == seen and read.metadata.annotations == {}
@@ -308,8 +311,8 @@ def test_copies_of_kubernetes_policies_are_for_their_controller_only() -> None:
     with pytest.raises(OperationNotSupported) as caught:
         refuse_kubernetes_policy("create or apply", copy)
     assert str(caught.value) == (
-        "operation create or apply is not supported on NetworkPolicy(shop/knp.default.web): kubernetes network "
-        "policies must be managed through the kubernetes API"
+        "operation create or apply is not supported on NetworkPolicy(shop/knp.default.web): kubernetes "
+        "network policies must be managed through the kubernetes API"
     )
     ours = resource("NetworkPolicy", name="web")
     assert isinstance(ours, NetworkPolicy)
@@ -339,8 +342,8 @@ def test_the_profile_that_allows_all_cannot_be_written(client: Client) -> None:
         with pytest.raises(ResourceAlreadyExists) as exists:
             await create(client, "Profile", name=DEFAULT_ALLOW)
         assert str(exists.value) == (
-            f"resource already exists: {DEFAULT_ALLOW} with error: {DEFAULT_ALLOW} already exists. The profile "
-            f'"{DEFAULT_ALLOW}" is default provided by Calico'
+            f"resource already exists: {DEFAULT_ALLOW} with error: {DEFAULT_ALLOW} already exists. The "
+            f'profile "{DEFAULT_ALLOW}" is default provided by Calico'
         )
         profile = DEFAULT_ALLOW_PROFILE.with_metadata(uid="1", creationTimestamp="2026-01-01T00:00:00Z")
         for operation, done, call in [
@@ -350,8 +353,8 @@ def test_the_profile_that_allows_all_cannot_be_written(client: Client) -> None:
             with pytest.raises(OperationNotSupported) as refused:
                 await call
             assert str(refused.value) == (
-                f'operation {operation} is not supported on {DEFAULT_ALLOW}: The profile "{DEFAULT_ALLOW}" is a '
-                f"default provided by Calico and cannot be {done}"
+                f'operation {operation} is not supported on {DEFAULT_ALLOW}: The profile "{DEFAULT_ALLOW}" '
+                f"is a default provided by Calico and cannot be {done}"
             )
 
     run(scenario())
@@ -365,7 +368,9 @@ def test_filters_of_a_peer_must_exist(client: Client) -> None:
         await create(client, "BGPFilter", name="f1")
         with pytest.raises(ValidationError) as caught:
             await create(client, "BGPPeer", {"filters": ["f1", "f2", "f3"]})
-        assert str(caught.value) == "error with field BGPPeer.Spec.Filters = '[f2 f3]' (BGPFilter(s) not found)"
+        assert (
+            str(caught.value) == "error with field BGPPeer.Spec.Filters = '[f2 f3]' (BGPFilter(s) not found)"
+        )
         peer: BGPPeer = await create(client, "BGPPeer", {"filters": ["f1"]})
         with pytest.raises(ValidationError):
             await client.update(structs.replace(peer, spec=structs.replace(peer.spec, filters=("f2",))))
@@ -378,7 +383,11 @@ def test_the_first_node_makes_the_datastore_usable(client: Client) -> None:
         await create(client, "Node", name="n1")
         information = await client.get(ClusterInformation, "default")
         assert information.spec.datastoreReady is True and information.spec.calicoVersion == ""
-        assert [tier.name for tier in (await client.list(Tier)).items] == ["default", "kube-admin", "kube-baseline"]
+        assert [tier.name for tier in (await client.list(Tier)).items] == [
+            "default",
+            "kube-admin",
+            "kube-baseline",
+        ]
         assert (await client.get(Node, "n1")).name == "n1"
 
     run(scenario())

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.kernel
 
 PREFIX = "/calico/resources/v3/projectcalico.org/"
 POOLS, NODES = ResourceList("IPPool"), ResourceList("Node")
-QUICK = Timing(dial=1.0, call=1.0, quiet=0.2, silent=0.3)
+QUICK = Timing(dial=0.4, call=0.4, quiet=0.2, silent=0.3)
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_a_day_in_the_life_of_a_syncer(etcd: Etcd) -> None:
             etcd.kill()
             await eventually(lambda: len(syncer.problems()) == 2)
             assert replay.status is SyncStatus.IN_SYNC  # and goes on with what it has
-            await asyncio.to_thread(etcd.restart)
+            await etcd.restart_async()
             etcd.delete(pool("a")[0])
             await eventually(lambda: marks(replay) == stored(etcd) and not syncer.problems())
             etcd.stop_answering()
@@ -145,7 +145,7 @@ def test_a_store_restored_from_a_backup_is_followed_from_there(make_etcd: Callab
             etcd.kill()
             shutil.rmtree(data)
             shutil.copytree(backup, data)
-            await asyncio.to_thread(etcd.start)
+            await etcd.restart_async()
             assert list(stored(etcd)) == [pool("old")[0]]
             await eventually(lambda: marks(replay) == stored(etcd))
             etcd.put(*pool("after"))  # far below the revision that was known before
@@ -243,7 +243,7 @@ def test_chaos_ends_in_the_truth(etcd: Etcd, seed: int) -> None:
         elif what == 8:
             etcd.compact()
         elif what == 9:
-            await asyncio.to_thread(etcd.restart)
+            await etcd.restart_async()
         elif what < 16:
             await asyncio.sleep(random.random() * 0.1)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.resources import problems, resource
-from tortie.datastore import validate
+from tortie.datastore import codec, validate
 
 pytestmark = pytest.mark.unit
 
@@ -17,6 +17,21 @@ def test_configuration_defaults() -> None:
     assert filled.spec.logSeverityScreen == "Info"
     assert filled.spec.serviceLoadBalancerAggregation == "Enabled"
     assert filled.spec.nodeMeshMaxRestartTime == "1m30s"
+
+
+def test_bare_addresses_that_older_calicos_took_become_cidrs() -> None:
+    blocks = {"serviceClusterIPs": [{"cidr": "10.0.0.1"}], "serviceExternalIPs": [{"cidr": "fd00::1"}]}
+    advertised = {"prefixAdvertisements": [{"cidr": "10.0.0.1", "communities": ["1:2"]}]}
+    spec: Any = codec.to_plain(validate.with_defaults(resource("BGPConfiguration", blocks | advertised)))[
+        "spec"
+    ]
+    assert spec["serviceClusterIPs"] == [{"cidr": "10.0.0.1/32"}]
+    assert spec["serviceExternalIPs"] == [{"cidr": "fd00::1/128"}]
+    assert spec["prefixAdvertisements"][0]["cidr"] == "10.0.0.1/32"
+    rules: Any = validate.with_defaults(resource("BGPFilter", {"importV4": [V4 | {"cidr": "10.0.0.1"}]}))
+    assert rules.spec.importV4[0].cidr == "10.0.0.1/32"
+    reserved: Any = validate.with_defaults(resource("IPReservation", {"reservedCIDRs": ["10.0.0.1"]}))
+    assert reserved.spec.reservedCIDRs == ("10.0.0.1/32",)
 
 
 @pytest.mark.parametrize(
@@ -31,14 +46,18 @@ def test_configuration_defaults() -> None:
         ({"listenPort": -1}, "spec.listenPort"),
         ({"serviceClusterIPs": [{"cidr": "10.96.0.0/12"}]}, None),
         ({"serviceClusterIPs": [{"cidr": "10.96.0.1/12"}]}, "spec.serviceClusterIPs[0].cidr"),
-        ({"serviceExternalIPs": [{"cidr": "10.96.0.1"}]}, "spec.serviceExternalIPs[0].cidr"),
+        ({"serviceExternalIPs": [{"cidr": "10.96.0.1"}]}, None),
+        ({"serviceExternalIPs": [{"cidr": "10.96.0.1/"}]}, "spec.serviceExternalIPs[0].cidr"),
         ({"serviceLoadBalancerIPs": [{"cidr": "x; y"}]}, "spec.serviceLoadBalancerIPs[0].cidr"),
         ({"serviceLoadBalancerAggregation": "On"}, "spec.serviceLoadBalancerAggregation"),
         ({"nodeMeshPassword": {"secretKeyRef": {"name": "bgp", "key": "pass_word.1"}}}, None),
         ({"nodeMeshPassword": {"secretKeyRef": {"name": "bgp"}}}, "spec.nodeMeshPassword.secretKeyRef.key"),
-        ({"nodeMeshPassword": {"secretKeyRef": {"name": "a/b", "key": "k"}}}, "spec.nodeMeshPassword.secretKeyRef.name"),
-        ({"nodeMeshPassword": {"secretKeyRef": {"name": "a", "key": "../k"}}}, "spec.nodeMeshPassword.secretKeyRef.key"),
-        ({"nodeMeshPassword": {"secretKeyRef": {"name": "a", "key": "k"}}, "nodeToNodeMeshEnabled": False}, "spec.nodeMeshPassword"),
+        ({"nodeMeshPassword": {"secretKeyRef": {"name": "a/b", "key": "k"}}},
+         "spec.nodeMeshPassword.secretKeyRef.name"),
+        ({"nodeMeshPassword": {"secretKeyRef": {"name": "a", "key": "../k"}}},
+         "spec.nodeMeshPassword.secretKeyRef.key"),
+        ({"nodeMeshPassword": {"secretKeyRef": {"name": "a", "key": "k"}}, "nodeToNodeMeshEnabled": False},
+         "spec.nodeMeshPassword"),
         ({"nodeMeshMaxRestartTime": "10s", "nodeToNodeMeshEnabled": False}, "spec.nodeMeshMaxRestartTime"),
         ({"nodeMeshMaxRestartTime": "ten"}, "spec.nodeMeshMaxRestartTime"),
         ({"nodeMeshMaxRestartTime": "-10s"}, "spec.nodeMeshMaxRestartTime"),
@@ -65,17 +84,24 @@ ADVERTISED = [{"cidr": "10.0.0.0/8", "communities": ["65000:1"]}]
     ("spec", "field"),
     [
         ({"prefixAdvertisements": ADVERTISED}, None),
-        ({"communities": [{"name": "mine", "value": "1:2:3"}], "prefixAdvertisements": [ADVERTISED[0] | {"communities": ["mine"]}]}, None),
+        ({"communities": [{"name": "mine", "value": "1:2:3"}],
+         "prefixAdvertisements": [ADVERTISED[0] | {"communities": ["mine"]}]}, None),
         ({"communities": [{"name": "mine", "value": "1:2"}]}, "spec.communities"),
-        ({"communities": [{"name": "Mine", "value": "1:2"}], "prefixAdvertisements": ADVERTISED}, "spec.communities[0].name"),
-        ({"communities": [{"name": "mine", "value": "65536:2"}], "prefixAdvertisements": ADVERTISED}, "spec.communities[0].value"),
-        ({"communities": [{"name": "mine", "value": "1:2:4294967296"}], "prefixAdvertisements": ADVERTISED}, "spec.communities[0].value"),
-        ({"communities": [{"name": "mine", "value": "1:2\n"}], "prefixAdvertisements": ADVERTISED}, "spec.communities[0].value"),
-        ({"communities": [{"name": "mine"}], "prefixAdvertisements": ADVERTISED}, "spec.communities[0].value"),
-        ({"prefixAdvertisements": [{"cidr": "10.0.0.0/8", "communities": ["theirs"]}]}, "spec.prefixAdvertisements[0].communities[0]"),
+        ({"communities": [{"name": "Mine", "value": "1:2"}], "prefixAdvertisements": ADVERTISED},
+         "spec.communities[0].name"),
+        ({"communities": [{"name": "mine", "value": "65536:2"}], "prefixAdvertisements": ADVERTISED},
+         "spec.communities[0].value"),
+        ({"communities": [{"name": "mine", "value": "1:2:4294967296"}], "prefixAdvertisements": ADVERTISED},
+         "spec.communities[0].value"),
+        ({"communities": [{"name": "mine", "value": "1:2\n"}], "prefixAdvertisements": ADVERTISED},
+         "spec.communities[0].value"),
+        ({"communities": [{"name": "mine"}], "prefixAdvertisements": ADVERTISED},
+         "spec.communities[0].value"),
+        ({"prefixAdvertisements": [{"cidr": "10.0.0.0/8", "communities": ["theirs"]}]},
+         "spec.prefixAdvertisements[0].communities[0]"),
         ({"prefixAdvertisements": [{"cidr": "10.0.0.0/8"}]}, "spec.prefixAdvertisements[0].communities"),
         ({"prefixAdvertisements": [{"communities": ["1:2"]}]}, "spec.prefixAdvertisements[0].cidr"),
-        ({"prefixAdvertisements": [{"cidr": "10.0.0.0", "communities": ["1:2"]}]}, "spec.prefixAdvertisements[0].cidr"),
+        ({"prefixAdvertisements": [{"cidr": "10.0.0.1", "communities": ["1:2"]}]}, None),
         ({"prefixAdvertisements": ADVERTISED * 501}, "spec.prefixAdvertisements"),
     ],
 )  # fmt: skip
@@ -98,7 +124,9 @@ def test_what_only_the_global_configuration_may_say() -> None:
             "ServiceClusterIPs", "NodeMeshPassword", "NodeMeshMaxRestartTime",
         )
     }  # fmt: skip
-    assert found["BGPConfiguration.Spec.ASNumber"] == "Cannot set ASNumber on a non default BGP Configuration."
+    assert (
+        found["BGPConfiguration.Spec.ASNumber"] == "Cannot set ASNumber on a non default BGP Configuration."
+    )
 
 
 # --- BGPPeer ------------------------------------------------------------------------------------
@@ -113,7 +141,8 @@ def test_what_only_the_global_configuration_may_say() -> None:
         ({"peerSelector": "has(rr)", "nodeSelector": "all()"}, None),
         ({"localWorkloadSelector": "a == 'b'", "asNumber": 1}, None),
         ({"sourceAddress": "None", "nextHopMode": "Self", "reversePeering": "Manual"}, None),
-        ({"maxRestartTime": "2m", "keepaliveTime": "20s", "ttlSecurity": 255, "numAllowedLocalASNumbers": 3}, None),
+        ({"maxRestartTime": "2m", "keepaliveTime": "20s", "ttlSecurity": 255,
+         "numAllowedLocalASNumbers": 3}, None),
         ({"password": {"secretKeyRef": {"name": "a", "key": "b"}}, "filters": ["f1", "f2"]}, None),
         ({"node": "N1"}, "spec.node"),
         ({"node": "n1", "nodeSelector": "all()"}, "spec.nodeSelector"),
@@ -168,14 +197,15 @@ V4 = ACCEPT | {"cidr": "10.0.0.0/8", "matchOperator": "In"}
         ({"action": "Reject", "source": "RemotePeers", "interface": "eth*", "peerType": "eBGP"}, None),
         (V4 | {"prefixLength": {"min": 0, "max": 32}, "priority": 1}, None),
         (ACCEPT | {"communities": {"values": ["65535:0"]}, "asPathPrefix": [1, "1.1"]}, None),
-        (ACCEPT | {"operations": [{"addCommunity": {"value": "1:2:4294967295"}}, {"prependASPath": {"prefix": [1] * 10}}, {"setPriority": {"value": 5}}]}, None),
+        (ACCEPT | {"operations": [{"addCommunity": {"value": "1:2:4294967295"}},
+         {"prependASPath": {"prefix": [1] * 10}}, {"setPriority": {"value": 5}}]}, None),
         ({}, "action"),
         ({"action": "accept"}, "action"),
         (ACCEPT | {"cidr": "10.0.0.0/8"}, "matchOperator"),
         (ACCEPT | {"matchOperator": "In"}, "matchOperator"),
         (V4 | {"matchOperator": "Within"}, "matchOperator"),
         (V4 | {"cidr": "10.0.0.1/8"}, "cidr"),
-        (V4 | {"cidr": "10.0.0.1"}, "cidr"),
+        (V4 | {"cidr": "10.0.0.1"}, None),
         (V4 | {"cidr": "fd00::/8"}, "cidr"),
         (ACCEPT | {"prefixLength": {"min": 1}}, "cidr"),
         (V4 | {"prefixLength": {"min": -1}}, "prefixLength.min"),
@@ -190,10 +220,12 @@ V4 = ACCEPT | {"cidr": "10.0.0.0/8", "matchOperator": "In"}
         (ACCEPT | {"communities": {"values": ["01:0"]}}, "communities.values[0]"),
         (ACCEPT | {"priority": 0}, "priority"),
         (ACCEPT | {"operations": [{}]}, "operations[0]"),
-        (ACCEPT | {"operations": [{"addCommunity": {"value": "1:2"}, "setPriority": {"value": 5}}]}, "operations[0]"),
+        (ACCEPT | {"operations": [{"addCommunity": {"value": "1:2"}, "setPriority": {"value": 5}}]},
+         "operations[0]"),
         (ACCEPT | {"operations": [{"addCommunity": {"value": "x"}}]}, "operations[0].addCommunity.value"),
         (ACCEPT | {"operations": [{"prependASPath": {"prefix": []}}]}, "operations[0].prependASPath.prefix"),
-        (ACCEPT | {"operations": [{"prependASPath": {"prefix": [1] * 11}}]}, "operations[0].prependASPath.prefix"),
+        (ACCEPT | {"operations": [{"prependASPath": {"prefix": [1] * 11}}]},
+         "operations[0].prependASPath.prefix"),
         (ACCEPT | {"operations": [{"setPriority": {"value": 0}}]}, "operations[0].setPriority.value"),
         (ACCEPT | {"operations": [{"setPriority": {"value": 1}}] * 11}, "operations"),
         ({"action": "Reject", "operations": [{"setPriority": {"value": 1}}]}, "operations"),

@@ -13,7 +13,12 @@ TEMPLATE = {"generateName": "all", "interfacePattern": "eth.*"}
 
 
 def test_cluster_information() -> None:
-    spec = {"clusterGUID": "0123abc", "clusterType": "k8s,bgp", "calicoVersion": "v3.33.0", "variant": "Calico"}
+    spec = {
+        "clusterGUID": "0123abc",
+        "clusterType": "k8s,bgp",
+        "calicoVersion": "v3.33.0",
+        "variant": "Calico",
+    }
     assert problems("ClusterInformation", spec | {"datastoreReady": False}) == {}
     assert list(problems("ClusterInformation", {"clusterType": "a\nb"})) == ["spec.clusterType"]
 
@@ -24,7 +29,12 @@ def test_controllers_defaults() -> None:
     given = {
         "prometheusMetricsPort": 0,
         "etcdV3CompactionPeriod": "600s",
-        "controllers": {"node": {"reconcilerPeriod": "300s"}, "loadBalancer": {}, "migration": {}, "policy": {}},
+        "controllers": {
+            "node": {"reconcilerPeriod": "300s"},
+            "loadBalancer": {},
+            "migration": {},
+            "policy": {},
+        },
     }
     filled: Any = validate.with_defaults(resource("KubeControllersConfiguration", given))
     assert filled.spec == {
@@ -59,7 +69,8 @@ def node(**fields: Any) -> dict[str, Any]:
         ({"controllers": {"namespace": "x"}}, "spec.controllers.namespace"),
         ({"controllers": {"policy": {"reconcilerPeriod": 5}}}, "spec.controllers.policy.reconcilerPeriod"),
         ({"controllers": {"loadBalancer": {"assignIPs": "None"}}}, "spec.controllers.loadBalancer.assignIPs"),
-        ({"controllers": {"migration": {"policyNameMigrator": "x"}}}, "spec.controllers.migration.policyNameMigrator"),
+        ({"controllers": {"migration": {"policyNameMigrator": "x"}}},
+         "spec.controllers.migration.policyNameMigrator"),
         (node(syncLabels="Disabled"), None),
         (node(syncLabels="No"), "spec.controllers.node.syncLabels"),
         (node(leakGracePeriod="-1m"), "spec.controllers.node.leakGracePeriod"),

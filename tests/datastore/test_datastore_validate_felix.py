@@ -57,7 +57,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"reportingInterval": "0s", "usageReportingInitialDelay": "1h30m"},
     {"dataplaneWatchdogTimeout": "1.5s", "liveMigrationRouteConvergenceTime": "1.5s"},
     {"failsafeInboundHostPorts": []},
-    {"failsafeOutboundHostPorts": [{"protocol": "TCP", "port": 22, "net": "10.0.0.0/8"}, {"protocol": "udp", "port": 53}]},
+    {"failsafeOutboundHostPorts": [{"protocol": "TCP", "port": 22, "net": "10.0.0.0/8"},
+    {"protocol": "udp", "port": 53}]},
     {"routeTableRange": {"min": 1, "max": 250}},
     {"routeTableRanges": [{"min": 1, "max": 100}, {"min": 5000, "max": 6000}]},
     {"externalNodesList": ["10.0.0.0/8", "192.0.2.1"]},
@@ -70,7 +71,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"healthTimeoutOverrides": [{"name": "InternalDataplaneMainLoop", "timeout": "5m"}]},
     {"prometheusMetricsHost": "::1", "healthHost": "0.0.0.0", "debugHost": "localhost", "debugPort": 0},
     {"openstackRegion": "region-one", "metadataAddr": "metadata.example.org", "metadataPort": 0},
-    {"bpfLogFilters": {"eth0": "host 10.0.0.1"}, "bpfConntrackTimeouts": {"tcpFinsSeen": "Auto", "udpTimeout": "1.5s"}},
+    {"bpfLogFilters": {"eth0": "host 10.0.0.1"}, "bpfConntrackTimeouts": {"tcpFinsSeen": "Auto",
+    "udpTimeout": "1.5s"}},
     {"bpfForceTrackPacketsFromIfaces": ["docker+"], "bpfDSROptoutCIDRs": ["10.0.0.0/8"]},
     {"iptablesMarkMask": 0xFFFF0000, "nftablesMarkMask": 3},
     {"wireguardRoutingRulePriority": 32_765, "wireguardMTU": 0, "deviceRouteProtocol": 80},
@@ -98,10 +100,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"reportingInterval": 90}, "spec.reportingInterval"),
     ({"reportingInterval": "-1s"}, "spec.reportingInterval"),
     ({"routeRefreshInterval": "100us"}, "spec.routeRefreshInterval"),
-    ({"failsafeInboundHostPorts": [{"protocol": "ICMP", "port": 1}]}, "spec.failsafeInboundHostPorts[0].protocol"),
-    ({"failsafeInboundHostPorts": [{"protocol": "TCP", "port": 65_536}]}, "spec.failsafeInboundHostPorts[0].port"),
+    ({"failsafeInboundHostPorts": [{"protocol": "ICMP", "port": 1}]},
+     "spec.failsafeInboundHostPorts[0].protocol"),
+    ({"failsafeInboundHostPorts": [{"protocol": "TCP", "port": 65_536}]},
+     "spec.failsafeInboundHostPorts[0].port"),
     ({"failsafeInboundHostPorts": [{"protocol": "TCP"}]}, "spec.failsafeInboundHostPorts[0].port"),
-    ({"failsafeInboundHostPorts": [{"protocol": "TCP", "port": 1, "net": "x"}]}, "spec.failsafeInboundHostPorts[0].net"),
+    ({"failsafeInboundHostPorts": [{"protocol": "TCP", "port": 1, "net": "x"}]},
+     "spec.failsafeInboundHostPorts[0].net"),
     ({"failsafeInboundHostPorts": "tcp:22"}, "spec.failsafeInboundHostPorts"),
     ({"routeTableRange": {"min": 0, "max": 5}}, "spec.routeTableRange"),
     ({"routeTableRange": {"min": 1, "max": 251}}, "spec.routeTableRange"),
@@ -110,7 +115,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"routeTableRanges": [{"min": 1, "max": 70_000}]}, "spec.routeTableRanges"),
     ({"routeTableRanges": [{"min": 1, "max": 2**32}]}, "spec.routeTableRanges"),
     ({"routeTableRanges": [{"min": "1", "max": 2}]}, "spec.routeTableRanges[0].min"),
-    ({"routeTableRange": {"min": 1, "max": 2}, "routeTableRanges": [{"min": 1, "max": 2}]}, "spec.routeTableRanges"),
+    ({"routeTableRange": {"min": 1, "max": 2}, "routeTableRanges": [{"min": 1, "max": 2}]},
+     "spec.routeTableRanges"),
     ({"externalNodesList": ["fd00::/8"]}, "spec.externalNodesList[0]"),
     ({"kubeNodePortRanges": ["http"]}, "spec.kubeNodePortRanges[0]"),
     ({"kubeNodePortRanges": [1, 2, 3, 4, 5, 6, 7, 8]}, "spec.kubeNodePortRanges"),
@@ -167,9 +173,10 @@ def test_what_is_refused(spec: dict[str, Any], field: str) -> None:
 
 @pytest.mark.parametrize("field", sorted(BY_FIELD))
 def test_every_field_refuses_what_makes_no_sense(field: str) -> None:
-    for nonsense in ("a\nb", "x" * 10_000, "\x00", {"a b": 5}, ["\n"], 2**63, -(2**62), 1.5, [[]]):
-        if nonsense == {"a b": 5} and field == "bpfConntrackTimeouts":
-            continue  # an object whose unknown members are left alone
+    values: list[Any] = ["a\nb", "x" * 10_000, "\x00", {"a b": 5}, ["\n"], 2**63, -(2**62), 1.5, [[]]]
+    if field == "bpfConntrackTimeouts":
+        values.remove({"a b": 5})  # an object whose unknown members are left alone
+    for nonsense in values:
         found = problems("FelixConfiguration", {field: nonsense})
         assert any(name.startswith(f"spec.{field}") for name in found), nonsense
 

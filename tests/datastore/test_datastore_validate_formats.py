@@ -18,37 +18,48 @@ HOSTILE = [
 ]  # fmt: skip
 
 CASES: list[tuple[str, Check, list[Any], list[Any]]] = [  # what, check, accepted, refused
-    ("ip", addresses.ip, ["10.0.0.1", "fd00::1", "::"], ["10.0.0.1/32", "10.0.0", "010.0.0.1", "::ffff:1.2.3.4"]),
+    ("ip", addresses.ip, ["10.0.0.1", "fd00::1", "::"], ["10.0.0.1/32", "10.0.0", "010.0.0.1",
+     "::ffff:1.2.3.4"]),
     ("ipv4", addresses.ipv4, ["10.0.0.1"], ["fd00::1", "10.0.0.256"]),
     ("ipv6", addresses.ipv6, ["fd00::1"], ["10.0.0.1", "fe80::1%eth0", "fd00:::1"]),
-    ("net", addresses.net, ["10.0.0.0/8", "10.0.0.1", "fd00::/8", "0.0.0.0/0"], ["10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/08", "10.0.0.0/", "/8"]),
+    ("net", addresses.net, ["10.0.0.0/8", "10.0.0.1", "fd00::/8", "0.0.0.0/0"],
+     ["10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/08", "10.0.0.0/", "/8"]),
     ("netv4", addresses.netv4, ["10.0.0.0/8"], ["fd00::/8"]),
     ("netv6", addresses.netv6, ["fd00::/8"], ["10.0.0.0/8"]),
     ("cidr", addresses.cidr, ["10.0.0.1/8", "10.0.0.1"], ["10.0.0.1/-1", "10.0.0.1/8/8"]),
     ("cidrv4", addresses.cidrv4, ["10.0.0.1/24"], ["fd00::1/64"]),
     ("cidrv6", addresses.cidrv6, ["fd00::1/64"], ["10.0.0.1/24"]),
     ("real_cidr", addresses.real_cidr, ["10.0.0.1/24"], ["10.0.0.1"]),
-    ("mac", addresses.mac, ["ee:ee:ee:ee:ee:ee", "EE-00-00-00-00-01", "eeee.eeee.eeee"], ["ee:ee:ee:ee:ee", "ee:ee:ee:ee:ee:eg", "eeeeeeeeeeee"]),
-    ("peer", addresses.peer, ["10.0.0.1", "10.0.0.1:179", "fd00::1", "[fd00::1]:179"], ["10.0.0.1:0", "10.0.0.1:65536", "[fd00::1]", "[10.0.0.1]:179", "host:179", ":179"]),
+    ("mac", addresses.mac, ["ee:ee:ee:ee:ee:ee", "EE-00-00-00-00-01", "eeee.eeee.eeee"],
+     ["ee:ee:ee:ee:ee", "ee:ee:ee:ee:ee:eg", "eeeeeeeeeeee"]),
+    ("peer", addresses.peer, ["10.0.0.1", "10.0.0.1:179", "fd00::1", "[fd00::1]:179"],
+     ["10.0.0.1:0", "10.0.0.1:65536", "[fd00::1]", "[10.0.0.1]:179", "host:179", ":179"]),
     ("name", formats.name, ["a", "a-b.c", "0"], ["A", "a_b", ".a", "a.", "a..b", "-a", "a" * 254]),
     ("container_id", formats.container_id, ["C0ffee-1"], ["-a", "a_"]),
     ("port_name", formats.port_name, ["http", "a-1"], ["HTTP", "1", "a--b", "-a", "a" * 16]),
-    ("qualified_name", formats.qualified_name, ["a", "a.b/C_d", "A" * 63], ["/a", "a/", "a/b/c", "A.b/c", "a" * 64, "-a"]),
+    ("qualified_name", formats.qualified_name, ["a", "a.b/C_d", "A" * 63],
+     ["/a", "a/", "a/b/c", "A.b/c", "a" * 64, "-a"]),
     ("label_value", formats.label_value, ["a", "A_b.c"], ["-a", "a" * 64, "a/b"]),
-    ("interface", formats.interface, ["eth0", "bond0.100", "A_b-c"], [".", "..", "*", "a" * 16, "a/b", "eth0:1"]),
+    ("interface", formats.interface, ["eth0", "bond0.100", "A_b-c"],
+     [".", "..", "*", "a" * 16, "a/b", "eth0:1"]),
     ("interface_or_all", formats.interface_or_all, ["*", "eth0"], ["**", "eth*"]),
     ("interface_filter", formats.interface_filter, ["docker+", "eth0:1"], ["*", "a" * 16]),
     ("bgp_interface", formats.bgp_interface, ["*", "eth*", "cali-1"], ["+", "a" * 16]),
     ("ignored_interface", formats.ignored_interface, ["eth*", "*.cali"], ["*", "eth+"]),
-    ("selector", formats.selector, ["all()", "a == 'b' &&\thas(c)", "x in {'ü'}"], ["a = 'b'", "a == ", "all() all()", "a == 'b\nc'", "has(a", "a" * 1025]),
-    ("protocol", formats.protocol, ["TCP", "UDPLite", "ICMPv6", 1, 255, "6"], ["tcp", 0, 256, -1, "256", True, "6 "]),
-    ("port", formats.port, [1, 65535, "80", "1:2", "http", "65535:65535"], [0, 65536, "0", "2:1", "0:1", "1:65536", "1:2:3", "HTTP", 1.5, True, None, -1]),
+    ("selector", formats.selector, ["all()", "a == 'b' &&\thas(c)", "x in {'ü'}"],
+     ["a = 'b'", "a == ", "all() all()", "a == 'b\nc'", "has(a", "a" * 1025]),
+    ("protocol", formats.protocol, ["TCP", "UDPLite", "ICMPv6", 1, 255, "6"],
+     ["tcp", 0, 256, -1, "256", True, "6 "]),
+    ("port", formats.port, [1, 65535, "80", "1:2", "http", "65535:65535"],
+     [0, 65536, "0", "2:1", "0:1", "1:65536", "1:2:3", "HTTP", 1.5, True, None, -1]),
     ("numeric_port", formats.numeric_port, [80, "80:90"], ["http"]),
     ("port_number", formats.port_number, [1, 65535], [0, 65536, "80", True]),
     ("dscp", formats.dscp, [0, 63, "EF", "cs6", "AF11", "10"], [64, -1, "AF14", "CS7", "EF ", True]),
-    ("duration", formats.duration, ["90s", "1m30s", "1.5s", "0s", "100ms"], ["90", "-1s", "1d", "s", "9999999h", "1s1"]),
+    ("duration", formats.duration, ["90s", "1m30s", "1.5s", "0s", "100ms"],
+     ["90", "-1s", "1d", "s", "9999999h", "1s1"]),
     ("regexp", formats.regexp, ["^eth.*", "[a-z]+"], ["(", "a\\1"]),
-    ("timestamp", formats.timestamp, ["2026-03-01T08:00:00Z", "2026-03-01T08:00:00.5+01:00"], ["2026-03-01", "2026-03-01 08:00:00Z", "2026-03-01T08:00:00"]),
+    ("timestamp", formats.timestamp, ["2026-03-01T08:00:00Z", "2026-03-01T08:00:00.5+01:00"],
+     ["2026-03-01", "2026-03-01 08:00:00Z", "2026-03-01T08:00:00"]),
 ]  # fmt: skip
 
 
@@ -68,7 +79,8 @@ def test_formats(_what: str, check: Check, accepted: list[Any], refused: list[An
 # Formats that are not made of a fixed small alphabet have hostile-looking values that are legal.
 _LEGAL = {
     "selector": {" "},
-    "regexp": {"'", '"', "a;b", "$(id)", "`id`", "../../etc", "é", " ", "-", "--", "#", "%s", "{{ x }}", "١", "１", "{"},
+    "regexp": {"'", '"', "a;b", "$(id)", "`id`", "../../etc", "é", " ", "-", "--", "#", "%s", "{{ x }}",
+    "١", "１", "{"},
     "port": set(), "label_value": set(), "interface": {"-", "--"}, "interface_or_all": {"-", "--"},
     "interface_filter": {"-", "--"}, "bgp_interface": {"-", "--"}, "ignored_interface": {"-", "--"},
 }  # fmt: skip
@@ -96,8 +108,21 @@ def test_addresses_never_raise_and_read_what_they_print(text: str) -> None:
 
 
 def test_protocol_numbers() -> None:
-    assert [formats.protocol_number(value) for value in ("TCP", "6", 6, "tcp", 0, None)] == [6, 6, 6, None, None, None]
-    assert [formats.has_ports(value) for value in ("TCP", "UDP", 132, "ICMP", None)] == [True, True, True, False, False]
+    assert [formats.protocol_number(value) for value in ("TCP", "6", 6, "tcp", 0, None)] == [
+        6,
+        6,
+        6,
+        None,
+        None,
+        None,
+    ]
+    assert [formats.has_ports(value) for value in ("TCP", "UDP", 132, "ICMP", None)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
     assert formats.canonical_port("80:80") == 80 and formats.canonical_port("080") == 80
     assert formats.canonical_port("1:2") == "1:2" and formats.canonical_port("http") == "http"
 

@@ -9,7 +9,7 @@ from tortie.datastore.kinds import KINDS
 
 pytestmark = pytest.mark.unit
 
-GOOD = {  # kind -> a spec without which nothing of the kind is legal
+GOOD: dict[str, dict[str, Any]] = {  # kind -> a spec without which nothing of the kind is legal
     "IPPool": {"cidr": "10.0.0.0/16"},
     "HostEndpoint": {"node": "n", "interfaceName": "*"},
     "BlockAffinity": {"node": "n", "cidr": "10.0.0.0/26"},

@@ -20,14 +20,20 @@ pytestmark = pytest.mark.unit
 # Values that are legal somewhere, and what makes them illegal there.
 legal = st.sampled_from(
     [
-        "a", "default", "node-1", "10.0.0.0/8", "10.0.0.1", "fd00::/64", "all()", "a == 'b'", "eth0", "cali*", "TCP",
-        "http", "80", "1:2", "Allow", "Never", "Enabled", "90s", "Info", "ee:ee:ee:ee:ee:ee", "1:1", "^eth.*", "EF",
+        "a", "default", "node-1", "10.0.0.0/8", "10.0.0.1", "fd00::/64", "all()", "a == 'b'", "eth0",
+        "cali*", "TCP",
+        "http", "80", "1:2", "Allow", "Never", "Enabled", "90s", "Info", "ee:ee:ee:ee:ee:ee", "1:1",
+        "^eth.*", "EF",
         "In", "Accept", "x=y", "Ingress", "Egress", "Pass", "kns.shop", "",
     ]
 )  # fmt: skip
-spice = st.sampled_from(["\n", "\x00", "\x1b[31m", "\r", "\t", "'", '"', "`", ";", "{", "\u2028", "١", "\x85", "\\"])
+spice = st.sampled_from(
+    ["\n", "\x00", "\x1b[31m", "\r", "\t", "'", '"', "`", ";", "{", "\u2028", "١", "\x85", "\\"]
+)
 strings = legal | st.text(max_size=12) | st.builds(lambda a, b, c: a + b + c, legal, spice, legal)
-numbers = st.sampled_from([0, 1, -1, 4, 6, 26, 80, 65_535, 65_536, 2**31, 2**63 - 1]) | st.integers(-5, 70_000)
+numbers = st.sampled_from([0, 1, -1, 4, 6, 26, 80, 65_535, 65_536, 2**31, 2**63 - 1]) | st.integers(
+    -5, 70_000
+)
 scalars = strings | numbers | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -129,7 +135,9 @@ def _is_checked(kind: str, path: str) -> bool:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), labels=labels)
-def test_defaults_storage_and_reading_are_stable(kind: str, data: st.DataObject, labels: dict[str, str]) -> None:
+def test_defaults_storage_and_reading_are_stable(
+    kind: str, data: st.DataObject, labels: dict[str, str]
+) -> None:
     made = candidate(kind, data.draw(BODIES[kind]), "default", labels)
     if made is None:
         return

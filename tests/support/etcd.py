@@ -4,6 +4,7 @@
 not pass through the code under test.
 """
 
+import asyncio
 import base64
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -62,8 +64,10 @@ class Etcd:
             "election-timeout": "200",
         }
         command = ["etcd", *(f"--{name}={value}" for name, value in arguments.items()), *self._flags]
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("the server would end with this thread: use `await restart_async()`")
         with open(self.log, "ab") as log:
-            # Should the tests be killed, the kernel ends the server with them.
+            # Should the tests be killed, the kernel ends the server with the thread that started it.
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *command], stdout=log, stderr=log
             )
@@ -105,6 +109,12 @@ class Etcd:
         """Kill if necessary and start again, on the same data and the same port."""
         self.kill()
         self.start()
+
+    async def restart_async(self) -> None:
+        """The same from within an event loop, which goes on running meanwhile."""
+        self.kill()
+        self.start(wait=False)
+        await asyncio.to_thread(self.wait_healthy)
 
     def stop_answering(self) -> None:
         """The process hangs, its connections stay: nothing is refused, nothing is answered."""

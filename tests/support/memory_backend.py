@@ -141,7 +141,8 @@ class MemoryBackend:
                 if (event := _event(what, change)) is not None:
                     yield event
             async with self._changed:
-                await self._changed.wait_for(lambda: self._revision > known or self._epoch != epoch or self.away)
+                while self._revision <= known and self._epoch == epoch and not self.away:
+                    await self._changed.wait()
             if self._epoch != epoch or self.away:
                 raise DatastoreUnreachable("the watch was dropped")
 
@@ -220,9 +221,7 @@ def _kv(key: Key, data: bytes, revision: int) -> KV:
     value = codec.decode(key.type, data)
     if isinstance(value, Resource):
         assert isinstance(key, ResourceKey)
-        value = value.with_metadata(
-            resourceVersion=str(revision), name=key.name, namespace=key.namespace
-        )
+        value = value.with_metadata(resourceVersion=str(revision), name=key.name, namespace=key.namespace)
         return KV(key, value, str(revision))
     return KV(key, value, str(revision), msgspec.json.decode(data or b"{}"))
 

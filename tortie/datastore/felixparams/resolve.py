@@ -132,7 +132,8 @@ def _read(param: Param, source: Source, text: str, decision: _Decision) -> Any:
         if FATAL in param.traits:
             raise ConfigError(_where(param, source), text[:200], printable(err)) from err
         decision.ignored.append(
-            f"{_where(param, source)} = {text[:200]!r}: {printable(err)}; using the default {param.default_text!r}"
+            f"{_where(param, source)} = {text[:200]!r}: {printable(err)}; "
+            f"using the default {param.default_text!r}"
         )
         return param.default
 

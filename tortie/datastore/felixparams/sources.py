@@ -4,6 +4,7 @@ Names are taken as they are found, in any case; resolve() knows them. What is me
 (unknown names, parameters that must be local) is not the business of the sources.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -54,15 +55,14 @@ def _joined_lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\\\n", "").split("\n")
 
 
+_QUOTED = re.compile(r"""(["'`])(.*)\1\s*(?:[#;].*)?""")
+
+
 def _ini_value(value: str) -> str:
     """Quotes protect a value; without them # and ; begin a comment."""
-    if len(value) > 1 and value[0] == "`" and "`" in value[1:]:
-        return value[1 : value.index("`", 1)]
-    for mark in "#;":
-        value = value.partition(mark)[0].strip()
-    if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
-        return value[1:-1]
-    return value
+    if match := _QUOTED.fullmatch(value):
+        return match[2]
+    return re.split("[#;]", value, maxsplit=1)[0].strip()
 
 
 def from_resource(configuration: FelixConfiguration) -> Raw:
