@@ -7,14 +7,15 @@ and repeated.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Literal
 
 import msgspec
 
-from tests.ipam.ipam_memory import MemoryBackend
+from tests.support.memory_backend import MemoryBackend
 from tortie.core.errors import DatastoreError, DatastoreUnreachable
 from tortie.datastore.backend import KV, Listed, WatchEvent
 from tortie.datastore.keys import Key, Listing
@@ -50,11 +51,11 @@ class _Request:
 
 
 class Scheduler:
-    """`choose(n)`: which of n waiting requests is next. `fate(request number)`: what becomes of it."""
+    """`choose(waiting)`: the index of the next request. `fate(request number)`: what becomes of it."""
 
     def __init__(
         self,
-        choose: Callable[[int], int],
+        choose: Callable[[Sequence[str]], int],
         fate: Callable[[int], Fate] = lambda _number: "done",
         after_write: Callable[[str], None] = lambda _what: None,
     ) -> None:
@@ -63,6 +64,7 @@ class Scheduler:
         self._after_write = after_write
         self._waiting: list[_Request] = []
         self.history: list[str] = []
+        self.current = ""  # the request whose fate is asked for
 
     async def run(self, actors: Iterable[tuple[str, Coroutine[Any, Any, None]]]) -> None:
         """Until all actors have ended or died; then raises what the first of them raised."""
@@ -72,8 +74,9 @@ class Scheduler:
             if all(task.done() for task in tasks):
                 break
             assert self._waiting, f"deadlock after {self.history[-10:]}"
-            request = self._waiting.pop(self._choose(len(self._waiting)))
+            request = self._waiting.pop(self._choose([str(request) for request in self._waiting]))
             fate: Fate = "done"
+            self.current = str(request)
             if request.kind in _WRITES:
                 fate = self._fate(len(self.history))
             self.history.append(f"{request} {fate}")
@@ -150,3 +153,38 @@ class ScheduledBackend:
 
     async def close(self) -> None:
         return None
+
+
+def at_random(seed: int, loyalty: float) -> Callable[[Sequence[str]], int]:
+    """Any order; with probability `loyalty` whoever was last goes on, which lets the others be overtaken."""
+    random = Random(seed)
+    last = ""
+
+    def choose(waiting: Sequence[str]) -> int:
+        nonlocal last
+        same = [index for index, text in enumerate(waiting) if text.partition(":")[0] == last]
+        chosen = same[0] if same and random.random() < loyalty else random.randrange(len(waiting))
+        last = waiting[chosen].partition(":")[0]
+        return chosen
+
+    return choose
+
+
+def stages(*steps: tuple[str, str]) -> Callable[[Sequence[str]], int]:
+    """An order told as a story: each (actor, request) runs the actor until it is about to make that request.
+
+    An empty request runs the actor to its end. After the last stage everybody goes on in turn. A stage
+    that does not happen as told shows in the outcome of the test, which is about that very race.
+    """
+    remaining = list(steps)
+
+    def choose(waiting: Sequence[str]) -> int:
+        while remaining:
+            actor, stop = remaining[0]
+            index = next((i for i, text in enumerate(waiting) if text.startswith(f"{actor}: ")), None)
+            if index is not None and not (stop and stop in waiting[index]):
+                return index
+            remaining.pop(0)
+        return 0
+
+    return choose

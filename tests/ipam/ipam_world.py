@@ -4,12 +4,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.ipam.ipam_memory import MemoryBackend
+import msgspec
+
+from tests.support.memory_backend import MemoryBackend
 from tortie.core.errors import ResourceDoesNotExist
 from tortie.datastore.backend import Backend
 from tortie.datastore.client import Client
 from tortie.datastore.keys import AffinityList, BlockKey, BlockList, HandleList
-from tortie.datastore.types.ipam import Block, Handle, IPAMConfig
+from tortie.datastore.types.ipam import DEFAULT_IPAM_CONFIG, Block, Handle
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec, IPReservation, IPReservationSpec
 from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.node import Node
@@ -51,7 +53,9 @@ class World:
     # --- making it ------------------------------------------------------------------------------
 
     async def pool(self, name: str, cidr: str, block_size: int = 0, **spec: Any) -> IPPool:
-        made = IPPool(metadata=ObjectMeta(name=name), spec=IPPoolSpec(cidr=cidr, blockSize=block_size, **spec))
+        made = IPPool(
+            metadata=ObjectMeta(name=name), spec=IPPoolSpec(cidr=cidr, blockSize=block_size, **spec)
+        )
         return await self.client.create(made)
 
     async def node(self, name: str, **labels: str) -> Node:
@@ -70,12 +74,12 @@ class World:
         await self.client.create(IPReservation(metadata=ObjectMeta(name=name), spec=spec))
 
     async def configure(self, **settings: Any) -> None:
-        settings = {"auto_allocate_blocks": True, "kubeVirtVMAddressPersistence": "Enabled"} | settings
-        await self.allocator("setup").set_config(IPAMConfig(**settings))
+        config = msgspec.structs.replace(DEFAULT_IPAM_CONFIG, **settings)
+        await self.allocator("setup").set_config(config)
 
     def allocator(self, host: str, client: Client | None = None, **options: Any) -> Allocator:
-        options = {"clock": self.clock, "sleep": no_sleep, "rand": lambda: 0.5} | options
-        return Allocator(client or self.client, host, **options)
+        defaults: dict[str, Any] = {"clock": self.clock, "sleep": no_sleep, "rand": lambda: 0.5}
+        return Allocator(client or self.client, host, **(defaults | options))
 
     # --- looking at it --------------------------------------------------------------------------
 
@@ -145,9 +149,7 @@ def under_counted(handles: Mapping[str, Mapping[str, int]], of: Iterable[Block])
     ]
 
 
-async def assert_at_rest(
-    world: World, *, exact: bool = True, shared: Collection[str] = ()
-) -> None:
+async def assert_at_rest(world: World, *, exact: bool = True, shared: Collection[str] = ()) -> None:
     """Nothing is under way: every invariant holds.
 
     `exact`: nobody crashed either. Handles in `shared` were used by several at once and may count too high.
@@ -164,10 +166,10 @@ async def assert_at_rest(
 
 
 async def assign(
-    allocator: Allocator, count: int = 1, handle: str = "", version: int = 4, use: str = "Workload", **options: Any
+    allocator: Allocator, count: int = 1, handle: str = "", version: int = 4, **options: Any
 ) -> tuple[str, ...]:
     """Addresses without prefix length, of one version; fails if there are fewer than asked for."""
-    got = await try_assign(allocator, count, handle, version, use, **options)
+    got = await try_assign(allocator, count, handle, version, **options)
     got.require_all()
     found = got.v4 if version == 4 else got.v6
     assert found is not None
@@ -175,11 +177,11 @@ async def assign(
 
 
 async def try_assign(
-    allocator: Allocator, count: int = 1, handle: str = "", version: int = 4, use: str = "Workload", **options: Any
+    allocator: Allocator, count: int = 1, handle: str = "", version: int = 4, **options: Any
 ) -> AutoAssigned:
-    numbers = {"num4": count} if version == 4 else {"num6": count}
-    options.setdefault("attributes", {"node": allocator.host})
-    return await allocator.auto_assign(AutoAssign(use=use, handle=handle, **numbers, **options))
+    options = {"use": "Workload", "attributes": {"node": allocator.host}} | options
+    options["num4" if version == 4 else "num6"] = count
+    return await allocator.auto_assign(AutoAssign(handle=handle, **options))
 
 
 async def gone(action: Any) -> bool:

@@ -15,7 +15,7 @@ Nothing here knows a datastore, a clock or a pool. What a block read from a data
 before these functions may be used is in soundness.py.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Self
@@ -74,7 +74,7 @@ class Released:
 
     block: Block
     unallocated: tuple[str, ...]  # asked for, but free or cooling already
-    by_handle: Mapping[str, int]  # handle -> how many of its addresses were released
+    handles: tuple[str, ...]  # whose addresses were released
 
 
 # --- whole blocks -------------------------------------------------------------------------------
@@ -284,16 +284,13 @@ def release(block: Block, requests: Iterable[ReleaseRequest], now: int, cooldown
         if request.handle and clean_handle(request.handle) != handle:
             raise BadHandle(request.address, request.handle, handle)
         doomed[ordinal] = handle
-    by_handle: dict[str, int] = {}
-    for handle in filter(None, doomed.values()):
-        by_handle[handle] = by_handle.get(handle, 0) + 1
-    return Released(_retire(block, doomed, now, cooldown), tuple(unallocated), by_handle)
+    handles = tuple(dict.fromkeys(filter(None, doomed.values())))
+    return Released(_retire(block, doomed, now, cooldown), tuple(unallocated), handles)
 
 
-def release_handle(block: Block, handle: str, now: int, cooldown: int) -> tuple[Block, int]:
-    """Give back whatever a handle holds in this block; also says how many addresses that was."""
-    ordinals = ordinals_of(block, handle)
-    return _retire(block, ordinals, now, cooldown), len(ordinals)
+def release_handle(block: Block, handle: str, now: int, cooldown: int) -> Block:
+    """Give back whatever a handle holds in this block."""
+    return _retire(block, ordinals_of(block, handle), now, cooldown)
 
 
 def _retire(block: Block, ordinals: Iterable[int], now: int, cooldown: int) -> Block:

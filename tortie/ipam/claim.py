@@ -2,9 +2,7 @@
 
 The steps: create an affinity that says `pending`; create the block with our affinity in it; set the
 affinity to `confirmed`. Which of two hosts owns a block is decided by the creation of the block and by
-nothing else; the loser deletes its affinity. Writing `pending` again before an old affinity is confirmed,
-and writing the block again, change their revisions: whoever is in the middle of releasing them then
-fails its own compare-and-swap and starts over. (Reference: Calico IPAM, 2.3 and 2.14.)
+nothing else; the loser deletes its affinity. (Reference: Calico IPAM, 2.3 and 2.14.)
 """
 
 import asyncio
@@ -23,10 +21,10 @@ from tortie.datastore.backend import KV
 from tortie.ipam import addresses, walk
 from tortie.ipam import block as blocks
 from tortie.ipam.block import HostReserve, Owner
+from tortie.ipam.confirm import confirm, confirm_again
 from tortie.ipam.errors import BlockClaimConflict, NoFreeBlocks, StaleAffinity, TooManyConflicts
 from tortie.ipam.pools import Pool
 from tortie.ipam.store import (
-    CONFIRMED,
     PENDING,
     RETRIES,
     Store,
@@ -177,10 +175,7 @@ class Claimer:
         if block.value.affinity != str(owner_of(affinity)):
             await self._store.delete_affinity(affinity)
             raise StaleAffinity(affinity.key)
-        if not is_confirmed(affinity):
-            affinity = await self._store.set_affinity(affinity, PENDING)
-            return await self._confirm_existing(affinity, block)
-        return block
+        return block if is_confirmed(affinity) else await confirm_again(self._store, affinity, block)
 
     async def _create(self, affinity: KV, reserve: HostReserve | None) -> KV:
         """Create the block of an affinity that says pending, and confirm."""
@@ -190,21 +185,8 @@ class Claimer:
         except ResourceAlreadyExists as err:
             kv = await self._store.after_conflict(cidr, err.current)
             if kv.value.affinity == str(owner):  # another process of this host was faster
-                return await self._confirm_existing(affinity, kv)
+                return await confirm_again(self._store, affinity, kv)
             await best_effort(f"deleting {affinity.key}", self._store.delete_affinity(affinity))
             raise BlockClaimConflict(cidr, kv.value.affinity) from None
-        await self._confirm(affinity)
+        await confirm(self._store, affinity)
         return kv
-
-    async def _confirm_existing(self, affinity: KV, block: KV) -> KV:
-        kv = await self._store.update_block(block, block.value)
-        await self._confirm(affinity)
-        return kv
-
-    async def _confirm(self, affinity: KV) -> None:
-        try:
-            await self._store.set_affinity(affinity, CONFIRMED)
-        except UpdateConflict:
-            current = await self._store.affinity(owner_of(affinity), cidr_of(affinity))
-            if not is_confirmed(current):
-                raise

@@ -3,11 +3,13 @@
 The order is the guarantee: at any moment, also after a crash, a handle counts at least what it holds.
 What was counted for a write that then did not happen is taken back, but only from the very state that
 was written (compare-and-swap on its revision). If somebody else touched the handle since, it stays:
-too high a count costs a left-over entry, which the next release by this handle clears; one too low
-would hide an address from its release.
+too high a count costs a left-over entry, which the next release with this handle clears; one too low
+would hide an address from its release. For the same reason nothing is ever subtracted from a count
+that was read anew: see release.py for how counts come down.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -93,6 +95,12 @@ class Handles:
         """Raises ResourceDoesNotExist."""
         return await self._backend.get(handle_key(handle))
 
+    async def find(self, handle: str) -> KV | None:
+        try:
+            return await self.get(handle)
+        except ResourceDoesNotExist:
+            return None
+
     async def all(self) -> dict[str, KV]:
         """Handle ID -> handle."""
         return {clean_handle(handle_of(kv)): kv for kv in (await self._backend.list(HandleList())).items}
@@ -112,7 +120,7 @@ class Handles:
             try:
                 return Hold(await self._counted(key, kv, cidr, count, cap), cidr, count)
             except (ResourceAlreadyExists, UpdateConflict) as err:
-                kv = err.current if isinstance(err.current, KV) else await self._find(key)
+                kv = err.current if isinstance(err.current, KV) else await self.find(handle)
             except ResourceDoesNotExist:
                 kv = None
         raise TooManyConflicts
@@ -126,12 +134,6 @@ class Handles:
         if kv is None:
             return await self._backend.create(key, value)
         return await self._backend.update(KV(key, value, kv.revision, kv.origin))
-
-    async def _find(self, key: HandleKey) -> KV | None:
-        try:
-            return await self._backend.get(key)
-        except ResourceDoesNotExist:
-            return None
 
     async def renew(self, hold: Hold, count: int, cap: int = 0) -> Hold:
         """Make a hold count `count` for a repeated block write, after the block has been read again.
@@ -149,12 +151,12 @@ class Handles:
     async def drop(self, hold: Hold) -> None:
         """Take a hold back whose block write did not happen. Never raises a datastore's error."""
         try:
-            await self.lower(hold.kv, {hold.cidr: hold.kv.value.block[hold.cidr] - hold.count})
+            await self.set_counts(hold.kv, {hold.cidr: hold.kv.value.block[hold.cidr] - hold.count})
         except DatastoreError as err:
             _log.info("%s keeps a count too high for %s: %s", hold.kv.key, hold.cidr, err)
 
-    async def lower(self, kv: KV, counts: dict[str, int]) -> None:
-        """Set the counts of some blocks, if the handle is still as read. Without any left it is deleted.
+    async def set_counts(self, kv: KV, counts: Mapping[str, int]) -> None:
+        """Replace the counts of some blocks, if the handle is still as read. Without any left it is deleted.
 
         Raises UpdateConflict, ResourceDoesNotExist.
         """
@@ -165,26 +167,3 @@ class Handles:
             await self._backend.update(KV(kv.key, value, kv.revision, kv.origin))
         else:
             await self._backend.delete(kv.key, kv.revision)
-
-    async def subtract(self, handle: str, cidr: str, count: int, known: KV | None = None) -> None:
-        """Count released addresses down; `known` is the handle as read before, if it was.
-
-        A count that would fall below zero is left as it is: it was wrong before, and lowering it
-        could take from an assignment that is just being made.
-        """
-        kv = known
-        for attempt in range(RETRIES):
-            await self._store.pause(attempt)
-            try:
-                kv = kv or await self.get(handle)
-                left = kv.value.block.get(cidr, 0) - count
-                if left < 0:
-                    _log.warning("%s counts %d too few addresses in %s", kv.key, -left, cidr)
-                    return
-                await self.lower(kv, {cidr: left})
-                return
-            except UpdateConflict:
-                kv = None
-            except ResourceDoesNotExist:
-                return
-        raise TooManyConflicts

@@ -3,19 +3,21 @@
 Blocks are written first and handles counted down after, so that a crash in between leaves a count too
 high and never too low. (Reference: Calico IPAM, 2.6, 2.7 and 2.10.)
 
-A release by handle also clears counts that no address stands behind, left by crashes. That must not
-take the count of an assignment that is just being made: counted on the handle, its block not yet
-written. Therefore the block is always written, even if nothing in it changes, and then the handle is
-replaced only if it is still as it was read before that. An assignment that counted before our reading
-had read its block before, so its write of the block now conflicts; it counts anew before it repeats
-(Handles.renew). One that counted later changed the handle, and ours is the write that conflicts.
+How a count comes down. Subtracting what was released is not safe: a count may be a crash's left-over,
+or that of an assignment that is just being made (counted, its block not yet written), and two releases
+may each believe that the count is theirs to subtract. Instead the count is set to the truth: how many
+addresses the handle has in the block as it has just been written, provided the handle is still as it
+was read before that write. That is right for every assignment under way. One that counted before our
+reading had read its block even earlier, so our write makes its own conflict, and it counts anew before
+it repeats (Handles.renew). One that counted later has changed the handle, and our setting conflicts;
+then we look again. For this a release by handle writes a block also when nothing in it changes.
 """
 
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 
-from tortie.core.errors import ResourceDoesNotExist, TortieError, UpdateConflict
+from tortie.core.errors import DatastoreError, ResourceDoesNotExist, TortieError, UpdateConflict
 from tortie.datastore.backend import KV
 from tortie.datastore.types.ipam import Block
 from tortie.ipam import addresses, pools
@@ -23,7 +25,7 @@ from tortie.ipam import block as blocks
 from tortie.ipam.block import Owner, ReleaseRequest
 from tortie.ipam.errors import BlockNotEmpty, IPAMError, TooManyConflicts
 from tortie.ipam.handle import block_cidrs
-from tortie.ipam.handles import Handles
+from tortie.ipam.handles import Handles, handle_of
 from tortie.ipam.requests import ReleaseOutcome
 from tortie.ipam.store import RETRIES, Store, best_effort, together
 from tortie.ipam.unclaim import Terms, Unclaimer
@@ -34,6 +36,7 @@ _log = logging.getLogger(__name__)
 # From how many addresses on all handles are read at once. Listing 10,000 handles takes as long as
 # reading some 200 one by one; Calico's threshold of 2 loads the datastore for every small release.
 _MANY = 100
+_SETTLE_TRIES = 10  # a handle is used by one owner; more than a few at once is somebody's mistake
 _BLOCKS_AT_ONCE = 16  # blocks released from in parallel; a node's blocks fit in one or two rounds
 
 
@@ -98,6 +101,7 @@ class Releaser:
     ) -> tuple[str, ...]:
         """Release addresses of one block, all or none; returns those that were not allocated."""
         kv = await self._store.find_block(cidr)
+        handles: dict[str, KV | None] = dict(known)
         for attempt in range(RETRIES):
             await self._store.pause(attempt)
             if kv is None:
@@ -107,6 +111,9 @@ class Releaser:
             released = blocks.release(block, requests, now, facts.cooldown)
             if released.block is block:
                 return released.unallocated
+            unread = [handle for handle in released.handles if handle not in handles]
+            found = await together(*(self._handles.find(handle) for handle in unread))
+            handles.update(zip(unread, found, strict=True))
             try:
                 await self._write(kv, released.block)
             except UpdateConflict as err:
@@ -115,12 +122,25 @@ class Releaser:
             except ResourceDoesNotExist:
                 kv = None
                 continue
-            for handle, count in released.by_handle.items():
-                subtract = self._handles.subtract(handle, cidr, count, known.get(handle))
-                await best_effort(f"counting down handle {handle}", subtract)
+            for handle in released.handles:
+                await self._count_down(handles[handle], released.block)
             await self.keep_consistent(released.block, facts)
             return released.unallocated
         raise TooManyConflicts
+
+    async def _count_down(self, kv: KV | None, block: Block) -> None:
+        """Set a handle's count for a block just written. Failures are only logged: the addresses are free."""
+        if kv is None:
+            return
+        handle = handle_of(kv)
+        try:
+            await self._handles.set_counts(kv, {block.cidr: len(blocks.ordinals_of(block, handle))})
+        except ResourceDoesNotExist:
+            return
+        except UpdateConflict:
+            await best_effort(f"counting handle {handle}", self.settle(handle, [block.cidr]))
+        except DatastoreError as err:
+            _log.warning("%s keeps a count too high for %s: %s", kv.key, block.cidr, err)
 
     # --- by handle ------------------------------------------------------------------------------
 
@@ -128,49 +148,66 @@ class Releaser:
         """Release whatever a handle holds, and the handle. Raises ResourceDoesNotExist, TooManyConflicts."""
         kv, facts = await together(self._handles.get(handle), self._view.facts())
         cidrs = block_cidrs(kv.value)
-        released = await together(*(self._empty_handle_in(cidr, handle, facts) for cidr in cidrs))
+        await together(*(self._empty_handle_in(cidr, handle, facts) for cidr in cidrs))
         try:
-            await self._handles.lower(kv, dict.fromkeys(kv.value.block, 0))
+            await self._handles.set_counts(kv, dict.fromkeys(kv.value.block, 0))
         except ResourceDoesNotExist:
             return
-        except UpdateConflict:
-            # Somebody else uses this handle at this moment: only what we released is certain.
-            for cidr, count in zip(cidrs, released, strict=True):
-                if count:
-                    await self._handles.subtract(handle, cidr, count)
+        except UpdateConflict:  # somebody else uses this handle at this moment
+            await best_effort(f"counting handle {handle}", self.settle(handle, cidrs))
 
-    async def _empty_handle_in(self, cidr: str, handle: str, facts: Facts) -> int:
-        """Release a handle's addresses in one block; returns how many those were."""
+    async def _empty_handle_in(self, cidr: str, handle: str, facts: Facts) -> None:
+        """Release a handle's addresses in one block; write the block even if there are none."""
         kv = await self._store.find_block(cidr)
         for attempt in range(RETRIES):
             await self._store.pause(attempt)
             if kv is None:
-                return 0
+                return
             now = self._store.now()
             block = blocks.normalise(kv.value, now, facts.cooldown)
-            written, count = blocks.release_handle(block, handle, now, facts.cooldown)
+            written = blocks.release_handle(block, handle, now, facts.cooldown)
             try:
                 await self._write(kv, written)
             except UpdateConflict as err:
                 kv = await self._store.after_conflict(cidr, err.current)
                 continue
             except ResourceDoesNotExist:
-                kv = None
-                continue
+                return
             await self.keep_consistent(written, facts)
-            return count
+            return
         raise TooManyConflicts
 
-    async def settle(self, handle: str) -> None:
-        """Set a handle's counts to what it really holds, unless somebody changes it meanwhile."""
-        kv, facts = await together(self._handles.get(handle), self._view.facts())
-        counts = dict.fromkeys(kv.value.block, 0)
-        for cidr in block_cidrs(kv.value):
-            if (found := await self._store.find_block(cidr)) is not None:
-                block = blocks.normalise(found.value, self._store.now(), facts.cooldown)
-                counts[cidr] = len(blocks.ordinals_of(block, handle))
-                await self._store.update_block(found, block)
-        await self._handles.lower(kv, counts)
+    async def settle(self, handle: str, cidrs: Iterable[str] | None = None) -> None:
+        """Set a handle's counts (None: for all its blocks) to what it really holds.
+
+        Raises TooManyConflicts if others keep changing it; the counts are too high at worst then.
+        """
+        facts = await self._view.facts()
+        for attempt in range(_SETTLE_TRIES):
+            await self._store.pause(attempt)
+            kv = await self._handles.find(handle)
+            if kv is None:
+                return
+            try:
+                wanted = block_cidrs(kv.value) if cidrs is None else cidrs
+                true = {cidr: await self._true_count(kv, cidr, facts) for cidr in wanted}
+                if any(kv.value.block.get(cidr, 0) != count for cidr, count in true.items()):
+                    await self._handles.set_counts(kv, true)
+                return
+            except (UpdateConflict, ResourceDoesNotExist) as err:
+                _log.debug("looking at handle %s again: %s", handle, err)
+        raise TooManyConflicts
+
+    async def _true_count(self, handle: KV, cidr: str, facts: Facts) -> int:
+        """What a handle holds in a block; where the handle says otherwise, the block is written."""
+        kv = await self._store.find_block(cidr)
+        if kv is None:
+            return 0
+        block = blocks.normalise(kv.value, self._store.now(), facts.cooldown)
+        count = len(blocks.ordinals_of(block, handle_of(handle)))
+        if handle.value.block.get(cidr, 0) != count:
+            await self._store.update_block(kv, block)
+        return count
 
     # --- what both need -------------------------------------------------------------------------
 

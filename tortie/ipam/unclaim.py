@@ -2,7 +2,8 @@
 
 The steps: set the affinity to `pendingDeletion`; delete the block if it is empty, else take the affinity
 out of it; delete the affinity. Each is a compare-and-swap on what was read, so that an allocation or a
-claim in between makes us look again. Addresses still held live on in a block that is nobody's.
+claim in between makes us look again (confirm.py). Addresses still held live on in a block that is
+nobody's.
 (Reference: Calico IPAM, 2.8 and 2.14.)
 """
 
@@ -15,15 +16,16 @@ from tortie.datastore.types.ipam import Block
 from tortie.ipam import addresses
 from tortie.ipam import block as blocks
 from tortie.ipam.block import Owner
+from tortie.ipam.confirm import confirm_again
 from tortie.ipam.errors import BlockChanged, BlockClaimConflict, BlockNotEmpty, IPAMError, TooManyConflicts
 from tortie.ipam.store import (
-    CONFIRMED,
     PENDING,
     PENDING_DELETION,
     RETRIES,
     Store,
     best_effort,
     cidr_of,
+    is_confirmed,
     owner_of,
 )
 
@@ -64,15 +66,15 @@ class Unclaimer:
     async def _try_release(self, owner: Owner, cidr: str, terms: Terms) -> None:
         affinity = await self._store.affinity(owner, cidr)
         kv = await self._store.find_block(cidr)
-        if kv is not None:
-            block = blocks.normalise(kv.value, self._store.now(), terms.cooldown)
-            await self._judge(affinity, block, terms)
-            if affinity.value.state != PENDING_DELETION:
-                affinity = await self._store.set_affinity(affinity, PENDING_DELETION)
+        block = None if kv is None else blocks.normalise(kv.value, self._store.now(), terms.cooldown)
+        # A block that is in use but nobody's stays as it is; only the affinity is left to remove.
+        if kv is not None and block is not None and (block.affinity or blocks.is_empty(block)):
+            await self._judge(affinity, kv, block, terms)
+            affinity = await self._store.set_affinity(affinity, PENDING_DELETION)
             await self._let_go(kv, block)
         await self._finish(affinity)
 
-    async def _judge(self, affinity: KV, block: Block, terms: Terms) -> None:
+    async def _judge(self, affinity: KV, kv: KV, block: Block, terms: Terms) -> None:
         """Raise if the block must not be released, and leave the affinity saying what is true."""
         owner = str(owner_of(affinity))
         if block.affinity not in (None, owner):
@@ -81,11 +83,16 @@ class Unclaimer:
         changed = terms.sequence_number not in (None, block.sequenceNumber)
         if not changed and not (terms.empty and not blocks.is_empty(block)):
             return
-        if block.affinity == owner and affinity.value.state == PENDING_DELETION:
+        if block.affinity == owner and not is_confirmed(affinity):
             # Marked by our own last try or by a crash, but it stays: routes to it depend on the state.
-            restore = self._store.set_affinity(affinity, CONFIRMED)
-            await best_effort(f"confirming {affinity.key} again", restore)
+            await self._restore(affinity, kv)
         raise BlockChanged if changed else BlockNotEmpty(block.cidr)
+
+    async def _restore(self, affinity: KV, kv: KV) -> None:
+        try:
+            await confirm_again(self._store, affinity, kv)
+        except ResourceDoesNotExist as err:  # the block went meanwhile: look again
+            raise UpdateConflict(affinity.key) from err
 
     async def _let_go(self, kv: KV, block: Block) -> None:
         try:
