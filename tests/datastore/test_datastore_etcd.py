@@ -417,6 +417,8 @@ def test_a_list_has_what_belongs_to_it_in_order(etcd: Etcd, backend: EtcdBackend
         "/calico/ipam/v2/host/n1/ipv4/block/10.0.0.0-26": "",
         "/calico/ipam/v2/host/n1/ipv4/block/10.0.0.1-26": '{"state":"pending","deleted":false}',
         "/calico/ipam/v2/host/n1": "{}",
+        "/calico/ipam/v2/handle/h": "{}",
+        "/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-26": '{"cidr":"10.0.0.0/26"}',
         "/calico/ipam/v2/virtual/lb/ipv4/block/10.0.1.0-26": '{"state":"confirmed","deleted":false}',
     }.items():
         etcd.put(path, value)

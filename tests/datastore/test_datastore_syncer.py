@@ -239,6 +239,40 @@ def test_compaction_during_an_outage_costs_a_list_and_no_event() -> None:
     run(scenario())
 
 
+def test_what_became_invalid_during_an_outage_is_gone() -> None:
+    async def scenario() -> None:
+        backend = MemoryBackend()
+        backend.write({pool("kept"): 1, pool("unreadable"): 2, pool("refused"): 3})
+        async with following(backend, check=refuse_negative) as (syncer, replay):
+            backend.fail_watches = [AWAY] * 3
+            backend.disconnect()
+            backend.write({pool("unreadable"): BROKEN, pool("refused"): -1})
+            backend.compact()
+            await eventually(lambda: replay.state == {pool("kept"): 1})
+            await eventually(lambda: len(syncer.problems()) == 2)
+            assert backend.lists == 2
+
+    run(scenario())
+
+
+def test_a_watch_cut_off_within_a_transaction_loses_nothing() -> None:
+    async def scenario() -> None:
+        backend = MemoryBackend()
+        syncer, replay = Syncer(backend, [POOLS]), Replay()
+        async with aclosing(syncer.batches()) as batches:
+            async for batch in batches:
+                replay.take(batch)
+                if backend.revision == 1 and replay.in_sync:
+                    backend.write({pool(name): 1 for name in "abcd"})
+                elif 0 < len(replay.state) < 4 and backend.watches == 1:
+                    backend.disconnect()
+                if len(replay.state) == 4:
+                    break
+        assert backend.watches == 2
+
+    run(scenario())
+
+
 def test_a_list_that_fails_is_tried_again() -> None:
     async def scenario() -> None:
         backend = MemoryBackend(fail_lists=[AWAY, RevisionGone("gone"), Unauthorized("no"), AWAY])
@@ -330,6 +364,46 @@ def test_after_ten_minutes_of_outage_we_wait_and_keep_the_data() -> None:
             backend.disconnect()  # the clock of the next outage starts at zero
             await asyncio.sleep(0.02)
             assert replay.in_sync and backend.lists == lists
+
+    run(scenario())
+
+
+def test_updates_do_not_come_while_waiting_even_if_the_consumer_was_late() -> None:
+    """All at once in the queue: the last updates, ten minutes of outage. Replay refuses them in one."""
+
+    async def scenario() -> None:
+        backend, clock = MemoryBackend(), Clock()
+        async with following(backend, clock=clock) as (syncer, replay):
+            replay.reading.clear()
+            backend.write({pool("first"): 0})
+            await eventually(lambda: len(replay.batches[-1].updates) == 1)  # with this one he is busy
+            backend.write({pool("a"): 1})
+            await eventually(lambda: not syncer._follows[0].out.empty())
+            backend.fail_watches, backend.fail_lists = [AWAY] * 100_000, [AWAY] * 100_000
+            backend.disconnect()
+            await eventually(lambda: syncer.problems())
+            clock.now += 601
+            await eventually(lambda: syncer._follows[0].status is WAIT)
+            replay.reading.set()
+            await eventually(lambda: replay.status is WAIT)
+            assert replay.state == {pool("first"): 0, pool("a"): 1}
+
+    run(scenario())
+
+
+def test_changing_reasons_do_not_prolong_an_outage() -> None:
+    async def scenario() -> None:
+        backend, clock = MemoryBackend(), Clock()
+        async with following(backend, clock=clock) as (syncer, replay):
+            backend.fail_watches = [AWAY, Unauthorized("no")] * 10_000
+            backend.fail_lists = list(backend.fail_watches)
+            backend.disconnect()
+            await eventually(lambda: syncer.problems())
+            for _ in range(4):
+                clock.now += 200
+                seen = backend.watches
+                await eventually(lambda: backend.watches > seen + 1 or replay.status is WAIT)  # noqa: B023
+            await eventually(lambda: replay.status is WAIT)
 
     run(scenario())
 
