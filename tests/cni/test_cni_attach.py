@@ -128,6 +128,8 @@ def test_ipv6_alone(bare_machine: Machine) -> None:
     assert ip["address"].startswith("fd00:65::") and ip["address"].endswith("/128")
     assert result["routes"] == [{"dst": "::/0", "gw": "fe80::ecee:eeff:feee:eeee"}]
     inside = machine.inside(pod)
+    (end,) = inside.ip("-6", "addr", "show", "dev", "eth0", "scope", "global")
+    assert not any(one.get("tentative") for one in end["addr_info"])  # it can be used at once
     (default,) = inside.ip("-6", "route", "show", "default")
     assert (default["gateway"], default["dev"]) == ("fe80::ecee:eeff:feee:eeee", "eth0")
     assert not inside.ip("route")

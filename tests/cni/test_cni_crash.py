@@ -128,7 +128,7 @@ def test_a_killed_plugin_is_undone(machine: Machine) -> None:
 
 def test_a_server_that_is_stopped_undoes_what_is_under_way(machine: Machine) -> None:
     machine.start_server()
-    adding = start_add(machine, machine.pod(), policy_setup_timeout_seconds=2)
+    adding = start_add(machine, machine.pod(), policy_setup_timeout_seconds=60)
     eventually(machine.endpoints)
     os.kill(machine.server, signal.SIGTERM)
     output, _ = adding.communicate(timeout=30)

@@ -7,7 +7,7 @@ are plugin (ADD, DEL), check, collect (GC, STATUS) and, for the `calico-ipam` bi
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from tortie import __version__
@@ -49,7 +49,7 @@ class Tools:
     pods: PodSource
     journal: JournalHandler
     prefix: str
-    stopping: Callable[[], bool]
+    stopping: asyncio.Event
 
 
 class Handler:

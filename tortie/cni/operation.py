@@ -38,7 +38,7 @@ class Operation:
     pods: PodSource
     paths: Paths
     identity: Identity
-    stopping: Callable[[], bool]
+    stopping: asyncio.Event  # set when the server is to end
     namespace: int | None = None
     why_no_namespace: str = ""
     undone: list[str] = field(default_factory=list)  # what a failed ADD could not take back, for the log
@@ -64,20 +64,20 @@ class Operation:
         """Raises CniError if going on would be of no use to anybody."""
         if self.shim.gone.is_set():
             raise CniError(Code.TRY_AGAIN_LATER, "the runtime gave up waiting")
-        if self.stopping():
+        if self.stopping.is_set():
             raise CniError(Code.TRY_AGAIN_LATER, "the CNI server is being stopped")
 
     async def while_wanted(self, what: Awaitable[T]) -> T:
         """Wait for something that may be broken off at any time, such as a file to appear."""
         task = asyncio.ensure_future(what)
-        gone = asyncio.ensure_future(self.shim.gone.wait())
+        ends = [asyncio.ensure_future(event.wait()) for event in (self.shim.gone, self.stopping)]
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([task, *ends], return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 self.checkpoint()
             return await task
         finally:
-            for pending in (task, gone):
+            for pending in (task, *ends):
                 pending.cancel()
 
     async def undo(self, what: str, action: Callable[[], Awaitable[object]]) -> None:

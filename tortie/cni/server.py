@@ -15,6 +15,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tortie.cni.conversation import Conversation
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 _REQUEST_LIMIT = 10.0  # seconds from connecting to the whole request; the shim sends it at once
 _STOP_LIMIT = 4.0  # seconds for calls under way when the server is to end; the supervisor kills after five
+_THREADS = 16  # pods whose interfaces are made or deleted at once; most of it is waiting for the kernel
 _BACKLOG = 512  # shims that wait to be accepted; a node starts 110 pods or so at once
 _REPORT_EVERY = 10.0  # seconds between health reports; 90 s of silence count as stuck
 
@@ -70,7 +72,7 @@ class Server:
         self._pods = pods or ArgsSource()
         self._report = report
         self._calls: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._journal = JournalHandler()
 
     def claim(self) -> int:
@@ -101,6 +103,8 @@ class Server:
 
     async def run(self) -> None:
         """Serve until cancelled."""
+        self._stopping.clear()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "kernel"))
         lock = self.claim()
         stores = Stores(self._settings.datastore, self._settings.node)
         root, host = logging.getLogger(), netns.current()
@@ -115,7 +119,7 @@ class Server:
                     pods=self._pods,
                     journal=self._journal,
                     prefix=self._settings.interface_prefix,
-                    stopping=lambda: self._stopping,
+                    stopping=self._stopping,
                 )
                 health = tasks.spawn(self._report_health(store.in_sync), "CNI health")
                 try:
@@ -174,7 +178,7 @@ class Server:
             shim.close()
 
     async def _finish_calls(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         if self._calls:
             await asyncio.wait(self._calls, timeout=_STOP_LIMIT)
         await tasks.cancel(self._calls)

@@ -102,7 +102,9 @@ def _set_up(host: NetlinkSocket, inside: NetlinkSocket, pair: Pair, container: i
     inside.execute(
         links.change(end.ifindex, up=True),
         *map(interface.add_route, interface.container_routes(pair, end.ifindex)),
-        *(addresses.add(end.ifindex, single(address)) for address in pair.addresses),
+        # Without NODAD an IPv6 address is tentative, and not used, until a kernel worker has looked at
+        # accept_dad; that can take until after the container's first packet.
+        *(addresses.add(end.ifindex, single(one), nodad=":" in one) for one in pair.addresses),
     )
     _add_host_routes(host, pair, host_end.ifindex)
     return end.mac
