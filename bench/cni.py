@@ -214,7 +214,7 @@ def timed(function: Callable[[Attachment], object]) -> Callable[[Attachment], fl
 def report_server(pid: int) -> None:
     with open(f"/proc/{pid}/status") as source:
         resident = next(int(line.split()[1]) for line in source if line.startswith("VmRSS:"))
-    bare, loaded = (started(code) for code in ("pass", "import tortie.cni.server"))
+    bare, loaded = (started(code) for code in ("pass", "import tortie.cni.server, tortie.datastore.etcd"))
     print(f"\nserver: imports {(loaded - bare) * 1000:.0f} ms, resident {resident / 1024:.0f} MiB")
 
 

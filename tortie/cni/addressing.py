@@ -31,6 +31,8 @@ from tortie.ipam.store import together
 
 _log = logging.getLogger(__name__)
 
+_LIMIT = 90.0  # seconds for one allocation or release, Calico's
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -117,6 +119,7 @@ class CalicoIpam:
             namespace_labels=ask.namespace_labels,
         )
         async with self._alone(op):
+            op.checkpoint()  # the turn may have been long in coming
             done = await self._allocator.auto_assign(request)
         got = [one for part in (done.v4, done.v6) if part is not None for one in part.addresses]
         short = next((part for part in (done.v4, done.v6) if part is not None and part.shortage), None)
@@ -146,6 +149,7 @@ class CalicoIpam:
             )
             try:
                 async with self._alone(op):
+                    op.checkpoint()
                     await self._allocator.assign_ip(request)
             except TortieError:
                 await op.undo("assigned addresses", lambda: self.give_back(op, got))
@@ -182,8 +186,13 @@ class CalicoIpam:
 
     @contextlib.asynccontextmanager
     async def _alone(self, op: Operation) -> AsyncIterator[None]:
+        """For at most 90 s once it is our turn. Raises CniError after that; DEL puts right what it cut off."""
         async with self._turn, waiting.file_lock(op.conf.ipam_lock_file):
-            yield
+            try:
+                async with asyncio.timeout(_LIMIT):
+                    yield
+            except TimeoutError as err:
+                raise CniError(Code.TRY_AGAIN_LATER, f"IPAM did not finish within {_LIMIT:.0f} s") from err
 
     async def _release(self, handle: str) -> None:
         try:

@@ -108,6 +108,8 @@ class Server:
         lock = self.claim()
         stores = Stores(self._settings.datastore, self._settings.node)
         root, host = logging.getLogger(), netns.current()
+        for handler in root.handlers:  # a call that asks for debug lines gets them, the process does not
+            handler.setLevel(max(handler.level, root.level))
         root.addHandler(self._journal)
         try:
             with self._listen() as listener:

@@ -27,7 +27,7 @@
 
 #define WIRE_VERSION "1"
 #define DEFAULT_SOCKET "/var/run/calico/cni.sock"
-#define DEADLINE 110          /* seconds in all: the server ends every operation within 100 */
+#define DEADLINE 110          /* seconds in all: longer than the server gives an allocation (90) */
 #define MAX_BYTES (16u << 20) /* of standard input and of one frame; the server's limit too */
 #define IO_FAILURE 5          /* codes of the CNI specification, section "Error" */
 #define TRY_AGAIN_LATER 11
