@@ -148,7 +148,8 @@ def box(tmp_path: Path) -> Iterator[Box]:
         environment = {"ETCD_ENDPOINTS": endpoint, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         server = [sys.executable, "-m", "tortie.cni.server"]
         processes.append(one.start(server, tmp_path / "cni.log", environment))
-        wait_until(one.path("/var/run/calico/cni.sock").exists, 20, "the CNI server")
+        # Not by /var/run, a symbolic link that would lead out of the box when followed from here.
+        wait_until(one.path("/run/calico/cni.sock").exists, 20, "the CNI server")
         yield one
     finally:
         one.power_off()

@@ -9,7 +9,7 @@ to the server's socket and runs other plugins when the server asks it to. The wa
 - `plugin` (ADD, DEL), `check`, `collect` (GC, STATUS), `ipam` (the `calico-ipam` binary on its own).
 - `addressing`: addresses from Calico's IPAM in this process; `delegate`: from another plugin.
 - `interface` (what is to exist), `wiring` (making it so), `endpoint` (what the datastore is told).
-- `store`: the datastore and what is remembered of it. `node`, `waiting`: files of the node, waiting for others.
+- `store`: the datastore and what is remembered of it. `node`, `waiting`: the node's files, others' signs.
 
 The face: `server.Server`, `server.Settings`, `server.main`; `shim.build`; `pods.PodSource` for whoever knows
 pods from elsewhere. Environment: TORTIE_CNI_SOCKET (/var/run/calico/cni.sock; read by the shim too),

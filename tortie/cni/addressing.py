@@ -186,7 +186,7 @@ class CalicoIpam:
 
     @contextlib.asynccontextmanager
     async def _alone(self, op: Operation) -> AsyncIterator[None]:
-        """For at most 90 s once it is our turn. Raises CniError after that; DEL puts right what it cut off."""
+        """For at most 90 s once it is our turn. Raises CniError then; DEL puts right what was cut off."""
         async with self._turn, waiting.file_lock(op.conf.ipam_lock_file):
             try:
                 async with asyncio.timeout(_LIMIT):
