@@ -229,6 +229,9 @@ def test_a_configuration_overrides_the_environment() -> None:
     assert found.etcdUsername == "u"
     old = store.effective_config(base, conf(etcd_authority="h:2379", etcd_scheme="https"))
     assert old.etcdEndpoints == ("https://h:2379",)
+    with_api = conf(kubernetes={"kubeconfig": "/k"}, calico_api_group="crd.projectcalico.org/v1")
+    assert store.effective_config(base, with_api) is base
+    assert store.effective_config(DatastoreConfig(), with_api).kubeconfig == "/k"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ datastore than the server's environment does; each gets a Store of its own.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from tortie.cni.netconf import NetConf
 from tortie.cni.protocol import Code
@@ -29,14 +31,23 @@ _NOT_READY = "Calico is currently not ready to process requests"
 
 
 def effective_config(base: DatastoreConfig, conf: NetConf) -> DatastoreConfig:
-    """`base` (the server's environment) with what the network configuration overrides. Pure."""
-    given = {
+    """`base` (the server's environment) with what the network configuration overrides. Pure.
+
+    Of the Kubernetes API only where that is the datastore: with etcd it would change nothing but cost a
+    connection more.
+    """
+    etcd = {
         "datastoreType": conf.datastore_type,
         "etcdEndpoints": _endpoints(conf),
         "etcdDiscoverySrv": conf.etcd_discovery_srv,
         "etcdKeyFile": conf.etcd_key_file,
         "etcdCertFile": conf.etcd_cert_file,
         "etcdCACertFile": conf.etcd_ca_cert_file,
+    }
+    config = _changed(base, etcd)
+    if config.type == "etcdv3":
+        return config
+    kubernetes = {
         "kubeconfig": conf.kubernetes.kubeconfig,
         "k8sAPIEndpoint": conf.kubernetes.k8s_api_root,
         "k8sAPIToken": conf.policy.k8s_auth_token,
@@ -44,8 +55,12 @@ def effective_config(base: DatastoreConfig, conf: NetConf) -> DatastoreConfig:
         "k8sClientBurst": conf.burst,
         "calicoAPIGroup": conf.calico_api_group,
     }
+    return _changed(config, kubernetes)
+
+
+def _changed(config: DatastoreConfig, given: Mapping[str, Any]) -> DatastoreConfig:
     changes = {name: value for name, value in given.items() if value}
-    return replace(base, **changes) if changes else base  # type: ignore[arg-type]
+    return replace(config, **changes) if changes else config
 
 
 def _endpoints(conf: NetConf) -> tuple[str, ...]:
