@@ -17,7 +17,7 @@ from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.node import Node
 from tortie.ipam import block as blocks
 from tortie.ipam.allocator import Allocator
-from tortie.ipam.names import clean_handle
+from tortie.ipam.names import WINDOWS_RESERVED_HANDLE, clean_handle
 from tortie.ipam.requests import AutoAssign, AutoAssigned
 from tortie.ipam.soundness import violations
 
@@ -130,7 +130,7 @@ def true_counts(of: Iterable[Block]) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for block in of:
         for handle in allocated([block]).values():
-            if handle:
+            if handle and handle != WINDOWS_RESERVED_HANDLE:  # that one is no object
                 of_handle = counts.setdefault(handle, {})
                 of_handle[block.cidr] = of_handle.get(block.cidr, 0) + 1
     return counts

@@ -51,7 +51,7 @@ class Story:
     memory: MemoryBackend
     granted: dict[str, str] = field(default_factory=dict)  # address -> handle
     doubtful: set[str] = field(default_factory=set)  # handles of requests that did not fully succeed
-    numbers: dict[str, int] = field(default_factory=dict)  # block CIDR -> its last sequence number
+    last: dict[str, Block] = field(default_factory=dict)  # block CIDR -> the block after the last write
     clock: Clock = field(default_factory=Clock)
     handle_numbers: Any = field(default_factory=itertools.count)
 
@@ -85,9 +85,10 @@ class Story:
         assert confirmed <= {(block.affinity, block.cidr) for block in stored}, what
         assert list(allocated(stored).values()).count(VM) <= 1, what
         for block in stored:
-            before = self.numbers.get(block.cidr)
-            assert before is None or block.sequenceNumber >= before, what
-        self.numbers = {block.cidr: block.sequenceNumber for block in stored}
+            before = self.last.get(block.cidr)
+            if before is not None and before != block:
+                assert block.sequenceNumber == before.sequenceNumber + 1, what
+        self.last = {block.cidr: block for block in stored}
 
 
 Operation = Callable[[Allocator, Story], Coroutine[Any, Any, None]]

@@ -13,6 +13,7 @@ from tortie.core.errors import ResourceAlreadyExists, ResourceDoesNotExist
 from tortie.datastore.client import Client
 from tortie.datastore.keys import AffinityKey, BlockKey
 from tortie.datastore.types.ipam import Affinity, AllocationAttribute
+from tortie.ipam import addresses
 from tortie.ipam import block as blocks
 from tortie.ipam.allocator import Allocator
 from tortie.ipam.block import Owner, ReleaseRequest
@@ -356,6 +357,50 @@ def test_block_with_a_foreign_or_no_owner_has_its_stale_affinity_deleted() -> No
             await world.backend.create(AffinityKey(cidr, "a"), Affinity(state="confirmed"))
         await maybe_one(world.allocator("a"))
         assert {owner for owner, _ in await world.affinities()} == {"host:b"}
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("state", ["pending", "pendingDeletion"])
+def test_an_allocator_that_knows_its_block_still_repairs_the_affinity(state: str) -> None:
+    async def story() -> None:
+        world = await world_of()
+        allocator = world.allocator("a")
+        await assign(allocator, 1, "first")
+        await world.backend.apply(AffinityKey(BLOCK, "a"), Affinity(state=state))
+        await assign(allocator, 1, "second")
+        await assert_at_rest(world)
+
+    asyncio.run(story())
+
+
+def test_a_block_lost_while_writing_is_not_taken_from_under_strict_affinity() -> None:
+    async def story() -> None:
+        world = await world_of("10.0.0.0/29", strict_affinity=True)
+        await assign(world.allocator("a"), 1, "used")
+        (cidr,) = await world.blocks()
+        race = Race(world)
+        race.actor("a", one)
+        race.actor("r", lambda allocator: allocator.release_affinity(cidr), host="a")
+        await race.run(("a", "update IPAMBlock"), ("r", ""), ("a", ""))
+        race.raced("a: create IPAMHandle", "r: update IPAMBlock", "a: update IPAMBlock")
+        (address,) = race.results["a"]
+        assert address not in map(str, addresses.network(cidr))
+        await assert_at_rest(world)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("state", ["confirmed", "pending", "pendingDeletion"])
+def test_affinity_to_a_used_block_that_is_nobodys_is_removed_without_touching_the_block(state: str) -> None:
+    async def story() -> None:
+        world = await world_of()
+        used, _ = blocks.assign(blocks.new_block(BLOCK, Owner("x"), 1), 1, AllocationAttribute(handle_id="h"))
+        kv = await world.backend.create(BlockKey(BLOCK), blocks.disowned(used))
+        await world.backend.create(AffinityKey(BLOCK, "a"), Affinity(state=state))
+        await world.allocator("a").release_host_affinities(must_be_empty=True)
+        assert await world.affinities() == {}
+        assert (await world.backend.get(BlockKey(BLOCK))).revision == kv.revision
 
     asyncio.run(story())
 

@@ -37,13 +37,13 @@ from tortie.ipam.names import clean_handle
 from tortie.ipam.pools import LOAD_BALANCER, Pool, Wish
 from tortie.ipam.requests import Assigned, AutoAssign, AutoAssigned
 from tortie.ipam.store import RETRIES, Store, cidr_of, owner_of, together
+from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.view import Facts, View
 
 _log = logging.getLogger(__name__)
 
 _DEFAULT_BLOCK_LIMIT = 20  # Calico's safeguard against runaway allocation when nobody set a limit
-_PREFETCHED = 8  # blocks read along with the list of affinities; a host rarely has more
 
 
 @dataclass(slots=True)
@@ -91,8 +91,10 @@ class Assigner:
         self._unclaimer = unclaimer
         self._handles = handles
         self._held = held
-        # (owner, IP version) -> own blocks read the last time: read ahead while the affinities are listed.
-        self._recent: dict[tuple[Owner, int], tuple[str, ...]] = {}
+        self._turns = Turns()  # about a block
+        # (owner, IP version) -> the own block that gave an address the last time. It is tried first, so
+        # that a host with many full blocks does not read them all for each address.
+        self._recent: dict[tuple[Owner, int], str] = {}
 
     async def assign(self, request: AutoAssign, host: str) -> AutoAssigned:
         """Never raises for what the allocator or the datastore refuses: that is in the answer."""
@@ -167,13 +169,13 @@ class Assigner:
         else:
             await self._borrow(one, facts)
 
-    async def _own_blocks(self, one: _Round) -> tuple[list[KV], Facts, dict[str, KV]]:
-        """The host's affinities inside the pools to use, what is known, and blocks read on the way."""
-        key = (one.owner, one.wish.version)
+    async def _own_blocks(self, one: _Round) -> tuple[list[KV], Facts, KV | None]:
+        """The host's affinities inside the pools to use, what is known, and a block read on the way."""
+        recent = self._recent.get((one.owner, one.wish.version), "")
         (facts, labels), affinities, seen = await together(
             together(self._view.facts(), self._labels(one.owner)),
             self._store.affinities(one.owner, one.wish.version),
-            self._prefetched(self._recent.get(key, ())),
+            self._readable(recent),
         )
         one.pools = pools.choose(facts.pools, one.wish, labels)
         kept: list[KV] = []
@@ -183,20 +185,16 @@ class Assigner:
             (kept if inside else others).append(affinity)
         for affinity in others:
             await self._release_deselected(affinity, facts, labels)
-        self._recent[key] = tuple(cidr_of(affinity) for affinity in kept[:_PREFETCHED])
+        kept.sort(key=lambda affinity: cidr_of(affinity) != recent)
         return kept, facts, seen
 
     async def _labels(self, owner: Owner) -> Mapping[str, str]:
         # What is virtual is no machine: there is no Node to ask.
         return {} if owner.type == "virtual" else await self._view.labels(owner.host)
 
-    async def _prefetched(self, cidrs: tuple[str, ...]) -> dict[str, KV]:
-        found = await together(*(self._readable(cidr) for cidr in cidrs))
-        return {cidr_of(kv): kv for kv in found if kv is not None}
-
     async def _readable(self, cidr: str) -> KV | None:
         try:
-            return await self._store.find_block(cidr)
+            return await self._store.find_block(cidr) if cidr else None
         except ValidationError:
             return None  # said when the block is really needed
 
@@ -217,10 +215,11 @@ class Assigner:
 
     # --- getting blocks -------------------------------------------------------------------------
 
-    async def _reused(self, one: _Round, affinity: KV, seen: Mapping[str, KV]) -> KV | None:
+    async def _reused(self, one: _Round, affinity: KV, seen: KV | None) -> KV | None:
         """The block of an own affinity; None if it turned out not to be ours or cannot be used."""
         try:
-            return await self._claimer.reuse(affinity, one.reserve, seen.get(cidr_of(affinity)))
+            matching = seen if seen is not None and cidr_of(seen) == cidr_of(affinity) else None
+            return await self._claimer.reuse(affinity, one.reserve, matching)
         except (StaleAffinity, BlockClaimConflict, ResourceDoesNotExist, TooManyConflicts) as err:
             _log.info("no block behind %s: %s", affinity.key, err)
         except ValidationError as err:
@@ -255,13 +254,19 @@ class Assigner:
 
     async def _take(self, one: _Round, kv: KV, facts: Facts, *, own: bool) -> None:
         """Assign what is missing from one block, as far as it goes; `own`: only while it is the owner's."""
+        cidr = cidr_of(kv)
         try:
-            async with self._handles.holding(one.handle, cidr_of(kv), one.cap) as holding:
-                await self._try_take(one, kv, facts, holding, own=own)
+            async with (
+                self._turns.take(cidr) as turn,
+                self._handles.holding(one.handle, cidr, one.cap) as holding,
+            ):
+                written = await self._try_take(one, _newer(kv, turn.last), facts, holding, own=own)
+                turn.last = written if own else None  # of others' blocks there are too many to keep
         except (ResourceDoesNotExist, ValidationError) as err:
             _log.info("%s cannot be used any more: %s", kv.key, err)
 
-    async def _try_take(self, one: _Round, kv: KV, facts: Facts, holding: Holding, *, own: bool) -> None:
+    async def _try_take(self, one: _Round, kv: KV, facts: Facts, holding: Holding, *, own: bool) -> KV | None:
+        """Returns the block as it was written, if it was."""
         cidr = cidr_of(kv)
         net = addresses.network(cidr)
         skip = facts.reserved.ordinals(net)
@@ -269,24 +274,36 @@ class Assigner:
             await self._store.pause(attempt)
             block = blocks.normalise(kv.value, self._store.now(), facts.cooldown)
             if own and block.affinity != str(one.owner):
-                return
+                return None
             written, ordinals = blocks.assign(block, one.missing, one.attribute, skip)
             if not ordinals:
-                return
+                return None
             try:
                 await holding.count(len(ordinals))
-                await self._store.update_block(kv, written)
+                kv = await self._store.update_block(kv, written)
             except UpdateConflict as err:
                 kv = await self._store.after_conflict(cidr, err.current)
             except HandleFull:
                 if held := await self._held.enough(one.handle, one.wish.version, one.requested, attempt):
                     one.addresses[:] = held
-                    return
+                    return None
                 kv = await self._store.block(cidr)
             else:
                 holding.keep()
                 one.addresses += [f"{net[ordinal]}/{net.prefixlen}" for ordinal in ordinals]
-                return
+                if own:
+                    self._recent[one.owner, one.wish.version] = cidr
+                return kv
+        return None
+
+
+def _newer(read: KV, written: KV | None) -> KV:
+    """What to start from: what was read before our turn, or what the turn before ours wrote."""
+    # Numbers only grow while a block lives, and a new block's start from the clock. If that misleads,
+    # the write conflicts.
+    if written is None or written.value.sequenceNumber < read.value.sequenceNumber:
+        return read
+    return written
 
 
 def _round(request: AutoAssign, host: str, version: int, count: int) -> _Round:

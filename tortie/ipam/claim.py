@@ -5,7 +5,6 @@ affinity to `confirmed`. Which of two hosts owns a block is decided by the creat
 nothing else; the loser deletes its affinity. (Reference: Calico IPAM, 2.3 and 2.14.)
 """
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from tortie.ipam.store import (
     owner_of,
     together,
 )
+from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.view import Facts, View
 
@@ -51,9 +51,7 @@ class Claimer:
         self._store = store
         self._view = view
         self._unclaimer = unclaimer
-        # (owner, IP version) -> who is just claiming. Spares a host that starts many pods at once the
-        # surplus blocks; what is right never depends on it.
-        self._turns: dict[tuple[Owner, int], asyncio.Lock] = {}
+        self._turns = Turns()  # about (owner, IP version): one new block serves all who need one
 
     # --- a block of our own ---------------------------------------------------------------------
 
@@ -64,7 +62,7 @@ class Claimer:
 
         Raises NoFreeBlocks, TooManyConflicts, and whatever `pools` raises.
         """
-        async with self._turns.setdefault((owner, version), asyncio.Lock()):
+        async with self._turns.take((owner, version)):
             for attempt in range(RETRIES):
                 await self._store.pause(attempt)
                 cidr, facts = await self._find(owner, version, pools)

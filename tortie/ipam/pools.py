@@ -76,7 +76,7 @@ def pool_of(resource: IPPool) -> Pool:
         name=resource.name,
         net=net,
         block_size=block_size,
-        enabled=_is_enabled(resource),
+        enabled=_is_enabled(resource) and net.prefixlen <= block_size,  # a smaller pool has no block
         node_selector=spec.nodeSelector,
         namespace_selector=spec.namespaceSelector,
         uses=spec.allowedUses or _DEFAULT_USES,

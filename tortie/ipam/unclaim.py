@@ -19,7 +19,6 @@ from tortie.ipam.block import Owner
 from tortie.ipam.confirm import confirm_again
 from tortie.ipam.errors import BlockChanged, BlockClaimConflict, BlockNotEmpty, IPAMError, TooManyConflicts
 from tortie.ipam.store import (
-    PENDING,
     PENDING_DELETION,
     RETRIES,
     Store,
@@ -106,12 +105,10 @@ class Unclaimer:
     async def _finish(self, affinity: KV) -> None:
         try:
             await self._store.delete_affinity(affinity)
-        except ResourceDoesNotExist:
-            _log.debug("%s is gone already", affinity.key)
-        except UpdateConflict:
-            current = await self._store.affinity(owner_of(affinity), cidr_of(affinity))
-            if current.value.state != PENDING:  # pending: its host has begun to claim anew, leave it that
-                raise
+        except (ResourceDoesNotExist, UpdateConflict) as err:
+            # Our part is done: the block is not the owner's. Whoever changed the affinity since claims
+            # anew, or releases too, and is the one to say what it is now.
+            _log.debug("leaving %s to others: %s", affinity.key, err)
 
     # --- many blocks ----------------------------------------------------------------------------
 
