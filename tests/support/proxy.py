@@ -15,6 +15,7 @@ class Proxy:
         self._scheme = scheme
         self._server: asyncio.Server | None = None
         self._links: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._forgotten: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoint = ""
         self.accepted = 0  # connections ever
@@ -42,6 +43,10 @@ class Proxy:
     def connections(self) -> int:
         """Open at present."""
         return len(self._links)
+
+    def forget(self) -> None:
+        """What goes through the present connections is lost from now on; new ones work."""
+        self._forgotten = list(self._links)
 
     def cut(self) -> None:
         """Reset all connections."""
@@ -79,7 +84,7 @@ class Proxy:
                 cut, passed = (False, not self.swallow_replies) if back else self._request()
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                if passed:
+                if passed and pair not in self._forgotten:
                     target.write(data)
                     await target.drain()
                 if cut:

@@ -1,0 +1,244 @@
+"""Watches on a real etcd: order, resumption, silence, floods, and how they end."""
+
+import asyncio
+import resource
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from tests.support.aio import eventually, others, run
+from tests.support.etcd import Etcd
+from tests.support.pools import BROKEN, POOL_PATH, POOLS, PREFIX, backend_on, pool_json, pool_key
+from tortie.core.errors import (
+    DatastoreUnreachable,
+    RevisionGone,
+    ValidationError,
+)
+from tortie.datastore.backend import WatchEvent
+from tortie.datastore.etcd import EtcdBackend
+from tortie.datastore.etcdchannel import Timing
+from tortie.datastore.keys import (
+    Key,
+)
+
+pytestmark = pytest.mark.kernel
+
+
+async def collect(backend: EtcdBackend, revision: str, count: int) -> list[WatchEvent]:
+    """The first `count` events that are not bookmarks."""
+    found: list[WatchEvent] = []
+    async with aclosing(backend.watch(POOLS, revision)) as events:  # type: ignore[type-var]
+        async for event in events:
+            if event.type != "bookmark":
+                found.append(event)
+            if len(found) == count:
+                break
+    return found
+
+
+def test_a_watch_sees_every_change_of_its_listing_once_in_order(etcd: Etcd, backend: EtcdBackend) -> None:
+    start = etcd.revision
+    revisions = [
+        etcd.put(POOL_PATH + "a", pool_json("a")),
+        etcd.put(POOL_PATH + "a", BROKEN),
+        etcd.put(POOL_PATH + "a", pool_json("a", "10.1.0.0/24")),
+        etcd.delete(POOL_PATH + "a"),
+    ]
+    etcd.put(PREFIX + "ippools-not/a", "{}")
+    etcd.put(POOL_PATH + "a/b", "{}")
+    revisions += [etcd.put(POOL_PATH + "b", BROKEN), etcd.delete(POOL_PATH + "b")]
+    found = run(collect(backend, str(start), 6))
+    assert [event.type for event in found] == ["set", "broken", "set", "deleted", "broken", "deleted"]
+    assert [int(event.revision) for event in found] == revisions
+    kvs = [event.kv or event.broken for event in found]
+    assert [kv.key for kv in kvs if kv is not None] == [pool_key("a")] * 4 + [pool_key("b")] * 2
+    assert found[0].kv is not None and found[0].kv.value.revision == str(revisions[0])
+    assert found[3].kv is not None and found[3].kv.value is None
+
+
+def test_a_watch_that_is_resumed_in_the_middle_of_a_transaction_misses_nothing(
+    etcd: Etcd, backend: EtcdBackend
+) -> None:
+    start = etcd.put(POOL_PATH + "before", pool_json("before"))
+    revision = etcd.put_all({POOL_PATH + name: pool_json(name) for name in ("a", "b", "c")})
+    after = etcd.put(POOL_PATH + "d", pool_json("d"))
+    found = run(collect(backend, str(start), 4))
+    assert [int(event.revision) for event in found] == [revision - 1, revision - 1, revision, after]
+    again = run(collect(backend, found[0].revision, 4))
+    assert [event.kv and event.kv.key for event in again] == [pool_key(name) for name in "abcd"]
+
+
+def test_a_watch_from_compacted_history_says_so(etcd: Etcd, backend: EtcdBackend) -> None:
+    start = etcd.put(POOL_PATH + "a", pool_json("a"))
+    etcd.put(POOL_PATH + "a", pool_json("a"))
+    etcd.put(POOL_PATH + "a", pool_json("a"))
+    etcd.compact()
+    with pytest.raises(RevisionGone):
+        run(collect(backend, str(start), 1))
+
+
+def test_a_watch_from_the_future_is_refused(etcd: Etcd, backend: EtcdBackend) -> None:
+    """A store restored from a backup is behind us: waiting for it to catch up would miss all until then."""
+    with pytest.raises(RevisionGone):
+        run(collect(backend, str(etcd.revision + 1), 1))
+    with pytest.raises(ValidationError):
+        run(collect(backend, "", 1))
+
+
+def test_a_watch_falls_behind_without_filling_memory(make_etcd: Callable[..., Etcd]) -> None:
+    """10,000 puts of 5 kB while the consumer sleeps: etcd keeps them, not we."""
+    etcd = make_etcd()
+    padding = "x" * 5_000
+
+    async def scenario() -> None:
+        backend = backend_on(etcd)
+        async with aclosing(backend.watch(POOLS, str(etcd.revision))) as events:  # type: ignore[type-var]
+            await anext(events)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            for at in range(0, 10_000, 100):
+                batch = {f"{POOL_PATH}p{n}": pool_json(padding) for n in range(at, at + 100)}
+                await asyncio.to_thread(etcd.put_all, batch)
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            found: list[Key | None] = []
+            while len(found) < 10_000:
+                event = await anext(events)
+                found.append(event.kv.key if event.kv else None)
+            assert found == [pool_key(f"p{n}") for n in range(10_000)]
+            assert grown < 20_000  # kB; the events are 50,000
+        await backend.close()
+
+    run(scenario(), 100)
+
+
+def test_events_in_fragments_arrive_whole(make_etcd: Callable[..., Etcd]) -> None:
+    """Catching up, etcd packs many events into one message and cuts it up again."""
+    etcd = make_etcd()
+    backend = backend_on(etcd)
+    start = etcd.revision
+    for n in range(60):
+        etcd.put(POOL_PATH + f"p{n}", pool_json("x" * 200_000))
+    found = run(collect(backend, str(start), 60))
+    asyncio.run(backend.close())
+    assert [event.kv and int(event.kv.revision) for event in found] == list(range(start + 1, start + 61))
+    resumed = [int(event.revision) - int(event.kv.revision) for event in found if event.kv]
+    assert set(resumed) == {0, -1}  # at the end of a fragment nobody knows whether the moment is over
+
+
+def test_a_quiet_watch_lives_on_signs_of_life(etcd: Etcd) -> None:
+    async def scenario() -> None:
+        backend = backend_on(etcd, Timing(quiet=0.1, silent=1.5))
+        async with aclosing(backend.watch(POOLS, str(etcd.revision))) as events:  # type: ignore[type-var]
+            await anext(events)
+            news = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(2)
+            assert (
+                not news.done()
+            )  # nor given up; answers to progress requests are no bookmarks: they may overtake
+            etcd.put(POOL_PATH + "a", pool_json("a"))
+            assert (await news).type == "set"
+        await backend.close()
+
+    run(scenario())
+
+
+def test_etcds_own_progress_reports_move_the_revision_on(make_etcd: Callable[..., Etcd]) -> None:
+    """So that compaction does not cost a list for a listing where nothing ever happens."""
+    server = make_etcd("--experimental-watch-progress-notify-interval=100ms")
+
+    async def scenario() -> None:
+        backend = backend_on(server)
+        start = server.revision
+        for n in range(5):
+            server.put("/elsewhere", str(n))
+        async with aclosing(backend.watch(POOLS, str(start))) as events:  # type: ignore[type-var]
+            async for event in events:
+                assert event.type == "bookmark"
+                if int(event.revision) == start + 5:
+                    break
+        await backend.close()
+
+    run(scenario())
+
+
+def test_a_server_that_stops_answering_is_noticed(etcd: Etcd) -> None:
+    async def scenario() -> None:
+        backend = backend_on(etcd, Timing(quiet=0.2, silent=0.3, dial=0.3))
+        async with aclosing(backend.watch(POOLS, str(etcd.revision))) as events:  # type: ignore[type-var]
+            await anext(events)
+            etcd.stop_answering()
+            with pytest.raises(DatastoreUnreachable, match="silent"):
+                await anext(events)
+        with pytest.raises(DatastoreUnreachable, match="no answer"):
+            await backend.get(pool_key("a"))
+        etcd.resume()
+        assert (await backend.list(POOLS)).items == []
+        await backend.close()
+
+    run(scenario())
+
+
+def test_a_watch_ends_with_its_server_and_goes_on_after_it(etcd: Etcd, backend: EtcdBackend) -> None:
+    async def scenario() -> None:
+        listed = await backend.list(POOLS)
+        async with aclosing(backend.watch(POOLS, listed.revision)) as events:  # type: ignore[type-var]
+            await anext(events)
+            etcd.put(POOL_PATH + "a", pool_json("a"))
+            last = await anext(events)
+            etcd.put(POOL_PATH + "b", pool_json("b"))
+            assert (await anext(events)).type == "set"
+            etcd.kill()
+            with pytest.raises(DatastoreUnreachable):
+                await anext(events)
+        with pytest.raises(DatastoreUnreachable):
+            await anext(backend.watch(POOLS, last.revision))
+        await etcd.restart_async()
+        etcd.delete(POOL_PATH + "a")
+        found = await collect(backend, last.revision, 2)
+        assert [(event.type, event.kv and event.kv.key) for event in found] == [
+            ("set", pool_key("b")),
+            ("deleted", pool_key("a")),
+        ]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("state", ["unstarted", "standing", "waiting", "in-an-event", "broken"])
+def test_a_watch_can_be_ended_in_every_state(etcd: Etcd, backend: EtcdBackend, state: str) -> None:
+    async def scenario() -> None:
+        start = str(etcd.revision)
+        etcd.put_all({POOL_PATH + name: pool_json(name) for name in "abc"})
+        events: Any = backend.watch(POOLS, start)
+        if state != "unstarted":
+            await anext(events)
+        if state == "waiting":
+            for _ in "abc":
+                await anext(events)
+            waiting = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        if state == "in-an-event":
+            await anext(events)
+        if state == "broken":
+            etcd.kill()
+            with pytest.raises(DatastoreUnreachable):
+                while True:
+                    await anext(events)
+        await events.aclose()
+        await backend.close()
+
+    run(scenario())
+
+
+def test_a_forgotten_watch_is_cleaned_up(etcd: Etcd, backend: EtcdBackend) -> None:
+    """A loop left by an exception does not close its iterator; the garbage collector has to do."""
+
+    async def scenario() -> None:
+        async for _event in backend.watch(POOLS, str(etcd.revision)):
+            break
+        await eventually(lambda: not others(), what="the stream's tasks to end")
+
+    run(scenario())

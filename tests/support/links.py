@@ -1,0 +1,26 @@
+"""Links to etcd for tests: with little patience, and the smallest requests there are."""
+
+from typing import Any
+
+from tests.support.etcd import free_port
+from tortie.datastore import etcdproto as proto
+from tortie.datastore.config import DatastoreConfig
+from tortie.datastore.etcdchannel import Timing
+from tortie.datastore.etcdlink import EtcdLink
+
+QUICK = Timing(dial=1.0, call=0.5, quiet=0.2, silent=0.3)
+READ = proto.range_(b"k")
+WRITE = proto.put(b"k", b"v")
+
+
+def link_to(*endpoints: str, timing: Timing = QUICK, first: int = 0, **more: Any) -> EtcdLink:
+    return EtcdLink(DatastoreConfig(etcdEndpoints=endpoints, **more), timing, first)
+
+
+async def read(link: EtcdLink, key: bytes = b"k") -> list[bytes]:
+    reply = await link.call(proto.RANGE, proto.range_(key))
+    return [entry.value for entry in reply.entries]
+
+
+def closed_port() -> str:
+    return f"http://127.0.0.1:{free_port()}"
