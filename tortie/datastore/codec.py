@@ -5,6 +5,7 @@ JSON it read. Encoding lays the typed value over that JSON, so that fields which
 not know survive a read-modify-write. Output is Go's JSON: struct order, sorted maps, HTML escapes.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -28,6 +29,11 @@ def decode(kind: type[S], data: bytes) -> S:
     """Parse one stored value. Raises ValidationError naming the field when it is not a `kind`."""
     if len(data) > MAX_OBJECT_BYTES:
         raise _invalid(kind, f"{len(data)} bytes", f"larger than {MAX_OBJECT_BYTES} bytes")
+    if not issubclass(kind, Resource):
+        # IPAM's blocks are large and read for each address. What is not right at once, as a null for
+        # an empty list, is looked at more closely below.
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return msgspec.json.decode(data or b"{}", type=kind)
     try:
         raw = msgspec.json.decode(data or b"{}")  # an empty value is {} in old data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
@@ -56,8 +62,10 @@ def _typed(kind: type[S], clean: Any) -> S:
 
 def encode(value: msgspec.Struct, origin: dict[str, Any] | None = None) -> bytes:
     """Go-style JSON of a value; unknown fields of its `origin` (a Resource carries its own) are kept."""
-    plain = to_plain(value, origin)
-    text = msgspec.json.encode(_sorted_maps(type(value), plain))
+    if isinstance(value, Resource) or any(unknown_fields(type(value), origin)):
+        text = msgspec.json.encode(_sorted_maps(type(value), to_plain(value, origin)))
+    else:  # IPAM's blocks again: the same bytes at a twentieth of the cost
+        text = msgspec.json.encode(value, enc_hook=int, order="deterministic")
     return text.replace(b"&", rb"\u0026").replace(b"<", rb"\u003c").replace(b">", rb"\u003e")
 
 
