@@ -316,7 +316,6 @@ async def through_syncer(server: Etcd, backend: EtcdBackend) -> float:
 async def idling(server: Etcd, seconds: float) -> None:
     backend = backend_on(server)
     await backend.create(key_of(endpoint(1)), endpoint(1))
-    before = resident(server)
     async with aclosing(Syncer(backend, FELIX).batches()) as batches:
         async for batch in batches:
             if batch.status is SyncStatus.IN_SYNC:
@@ -326,13 +325,7 @@ async def idling(server: Etcd, seconds: float) -> None:
         used = time.process_time() - cpu
         print(f"following {len(FELIX)} listings in idleness for {seconds:.0f} s")
         print(f"  CPU {used * 1e3:.0f} ms, {used / seconds:.3%} of a core")
-        print(f"  etcd grew by {resident(server) - before:.1f} MB for its {len(FELIX)} streams")
     await backend.close()
-
-
-def resident(server: Etcd) -> float:
-    with open(f"/proc/{server.pid}/statm") as statm:
-        return int(statm.read().split()[1]) * 4096 / 1e6
 
 
 if __name__ == "__main__":
