@@ -1,1 +1,18 @@
-"""The CNI plugin: protocol, server, pod interface set-up, and the shim that runtimes execute."""
+"""The CNI plugin: a static binary on the host, and the server that does the work for it.
+
+The binary (shim.c, installed as `calico` and `calico-ipam`) passes each call of the container runtime
+to the server's socket and runs other plugins when the server asks it to. The way of a call:
+
+- `server`, `conversation`, `wire`: the socket, one shim's connection, its frames.
+- `handler`: from a request to its answer. `protocol`, `netconf`, `identity`, `pods`: what is asked, checked
+  and typed. `operation`: one call under way. `locks`, `journal`: turns, log lines.
+- `plugin` (ADD, DEL), `check`, `collect` (GC, STATUS), `ipam` (the `calico-ipam` binary on its own).
+- `addressing`: addresses from Calico's IPAM in this process; `delegate`: from another plugin.
+- `interface` (what is to exist), `wiring` (making it so), `endpoint` (what the datastore is told).
+- `store`: the datastore and what is remembered of it. `node`, `waiting`: the node's files, others' signs.
+
+The face: `server.Server`, `server.Settings`, `server.main`; `shim.build`; `pods.PodSource` for whoever knows
+pods from elsewhere. Environment: TORTIE_CNI_SOCKET (/var/run/calico/cni.sock; read by the shim too),
+CALICO_RUN_DIR, CALICO_LIB_DIR, CALICO_NODENAME_FILE, NODENAME, FELIX_INTERFACEPREFIX,
+CALICO_CNI_LOG_SEVERITY, and the datastore's.
+"""

@@ -34,6 +34,14 @@ class PeerError(TortieError):
     """A BGP speaker or another process on the far side broke an agreement."""
 
 
+class CniError(TortieError):
+    """An answer of the CNI protocol: `code` of the specification's section "Error", `details` may be ''."""
+
+    def __init__(self, code: int, msg: str, details: str = "") -> None:
+        super().__init__(f"{msg}: {details}" if details else msg)
+        self.code, self.msg, self.details = code, msg, details
+
+
 class DatastoreError(TortieError):
     """The datastore refused or could not carry out an operation."""
 

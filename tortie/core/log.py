@@ -21,7 +21,9 @@ _LEVELS = {
 }
 
 
-class _Formatter(logging.Formatter):
+class LineFormatter(logging.Formatter):
+    """One record as one line; further lines of it are indented."""
+
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         source = record.name.removeprefix("tortie.")
@@ -44,7 +46,7 @@ def level(name: str) -> int:
 def setup(severity: str = "info", stream: object = None) -> None:
     """Send all log records to stderr (or `stream`); call once, at the start of a process."""
     handler = logging.StreamHandler(stream or sys.stderr)  # type: ignore[arg-type]
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level(severity))

@@ -9,6 +9,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
@@ -20,6 +21,7 @@ from tortie.datastore.types.meta import ASNumber, Resource
 S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_OBJECT_BYTES = 1_500_000  # etcd's default request limit: nothing larger can be stored
+_CONTAINERS = (dict, list)
 _MAX_DEPTH = 64  # deeper than any API object; keeps hostile nesting away from the recursions below
 
 
@@ -126,6 +128,7 @@ def _fields(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return _FIELDS[kind]
 
 
+@cache  # one entry for each field type of our structs
 def _struct_of(annotation: Any) -> type[msgspec.Struct] | None:
     """The struct inside `S`, `S | None` or `tuple[S, ...]`, if there is one."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
@@ -143,15 +146,19 @@ def _struct_values(annotation: Any, value: Any) -> Iterator[tuple[type[msgspec.S
 
 
 def _sorted_maps(kind: type[msgspec.Struct] | None, plain: Any) -> Any:
-    """Maps sorted by key, structs left in field order (unknown fields sorted after them)."""
+    """Maps sorted by key, structs left in field order (unknown fields sorted after them).
+
+    `plain` is a map or a list. Blocks hold hundreds of numbers: those must not cost a call each.
+    """
     if isinstance(plain, list):
-        return [_sorted_maps(kind, item) for item in plain]
-    if not isinstance(plain, dict):
-        return plain
+        return [_sorted_maps(kind, item) if isinstance(item, _CONTAINERS) else item for item in plain]
     known = _fields(kind) if kind else {}
     names = [name for name in plain if name in known or (name == "kind" and kind)]
-    names += sorted(name for name in plain if name not in names)
-    return {name: _sorted_maps(_struct_of(known.get(name)), plain[name]) for name in names}
+    names += sorted(plain.keys() - names)
+    return {
+        name: _sorted_maps(_struct_of(known.get(name)), value) if isinstance(value, _CONTAINERS) else value
+        for name, value in zip(names, map(plain.__getitem__, names), strict=True)
+    }
 
 
 def _without_nulls(raw: Any, depth: int = 0) -> Any:
@@ -161,9 +168,19 @@ def _without_nulls(raw: Any, depth: int = 0) -> Any:
     if isinstance(raw, dict):
         if any(_not_json(name) for name in raw):
             raise ValidationError([FieldError("JSON", "…", "a name is not valid Unicode")])
-        return {name: _without_nulls(v, depth + 1) for name, v in raw.items() if v is not None}
+        return {
+            # Plain text is most of what there is, and costs no call here.
+            name: value if type(value) is str and value.isascii() else _without_nulls(value, depth + 1)
+            for name, value in raw.items()
+            if value is not None
+        }
     if isinstance(raw, list):
-        return [_without_nulls(item, depth + 1) for item in raw]
+        return [  # of a block's many small numbers and nulls none costs a call
+            item
+            if item is None or (type(item) is int and 0 <= item < 2**32)
+            else _without_nulls(item, depth + 1)
+            for item in raw
+        ]
     if reason := _not_json(raw):
         raise ValidationError([FieldError("JSON", ascii(raw), reason)])
     return raw

@@ -50,6 +50,8 @@ _NET_NS_FD, _EXT_MASK, _NUM_TX_QUEUES, _NUM_RX_QUEUES, _LINK_NETNSID = 28, 29, 3
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: half the size of a dump
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_PEER = 1
+_NETKIT_PEER, _NETKIT_POLICY, _NETKIT_PEER_POLICY, _NETKIT_MODE = 1, 3, 4, 5  # since Linux 6.7
+_NETKIT_FORWARD, _NETKIT_L2 = 0, 0
 _VXLAN_ID, _VXLAN_GROUP, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 2, 3, 4, 7, 15
 _VXLAN_L2MISS, _VXLAN_GROUP6, _VXLAN_LOCAL6, _VXLAN_GBP, _VXLAN_METADATA = 13, 16, 17, 23, 25
 VXLAN_PORT = 4789  # IANA's; the kernel's own default is 8472
@@ -190,6 +192,19 @@ def create_veth(here: VethEnd, there: VethEnd, *, mtu: int = 0, queues: int = 1)
     return Message(
         RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _veth_end(here, mtu, queues) + info, "create", what
     )
+
+
+def create_netkit(here: VethEnd, there: VethEnd, *, mtu: int = 0) -> Message:
+    """A netkit pair that carries frames like a veth; `here` is its primary end, one queue each.
+
+    EOPNOTSUPP on a kernel that has no netkit.
+    """
+    data = nested(_NETKIT_PEER, _veth_end(there, mtu, 1))
+    data += attribute_u32(_NETKIT_POLICY, _NETKIT_FORWARD) + attribute_u32(
+        _NETKIT_PEER_POLICY, _NETKIT_FORWARD
+    )
+    data += attribute_u32(_NETKIT_MODE, _NETKIT_L2)
+    return create(here.name, "netkit", mac=here.mac, mtu=mtu, data=data)
 
 
 def _veth_end(end: VethEnd, mtu: int, queues: int) -> bytes:

@@ -44,14 +44,18 @@ def open(path: str) -> int:
         raise _failure("open", path, err) from err
     except ValueError as err:  # a NUL, or what no file system can spell
         raise KernelError("open", repr(path), errno.EINVAL, "not a path") from err
-    try:
-        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
-    except OSError:  # not an nsfs file at all
-        kind = 0
-    if kind != _CLONE_NEWNET:
+    if not is_namespace(fd):
         os.close(fd)
         raise KernelError("open", path, errno.EINVAL, "not a network namespace")
     return fd
+
+
+def is_namespace(fd: int) -> bool:
+    """Whether an open file, such as one that another process passed on, is a network namespace."""
+    try:
+        return bool(fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET)
+    except OSError:  # not an nsfs file at all
+        return False
 
 
 def current() -> int:

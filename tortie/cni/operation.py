@@ -1,0 +1,103 @@
+"""One call being carried out: what it is about, and the means to do it.
+
+Steps are never broken off in the middle: an operation looks between its steps whether anybody still
+waits for it (checkpoint), and if not undoes what it did. The time limits of the single steps (ten
+seconds for a datastore call, twenty for the kernel) bound how long that can take.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import ParamSpec, TypeVar
+
+from tortie.cni.conversation import Conversation
+from tortie.cni.identity import Identity
+from tortie.cni.netconf import VERSION_IF_MISSING, NetConf
+from tortie.cni.node import Paths
+from tortie.cni.pods import PodSource
+from tortie.cni.protocol import CALICO_IPAM, Call, Code
+from tortie.cni.store import Store
+from tortie.core.errors import CniError, KernelError, TortieError
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Operation:
+    """`namespace` is an open descriptor of the container's, None if there is none (any more)."""
+
+    call: Call
+    conf: NetConf
+    stdin: bytes
+    shim: Conversation
+    store: Store
+    pods: PodSource
+    paths: Paths
+    identity: Identity
+    stopping: asyncio.Event  # set when the server is to end
+    namespace: int | None = None
+    why_no_namespace: str = ""
+    undone: list[str] = field(default_factory=list)  # what a failed ADD could not take back, for the log
+
+    @property
+    def version(self) -> str:
+        """Of the answer; a configuration without one is answered as Calico's two binaries do."""
+        return self.conf.cniVersion or ("0.1.0" if self.call.plugin == CALICO_IPAM else VERSION_IF_MISSING)
+
+    def of_container(self, container_id: str) -> "Operation":
+        """The same for another container of the workload."""
+        return replace(self, identity=replace(self.identity, container_id=container_id))
+
+    def ensure_container(self) -> int:
+        """The container's namespace. Raises CniError if there is none."""
+        if self.namespace is None:
+            raise CniError(
+                Code.UNKNOWN_CONTAINER, f'failed to open netns "{self.call.netns}"', self.why_no_namespace
+            )
+        return self.namespace
+
+    def checkpoint(self) -> None:
+        """Raises CniError if going on would be of no use to anybody."""
+        if self.shim.gone.is_set():
+            raise CniError(Code.TRY_AGAIN_LATER, "the runtime gave up waiting")
+        if self.stopping.is_set():
+            raise CniError(Code.TRY_AGAIN_LATER, "the CNI server is being stopped")
+
+    async def while_wanted(self, what: Awaitable[T]) -> T:
+        """Wait for something that may be broken off at any time, such as a file to appear."""
+        task = asyncio.ensure_future(what)
+        ends = [asyncio.ensure_future(event.wait()) for event in (self.shim.gone, self.stopping)]
+        try:
+            await asyncio.wait([task, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self.checkpoint()
+            return await task
+        finally:
+            for pending in (task, *ends):
+                pending.cancel()
+
+    async def undo(self, what: str, action: Callable[[], Awaitable[object]]) -> None:
+        """One step of a roll-back: its failure is told, and does not keep the others from being undone."""
+        try:
+            await action()
+        except TortieError as err:
+            _log.error("%s: could not undo: %s: %s", self.identity, what, err)
+            self.undone.append(f"{what}: {err}")
+
+
+async def in_thread(limit: float, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run blocking kernel work on a thread. Raises KernelError if it takes longer than `limit` seconds.
+
+    The thread cannot be stopped: after that error the work may still happen.
+    """
+    work = asyncio.to_thread(function, *args, **kwargs)
+    try:
+        async with asyncio.timeout(limit):
+            return await work
+    except TimeoutError as err:
+        name = getattr(function, "__name__", "work").replace("_", " ")
+        raise KernelError("carry out", name, text=f"not done within {limit:.0f} s") from err

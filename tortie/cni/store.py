@@ -1,0 +1,169 @@
+"""The datastore as the CNI server uses it: a client, and in memory what every call asks for.
+
+ClusterInformation, pools, reservations, our Node and the IPAM configuration are followed by one Syncer;
+until it is in sync, and for anything else, the datastore is read. A configuration may name another
+datastore than the server's environment does; each gets a Store of its own.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tortie.cni.netconf import NetConf
+from tortie.cni.protocol import Code
+from tortie.core import tasks
+from tortie.core.errors import CniError, ConfigError, DatastoreError, ResourceDoesNotExist
+from tortie.datastore.client import Client
+from tortie.datastore.config import DatastoreConfig
+from tortie.datastore.connect import connect
+from tortie.datastore.keys import ResourceKey, ResourceList
+from tortie.datastore.syncer import Batch, Syncer, SyncStatus
+from tortie.datastore.types.cluster import ClusterInformation
+from tortie.ipam.view import SyncedView
+
+_log = logging.getLogger(__name__)
+
+_CLUSTER = ResourceKey("ClusterInformation", "default")
+_NOT_READY = "Calico is currently not ready to process requests"
+
+
+def effective_config(base: DatastoreConfig, conf: NetConf) -> DatastoreConfig:
+    """`base` (the server's environment) with what the network configuration overrides. Pure.
+
+    Of the Kubernetes API only where that is the datastore: with etcd it would change nothing but cost a
+    connection more.
+    """
+    etcd = {
+        "datastoreType": conf.datastore_type,
+        "etcdEndpoints": _endpoints(conf),
+        "etcdDiscoverySrv": conf.etcd_discovery_srv,
+        "etcdKeyFile": conf.etcd_key_file,
+        "etcdCertFile": conf.etcd_cert_file,
+        "etcdCACertFile": conf.etcd_ca_cert_file,
+    }
+    config = _changed(base, etcd)
+    if config.type == "etcdv3":
+        return config
+    kubernetes = {
+        "kubeconfig": conf.kubernetes.kubeconfig,
+        "k8sAPIEndpoint": conf.kubernetes.k8s_api_root,
+        "k8sAPIToken": conf.policy.k8s_auth_token,
+        "k8sClientQPS": conf.qps,
+        "k8sClientBurst": conf.burst,
+        "calicoAPIGroup": conf.calico_api_group,
+    }
+    return _changed(config, kubernetes)
+
+
+def _changed(config: DatastoreConfig, given: Mapping[str, Any]) -> DatastoreConfig:
+    changes = {name: value for name, value in given.items() if value}
+    return replace(config, **changes) if changes else config
+
+
+def _endpoints(conf: NetConf) -> tuple[str, ...]:
+    """`etcd_authority` (host:port, with `etcd_scheme`) is the old way to name one endpoint."""
+    if conf.etcd_endpoints:
+        return tuple(part.strip() for part in conf.etcd_endpoints.split(",") if part.strip())
+    return (f"{conf.etcd_scheme or 'http'}://{conf.etcd_authority}",) if conf.etcd_authority else ()
+
+
+def open_client(config: DatastoreConfig) -> Client:
+    """Does not touch the network yet. Raises ConfigError for what cannot be used."""
+    if config.type == "etcdv3":
+        _check_etcd(config)
+    return connect(config)
+
+
+def _check_etcd(config: DatastoreConfig) -> None:
+    if config.etcdDiscoverySrv:
+        reason = "not supported, name the endpoints in etcd_endpoints"
+        raise ConfigError("etcd_discovery_srv", config.etcdDiscoverySrv, reason)
+    if not config.etcdEndpoints:
+        raise ConfigError("etcd_endpoints", "", "no etcd endpoint is configured")
+    for endpoint in config.etcdEndpoints:
+        if not endpoint.startswith(("http://", "https://")):
+            raise ConfigError("etcd_endpoints", endpoint, "must start with http:// or https://")
+
+
+class Store:
+    """One datastore. `node` is the name of this node, whose Node object is kept at hand."""
+
+    def __init__(self, client: Client, node: str) -> None:
+        self.client = client
+        self.view = SyncedView(client, node)
+        self._cluster: ClusterInformation | None = None
+        self.in_sync = asyncio.Event()  # set while the memory is complete
+
+    async def follow(self) -> None:
+        """Keep the memory up to date until cancelled."""
+        listings = (ResourceList("ClusterInformation"), *self.view.listings)
+        async with contextlib.aclosing(Syncer(self.client.backend, listings).batches()) as batches:
+            async for batch in batches:
+                self._apply(batch)
+
+    def _apply(self, batch: Batch) -> None:
+        for update in batch.updates:
+            if update.key == _CLUSTER:
+                self._cluster = update.value
+        self.view.apply(batch)
+        if batch.status is SyncStatus.IN_SYNC:
+            self.in_sync.set()
+        else:
+            self.in_sync.clear()
+
+    async def ensure_ready(self, *, fresh: bool = False) -> None:
+        """Raises CniError unless there is a cluster and its datastore may be used.
+
+        `fresh` asks the datastore, whatever is remembered. Raises DatastoreUnreachable.
+        """
+        try:
+            info = await self._cluster_information(fresh)
+        except ResourceDoesNotExist as err:
+            raise CniError(Code.INTERNAL, f"error getting ClusterInformation: {err}") from err
+        if info.spec.datastoreReady is False:
+            raise CniError(Code.TRY_AGAIN_LATER, _NOT_READY)
+
+    async def _cluster_information(self, fresh: bool) -> ClusterInformation:
+        if fresh or not self.in_sync.is_set():
+            return await self.client.get(ClusterInformation, "default")
+        if self._cluster is None:
+            raise ResourceDoesNotExist(_CLUSTER)
+        return self._cluster
+
+
+class Stores:
+    """Every datastore that configurations have named so far."""
+
+    def __init__(self, base: DatastoreConfig, node: str) -> None:
+        self._base = base
+        self._node = node
+        self._stores: dict[DatastoreConfig, Store] = {}
+        self._followers: list[asyncio.Task[None]] = []
+
+    def start(self) -> Store:
+        """Begin to follow the environment's datastore. Raises ConfigError."""
+        return self._open(self._base)
+
+    def of(self, conf: NetConf) -> Store:
+        """Raises ConfigError if the configuration names none that can be used."""
+        return self._open(effective_config(self._base, conf))
+
+    def _open(self, config: DatastoreConfig) -> Store:
+        if (store := self._stores.get(config)) is not None:
+            return store
+        store = self._stores[config] = Store(open_client(config), self._node)
+        where = ",".join(config.etcdEndpoints)
+        follower = tasks.supervise(f"following the datastore at {where}", store.follow)
+        self._followers.append(asyncio.create_task(follower))
+        return store
+
+    async def close(self) -> None:
+        await tasks.cancel(self._followers)
+        for where, store in self._stores.items():
+            try:
+                await store.client.close()
+            except DatastoreError as err:
+                _log.warning("closing %s: %s", ",".join(where.etcdEndpoints), err)
