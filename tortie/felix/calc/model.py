@@ -179,6 +179,7 @@ class Workload:
     spoofed_sources: tuple[str, ...] = ()  # prefixes it may send from besides its own
     floating_ips: tuple[FloatingIP, ...] = ()
     qos: QoS | None = None
+    dscp: int | None = None  # for what it sends out of the cluster
     peer_name: str = ""  # of the BGPPeer that this workload is, for confd
 
     def nets_of(self, version: int) -> tuple[str, ...]:

@@ -287,9 +287,10 @@ def cidr_block_chain(cidrs: Iterable[str], version: int, settings: Settings) -> 
     return Chain(names.CIDR_BLOCK, tuple(Rule((Net("dst", cidr),), action) for cidr in mine))
 
 
-def egress_dscp_chain() -> Chain:
-    """Marks traffic of workloads that ask for a DSCP value; none can yet leave the cluster with one."""
-    return Chain(names.EGRESS_DSCP)
+def egress_dscp_chain(marking: Iterable[tuple[str, int]], version: int) -> Chain:
+    """`marking`: (address of a workload as CIDR, the DSCP value its packets leave the cluster with)."""
+    mine = sorted(pair for pair in marking if version_of(pair[0]) == version)
+    return Chain(names.EGRESS_DSCP, tuple(Rule((Net("src", net),), ir.SetDscp(value)) for net, value in mine))
 
 
 # --- failsafes ----------------------------------------------------------------------------------
