@@ -1,0 +1,14 @@
+"""A client for the configured datastore; backends are imported only when they are used."""
+
+from tortie.core.errors import ConfigError
+from tortie.datastore.client import Client
+from tortie.datastore.config import DatastoreConfig
+
+
+def connect(config: DatastoreConfig) -> Client:
+    """Does not touch the network yet. Raises ConfigError for a datastore type that cannot be served."""
+    if config.type == "etcdv3":
+        from tortie.datastore.etcd import EtcdBackend
+
+        return Client(EtcdBackend(config))
+    raise ConfigError("datastoreType", config.type, "this build serves etcdv3 only")

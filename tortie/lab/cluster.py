@@ -1,0 +1,284 @@
+"""A whole cluster on one machine: nodes as boxes on an underlay bridge, etcd, and pods.
+
+Everything is real: calico-node runs in each box as in its container, pods are attached by the
+installed CNI binary, the datastore is etcd. Only the machines are made of namespaces.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tortie.core.errors import TortieError
+from tortie.lab import isolation, pods, probe
+from tortie.lab.box import Box
+from tortie.lab.etcd import Etcd
+from tortie.lab.pods import Pod
+from tortie.lab.runtime import Runtime
+
+UNDERLAY = "172.18.0"  # /24 of the nodes; .1 is the lab itself, where etcd listens
+NETWORK = "k8s-pod-network"
+_UPSTREAM_PLUGINS = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
+_PLUGINS = Path("/opt/cni/bin")
+
+
+class LabError(TortieError):
+    """Something of the lab did not come about in time; the message says what was seen instead."""
+
+
+class LabNode:
+    """One machine of the cluster and the calico-node on it."""
+
+    def __init__(self, name: str, number: int, lab: "Lab") -> None:
+        self.name = name
+        self.ip = f"{UNDERLAY}.{10 + number}"
+        self.ip6 = f"fd00:18::{10 + number:x}"
+        self.box = Box(name)
+        self.runtime = Runtime(self.box, NETWORK)
+        self._lab = lab
+        self._agent: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self._lab.folder / f"{self.name}.log"
+
+    def start_agent(self, **env: str) -> None:
+        """Start calico-node, as the container would; environment as in the manifest."""
+        settings = {
+            "ETCD_ENDPOINTS": self._lab.etcd.endpoint,
+            "NODENAME": self.name,
+            "IP": "autodetect",
+            "CALICO_IPV4POOL_IPIP": "Never",
+            "CALICO_IPV4POOL_NAT_OUTGOING": "true",
+            "CLUSTER_TYPE": "lab",
+            "WAIT_FOR_DATASTORE": "true",
+            "FELIX_HEALTHENABLED": "true",
+            **self._lab.agent_env,
+            **env,
+        }
+        self._agent = self.box.start([command("calico-node")], self.log, settings)
+
+    def stop_agent(self) -> None:
+        """SIGTERM and wait, as `docker stop` does; the dataplane stays."""
+        for pid in self.agent_pids():
+            os.kill(pid, signal.SIGTERM)
+        if self._agent is not None:
+            self._agent.wait(timeout=30)
+            self._agent = None
+
+    def kill_agent(self) -> None:
+        """SIGKILL calico-node and everything it started, as a killed container."""
+        for pid in self.agent_pids():
+            os.kill(pid, signal.SIGKILL)
+        self.wait_until(lambda: not self.agent_pids() and not self.box.pids("exabgp"), "the agent to be gone")
+
+    def agent_pids(self) -> list[int]:
+        """The supervisor's own process."""
+        return [pid for pid in self.box.pids("calico-node") if self._is_supervisor(pid)]
+
+    @staticmethod
+    def _is_supervisor(pid: int) -> bool:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        except OSError:
+            return False
+        return words[-1].endswith(b"calico-node")
+
+    def ready(self) -> bool:
+        answer = self.box.run(command("calico-node"), "-felix-ready", "-bird-ready", check=False)
+        return answer.returncode == 0
+
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+        wait_until(condition, f"{self.name}: {what}", timeout, lambda: tail(self.log))
+
+    def routes(self, *args: str) -> list[dict[str, object]]:
+        """`ip -j route show ARGS` on this node."""
+        return json.loads(self.box.output("ip", "-j", "route", "show", *args) or "[]")  # type: ignore[no-any-return]
+
+
+class Lab:
+    def __init__(
+        self, folder: Path, nodes: int = 3, *, ipv6: bool = False, agent_env: Mapping[str, str] | None = None
+    ) -> None:
+        """`folder` takes logs and etcd's data; `agent_env` goes to every calico-node."""
+        isolation.require()
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.agent_env = dict(agent_env or {})
+        self._ipv6 = ipv6
+        if ipv6:
+            self.agent_env.setdefault("IP6", "autodetect")
+        self.etcd = Etcd(folder / "etcd", f"{UNDERLAY}.1")
+        self.nodes: dict[str, LabNode] = {}  # name -> node
+        self.pods: dict[str, Pod] = {}  # name -> running pod
+        self._count = nodes
+
+    # --- up and down ----------------------------------------------------------------------------
+
+    def up(self, tell: Callable[[str], None] = lambda _text: None) -> None:
+        """Bring the cluster up and wait until every node is ready."""
+        tell(f"underlay bridge {UNDERLAY}.0/24")
+        self._build_underlay()
+        tell(f"etcd at {self.etcd.endpoint}")
+        self.etcd.start()
+        for number in range(1, self._count + 1):
+            node = self._add_machine(f"node-{number}", number)
+            tell(f"{node.name} at {node.ip}: calico-node")
+            node.start_agent()
+        for node in self.nodes.values():
+            node.wait_until(node.ready, "calico-node to be ready", 60)
+            tell(f"{node.name} is ready")
+
+    def _build_underlay(self) -> None:
+        ip("link", "add", "underlay", "type", "bridge")
+        ip("addr", "add", f"{UNDERLAY}.1/24", "dev", "underlay")
+        ip("-6", "addr", "add", "fd00:18::1/64", "dev", "underlay", "nodad")
+        ip("link", "set", "underlay", "up")
+
+    def _add_machine(self, name: str, number: int) -> LabNode:
+        node = LabNode(name, number, self)
+        self.nodes[name] = node
+        port = f"to-{name}"[:15]
+        ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(node.box.pid))
+        ip("link", "set", port, "master", "underlay", "up")
+        node.box.run("ip", "addr", "add", f"{node.ip}/24", "dev", "eth0")
+        if self._ipv6:
+            node.box.run("ip", "-6", "addr", "add", f"{node.ip6}/64", "dev", "eth0", "nodad")
+        node.box.run("ip", "link", "set", "eth0", "up")
+        node.box.run("ip", "route", "add", "default", "via", f"{UNDERLAY}.1")
+        self._install_cni(node)
+        return node
+
+    def _install_cni(self, node: LabNode) -> None:
+        """What the install-cni container does on a host."""
+        shim = shim_path()
+        target = node.box.path(str(_PLUGINS))
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("calico", "calico-ipam"):
+            shutil.copy2(shim, target / name)
+        for name in ("portmap", "bandwidth", "host-local", "loopback"):
+            shutil.copy2(_UPSTREAM_PLUGINS / name, target / name)
+        folder = node.box.path("/etc/cni/net.d")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "10-calico.conflist").write_text(json.dumps(self._conflist(), indent=2))
+
+    def _conflist(self) -> dict[str, object]:
+        ipam = {"type": "calico-ipam", "assign_ipv6": "true" if self._ipv6 else "false"}
+        calico = {
+            "type": "calico",
+            "log_level": "info",
+            "datastore_type": "etcdv3",
+            "etcd_endpoints": self.etcd.endpoint,
+            "ipam": ipam,
+            "policy": {"type": "k8s"},
+            "policy_setup_timeout_seconds": 10,
+        }
+        portmap = {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}}
+        bandwidth = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+        return {"name": NETWORK, "cniVersion": "1.0.0", "plugins": [calico, portmap, bandwidth]}
+
+    def down(self) -> None:
+        """End everything at once. Safe to call in any state."""
+        for pod in self.pods.values():
+            os.close(pod.netns_fd)
+        self.pods.clear()
+        for node in self.nodes.values():
+            node.box.power_off()
+        self.nodes.clear()
+        self.etcd.stop()
+        subprocess.run(["ip", "link", "del", "underlay"], check=False, capture_output=True)
+
+    # --- pods -----------------------------------------------------------------------------------
+
+    def add_pod(
+        self,
+        name: str,
+        node: str,
+        namespace: str = "default",
+        labels: Mapping[str, str] | None = None,
+        **args: object,
+    ) -> Pod:
+        """Attach a new pod to a node and start its echo server; `args` go to the CNI plugin."""
+        machine = self.nodes[node]
+        given = {"labels": dict(labels or {}), **args}
+        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given)
+        self.pods[name] = pod
+        return pod
+
+    def delete_pod(self, name: str) -> None:
+        pod = self.pods.pop(name)
+        pods.stop(self.nodes[pod.box.name].runtime, pod)
+
+    def matrix(
+        self, port: int = 80, protocol: str = "tcp", version: int = 4, timeout: float = 3.0
+    ) -> dict[tuple[str, str], probe.Answer]:
+        """(client, server) -> the answer, for every ordered pair of pods."""
+        pairs = [(a, b) for a in self.pods.values() for b in self.pods.values() if a is not b]
+        probes = [probe.Probe(a.netns_fd, b.address(version), port, protocol) for a, b in pairs]
+        answers = probe.run(probes, timeout)
+        return {(a.name, b.name): answer for (a, b), answer in zip(pairs, answers, strict=True)}
+
+    def calicoctl(self, *args: str, stdin: str = "", node: str = "") -> subprocess.CompletedProcess[str]:
+        """Run calicoctl against the lab's datastore, on a node if one is given."""
+        argv = ["env", f"ETCD_ENDPOINTS={self.etcd.endpoint}", command("calicoctl"), *args]
+        if node:
+            argv = self.nodes[node].box.command(argv)
+        return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=60)
+
+
+def wait_until(
+    condition: Callable[[], bool], what: str, timeout: float, evidence: Callable[[], str] = lambda: ""
+) -> None:
+    """Poll until the condition holds; raises LabError with the evidence when it does not in time."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"waited {timeout:.0f} s for {what}\n{evidence()}")
+        time.sleep(0.05)
+
+
+def tail(path: Path, lines: int = 40) -> str:
+    if not path.exists():
+        return f"({path.name} does not exist)"
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+
+
+def command(name: str) -> str:
+    """A console script of this installation."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def shim_path() -> Path:
+    """The CNI shim that `./dev` built, beside the package."""
+    path = Path(__file__).resolve().parents[2] / "build" / "cni" / "calico"
+    if not path.exists():
+        raise LabError(f"{path} is missing: run ./dev build first")
+    return path
+
+
+def ip(*args: str) -> None:
+    """The ip command in the lab's own namespace."""
+    result = subprocess.run(["ip", *args], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise LabError(f"ip {' '.join(args)}: {result.stderr.strip()}")
+
+
+def render_matrix(names: Sequence[str], answers: Mapping[tuple[str, str], probe.Answer]) -> str:
+    """A client × server table: ok where the right pod answered, the reason where not."""
+    width = max(len(name) for name in names) + 2
+    lines = ["".ljust(width) + "".join(name.ljust(width) for name in names)]
+    for client in names:
+        cells = ["·" if client == server else cell(server, answers[client, server]) for server in names]
+        lines.append(client.ljust(width) + "".join(text.ljust(width) for text in cells))
+    return "\n".join(lines)
+
+
+def cell(server: str, answer: probe.Answer) -> str:
+    if not answer.ok:
+        return answer.failure
+    return "ok" if answer.server == server else f"WRONG POD {answer.server}"

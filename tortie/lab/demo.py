@@ -1,0 +1,107 @@
+"""The demo: a cluster comes up before the reader's eyes, and what a Calico user would look at first."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tortie.lab.cluster import Lab, LabError, render_matrix, wait_until
+
+_PODS = [  # (pod, number of its node); two on the first node, so that both kinds of path are shown
+    ("web-0", 1), ("web-1", 2), ("db-0", 3), ("client-0", 1),
+]  # fmt: skip
+
+
+class Story:
+    """Prints steps with the time they took, and commands with their output."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def step(self, text: str) -> None:
+        print(f"  {time.monotonic() - self._started:5.1f}s  {text}", flush=True)
+
+    def title(self, text: str) -> None:
+        print(f"\n\033[1m{text}\033[0m", flush=True)
+
+    def shown(self, where: str, command: str, output: str) -> None:
+        print(f"\n\033[2m{where}$\033[0m {command}", flush=True)
+        for line in output.rstrip("\n").splitlines():
+            print(f"  {line}".rstrip(), flush=True)
+
+
+def run(folder: Path, nodes: int) -> Lab:
+    """Bring a cluster up, show it, and return it running. Raises LabError if anything is unreachable."""
+    story = Story()
+    story.title(f"A cluster of {nodes} nodes")
+    lab = Lab(folder, nodes)
+    try:
+        lab.up(story.step)
+        for name, number in _PODS:
+            node = f"node-{min(number, nodes)}"
+            pod = lab.add_pod(name, node, labels={"app": name.split("-")[0]})
+            story.step(f"pod {name} on {node}: {pod.address()}")
+        story.step("waiting until every pod reaches every other")
+        wait_until(lambda: all(a.ok for a in lab.matrix().values()), "the pods to reach each other", 60)
+        story.step("all reachable")
+        _show(story, lab)
+    except BaseException:
+        lab.down()
+        raise
+    return lab
+
+
+def _show(story: Story, lab: Lab) -> None:
+    first = lab.nodes["node-1"]
+    pod = lab.pods["web-0"]
+    story.title("What the datastore says")
+    _calicoctl(story, lab, "get", "nodes", "-o", "wide")
+    _calicoctl(story, lab, "get", "ippool", "-o", "wide")
+    _calicoctl(story, lab, "get", "workloadendpoints")
+    _calicoctl(story, lab, "ipam", "show", "--show-blocks")
+    story.title("The BGP mesh, as each node sees it")
+    for node in lab.nodes.values():
+        answer = lab.calicoctl("node", "status", node=node.name)
+        story.shown(node.name, "calicoctl node status", answer.stdout + answer.stderr)
+    story.title("One node's routes, one pod's routes, and who answers for the gateway")
+    story.shown("node-1", "ip route", first.box.output("ip", "route"))
+    story.shown("web-0", "ip route", pod.output("ip", "route"))
+    story.shown(
+        "web-0", "arping -c 1 169.254.1.1", pod.output("arping", "-c", "1", "-I", "eth0", "169.254.1.1")
+    )
+    link = str(_interface_of(lab, "web-0"))
+    proxy = f"/proc/sys/net/ipv4/conf/{link}/proxy_arp"
+    story.shown("node-1", f"cat {proxy}", first.box.output("cat", proxy))
+    story.title("Who reaches whom over TCP (client × server)")
+    answers = lab.matrix()
+    print()
+    for line in render_matrix(list(lab.pods), answers).splitlines():
+        print("  " + line)
+    if bad := [pair for pair, answer in answers.items() if not answer.ok]:
+        raise LabError(f"not reachable: {bad}")
+
+
+def _interface_of(lab: Lab, pod: str) -> str:
+    routes = lab.pods[pod].box.output("ip", "-o", "route", "get", lab.pods[pod].address())
+    words = routes.split()
+    return words[words.index("dev") + 1]
+
+
+def _calicoctl(story: Story, lab: Lab, *args: str) -> None:
+    answer = lab.calicoctl(*args)
+    story.shown("lab", "calicoctl " + " ".join(args), answer.stdout + answer.stderr)
+    if answer.returncode != 0:
+        raise LabError(f"calicoctl {' '.join(args)} failed")
+
+
+def things_to_try(names: Sequence[str]) -> str:
+    """What to do next, as text."""
+    return f"""
+Things to try, from another terminal ({", ".join(names)}):
+
+  sudo ./dev shell node-1                           a shell on a node; calicoctl works there
+  sudo ./dev shell web-0 ping 192.168.0.1           a command inside a pod
+  sudo ./dev shell node-1 calicoctl get ippool default-ipv4-ippool -o yaml
+  sudo ./dev shell node-1 ip monitor route          then kill something elsewhere and watch
+  sudo ./dev shell node-2 pkill -9 -f calico-node   it comes back; nothing is lost meanwhile
+  sudo ./dev demo --down                            remove everything (so does Ctrl-C here)
+"""

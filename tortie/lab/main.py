@@ -1,0 +1,173 @@
+"""`./dev demo` and `./dev shell`: start, enter and remove the demo cluster.
+
+The cluster lives in namespaces whose first process is the "keeper"; its pid (and start time, so that
+a reused pid is never mistaken for it) stands in a state file. Ending the keeper ends everything.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tortie.core.errors import TortieError
+from tortie.lab import isolation
+
+STATE = Path("/run/tortie-demo")  # of the machine: keeper's pid file and the logs
+_UP = "up"  # written by the keeper when the demo has been shown
+_DOWN_TIMEOUT = 10.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="./dev", description="the demo cluster")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="bring the cluster up, or remove it")
+    demo.add_argument(
+        "--nodes", type=int, default=3, choices=range(1, 17), metavar="N", help="1-16, default 3"
+    )
+    demo.add_argument("--down", action="store_true", help="remove the running demo")
+    shell = commands.add_parser("shell", help="a shell or a command inside a node or a pod")
+    shell.add_argument("where", metavar="NODE|POD")
+    shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
+    keeper = commands.add_parser("_keeper")
+    keeper.add_argument("nodes", type=int)
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "demo":
+            return _down() if args.down else _demo(args.nodes)
+        if args.command == "shell":
+            return _shell(args.where, args.words)
+        return _keep(args.nodes)
+    except TortieError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+
+
+# --- outside ----------------------------------------------------------------------------------------
+
+
+def _demo(nodes: int) -> int:
+    """Show the demo; stay until Ctrl-C on a terminal, else leave the cluster running and return."""
+    _down(quiet=True)
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    command = isolation.isolated([sys.executable, "-m", "tortie.lab.main", "_keeper", str(nodes)])
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    (STATE / "keeper").write_text(f"{keeper.pid} {_started(keeper.pid)}")
+    try:
+        while not (STATE / _UP).exists():
+            if keeper.poll() is not None:
+                _remove_state()
+                return keeper.returncode or 1
+            time.sleep(0.1)
+        if not sys.stdin.isatty():
+            print("The cluster stays up; remove it with: sudo ./dev demo --down")
+            return 0
+        print("The cluster stays up until Ctrl-C.", flush=True)
+        return keeper.wait()
+    except KeyboardInterrupt:
+        print("\nremoving the cluster", flush=True)
+        _down(quiet=True)
+        return 130
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _down(quiet: bool = False) -> int:
+    keeper = _keeper_pid()
+    if keeper is not None:
+        with contextlib.suppress(ProcessLookupError):
+            # unshare ignores SIGTERM; its --kill-child ends PID 1, and that ends everything.
+            os.kill(keeper, signal.SIGKILL)
+        deadline = time.monotonic() + _DOWN_TIMEOUT
+        while _keeper_pid() is not None and time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(keeper, os.WNOHANG)
+            time.sleep(0.05)
+    _remove_state()
+    if not quiet:
+        print("removed" if keeper is not None else "no demo is running")
+    return 0
+
+
+def _remove_state() -> None:
+    shutil.rmtree(STATE, ignore_errors=True)
+
+
+def _keeper_pid() -> int | None:
+    """The running keeper, if there is one."""
+    try:
+        pid, started = (STATE / "keeper").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return int(pid) if _started(int(pid)) == started else None
+
+
+def _started(pid: int) -> str:
+    """Start time of a process in clock ticks since boot, '' if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def _shell(where: str, words: list[str]) -> int:
+    keeper = _keeper_pid()
+    if keeper is None:
+        print("no demo is running; start one with: sudo ./dev demo", file=sys.stderr)
+        return 1
+    places = dict(line.split(" ", 1) for line in (STATE / "places").read_text().splitlines())
+    if where not in places:
+        print(f"there is no node or pod {where!r}; there are: {', '.join(places)}", file=sys.stderr)
+        return 1
+    inner = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()[0]
+    enter = ["nsenter", "-t", inner, "-n", "-m", "-p", "-u", "--"]
+    command = words or [os.environ.get("SHELL") or "/bin/bash"]
+    scripts = str(Path(sys.executable).parent)
+    path = f"PATH={scripts}:{os.environ.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}:/usr/sbin:/sbin"
+    environment = ["env", path, *places["_environment"].split(), f"PS1={where}# "]
+    line = [*enter, *places[where].split(), *environment, *command]
+    return subprocess.call(line)
+
+
+# --- inside -----------------------------------------------------------------------------------------
+
+
+def _keep(nodes: int) -> int:
+    """PID 1 of the demo's namespaces."""
+    from tortie.lab import demo
+
+    # /run is about to become the demo's own: hold on to the machine's state folder.
+    state = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY)
+    outside = Path(f"/proc/self/fd/{state}")
+    isolation.prepare()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    lab = None
+    try:
+        lab = demo.run(Path("/run/lab"), nodes)
+        places = ["_environment ETCD_ENDPOINTS=" + lab.etcd.endpoint]
+        places += [f"{name} {' '.join(node.box.command([]))}" for name, node in lab.nodes.items()]
+        places += [f"{name} {' '.join(pod.command())}" for name, pod in lab.pods.items()]
+        (outside / "places").write_text("\n".join(places) + "\n")
+        print(demo.things_to_try([*lab.nodes, *lab.pods]), flush=True)
+        (outside / _UP).touch()
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if lab is not None:
+            lab.down()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Pods of the lab: a network namespace attached by the installed CNI plugin, and a server in it."""
+
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tortie.lab import echo
+from tortie.lab.box import Box
+from tortie.lab.runtime import Runtime
+from tortie.linux import netns
+
+PORTS = (80, 5432)  # a web and a database port: what the policy examples talk about
+
+
+@dataclass(slots=True)
+class Pod:
+    """A running pod. `namespace` is its Kubernetes namespace, `netns_fd` its open network namespace."""
+
+    name: str
+    box: Box
+    namespace: str
+    container_id: str
+    netns_path: str  # inside the box
+    netns_fd: int
+    addresses: list[str] = field(default_factory=list)
+
+    def address(self, version: int = 4) -> str:
+        return next(a for a in self.addresses if (":" in a) == (version == 6))
+
+    def command(self, *argv: str) -> list[str]:
+        """The command line that runs `argv` in the pod."""
+        return self.box.command(["nsenter", f"--net={self.netns_path}", "--", *argv])
+
+    def output(self, *argv: str) -> str:
+        return self.box.output("nsenter", f"--net={self.netns_path}", "--", *argv)
+
+
+def start(
+    runtime: Runtime, box: Box, name: str, namespace: str, logs: Path, args: Mapping[str, object]
+) -> Pod:
+    """Make the namespace, attach it, start its server. Raises what the runtime raises; then undone."""
+    container_id = uuid.uuid4().hex
+    path = f"/run/netns/cni-{container_id[:12]}"
+    box.run("ip", "netns", "add", os.path.basename(path))
+    fd = netns.open(str(box.path(path)))
+    pod = Pod(name, box, namespace, container_id, path, fd)
+    try:
+        result = runtime.add(container_id, path, "eth0", name, namespace, args)
+        pod.addresses = [ip["address"].split("/")[0] for ip in result["ips"]]
+        pod.box.run("nsenter", f"--net={path}", "--", "ip", "link", "set", "lo", "up")
+        server = [sys.executable, "-I", "-S", echo.__file__, name, *map(str, PORTS)]
+        box.start(["nsenter", f"--net={path}", "--", *server], logs / f"pod-{name}.log")
+    except BaseException:
+        stop(runtime, pod)
+        raise
+    return pod
+
+
+def stop(runtime: Runtime, pod: Pod) -> None:
+    """As a runtime ends a sandbox: its processes, then CNI DEL, then the namespace."""
+    pod.box.kill(echo.__file__, f" {pod.name} ")
+    try:
+        runtime.delete(pod.container_id, pod.netns_path, "eth0", pod.name, pod.namespace)
+    finally:
+        os.close(pod.netns_fd)
+        pod.box.run("ip", "netns", "del", os.path.basename(pod.netns_path), check=False)

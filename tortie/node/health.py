@@ -1,0 +1,156 @@
+"""Liveness and readiness of the node: what components report, judged and served on port 9099.
+
+Components send datagrams (core.health) to a unix socket; here they are kept with their time. A
+component that is expected and silent for too long is not live. The HTTP answers are Calico's: 200
+with a table, or 503 (libcalico-go/lib/health).
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from tortie.core.tables import boxed
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT = 90.0  # seconds of silence until a component counts as stuck: Felix's watchdog timeout
+_MAX_REQUEST = 4096  # bytes of an HTTP request head; a probe sends a few hundred
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One datagram of a component."""
+
+    name: str
+    live: bool
+    ready: bool
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class _Component:
+    since: float  # clock reading of its start, later of its last report
+    report: Report | None = None
+
+
+class Health:
+    """What is known of every expected component. Pure but for the clock handed in."""
+
+    def __init__(self, expected: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._components = {name: _Component(clock()) for name in expected}  # component -> its state
+
+    def take(self, report: Report) -> None:
+        """A component's own word; unknown names are ignored (a stale process of an earlier version)."""
+        if (component := self._components.get(report.name)) is not None:
+            component.since, component.report = self._clock(), report
+
+    def exited(self, name: str) -> None:
+        """The process ended: whatever it said last no longer holds."""
+        self._components[name] = _Component(self._clock())
+
+    def live(self, name: str) -> bool:
+        component = self._components[name]
+        silent = self._clock() - component.since > _TIMEOUT
+        return not silent and (component.report is None or component.report.live)
+
+    def ready(self, name: str) -> bool:
+        component = self._components[name]
+        return self.live(name) and component.report is not None and component.report.ready
+
+    def judge(self, what: str) -> tuple[bool, str]:
+        """(`liveness` or `readiness` holds for all, the table that says why)."""
+        rows = [self._row(name) for name in sorted(self._components)]
+        good = all((self.live if what == "liveness" else self.ready)(name) for name in self._components)
+        return good, boxed(["Component", "Timeout", "Liveness", "Readiness", "Detail"], rows)
+
+    def _row(self, name: str) -> list[str]:
+        component = self._components[name]
+        if self._clock() - component.since > _TIMEOUT:
+            return [name, f"{_TIMEOUT:.0f}s", "timed out", "timed out", "no report"]
+        if component.report is None:
+            return [name, f"{_TIMEOUT:.0f}s", "starting", "not ready", "no report yet"]
+        report = component.report
+        return [
+            name,
+            f"{_TIMEOUT:.0f}s",
+            "reporting live" if report.live else "reporting non-live",
+            "reporting ready" if report.ready else "reporting non-ready",
+            report.reason,
+        ]
+
+
+class HealthServer:
+    """The unix socket that components report to, and the HTTP port that probes ask."""
+
+    def __init__(self, health: Health, socket_path: str, host: str, port: int) -> None:
+        self._health = health
+        self._path = socket_path
+        self._host, self._port = host, port
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises OSError if the port or the socket cannot be had."""
+        with contextlib.closing(self._bind_socket()) as reports:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(reports, self._receive, reports)
+            try:
+                server = await asyncio.start_server(self._serve, self._host, self._port)
+                async with server:
+                    await server.serve_forever()
+            finally:
+                loop.remove_reader(reports)
+
+    def _bind_socket(self) -> socket.socket:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        reports = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            reports.bind(self._path)
+            os.chmod(self._path, 0o600)
+        except OSError:
+            reports.close()
+            raise
+        return reports
+
+    def _receive(self, reports: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data = reports.recv(65536)
+                try:
+                    self._health.take(msgspec.json.decode(data, type=Report))
+                except msgspec.MsgspecError as err:
+                    _log.warning("ignoring a malformed health report: %s", err)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(5):
+                head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(self._answer(head[:_MAX_REQUEST]))
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
+            return  # a probe that went away or never spoke: nothing to answer
+        finally:
+            writer.close()
+
+    def _answer(self, head: bytes) -> bytes:
+        request = head.split(b"\r\n", 1)[0].split(b" ")
+        path = request[1].decode("latin-1").split("?")[0] if len(request) == 3 else ""
+        if request[0] not in (b"GET", b"HEAD") or path not in ("/liveness", "/readiness"):
+            status, body = "404 Not Found", "404 page not found\n"
+        else:
+            good, body = self._health.judge(path[1:])
+            status = "200 OK" if good else "503 Service Unavailable"
+        payload = b"" if request[0] == b"HEAD" else body.encode()
+        lines = [
+            f"HTTP/1.1 {status}",
+            "Content-Type: text/plain; charset=utf-8",
+            f"Content-Length: {len(body.encode())}",
+            "Connection: close",
+        ]
+        return "\r\n".join(lines).encode() + b"\r\n\r\n" + payload

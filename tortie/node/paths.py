@@ -1,0 +1,26 @@
+"""Where a node keeps its files; one place, so that several nodes can live on one machine."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Defaults are Calico's."""
+
+    run: str = "/var/run/calico"
+    lib: str = "/var/lib/calico"
+    confd: str = "/etc/calico/confd/config"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Paths":
+        return cls(run=env.get("CALICO_RUN_DIR") or cls.run)
+
+    @property
+    def health_socket(self) -> str:
+        return f"{self.run}/health.sock"
+
+    def create(self) -> None:
+        for folder in (self.run, self.lib, self.confd):
+            os.makedirs(folder, mode=0o755, exist_ok=True)

@@ -1,0 +1,158 @@
+"""Runs the node's processes: one crash, one restart, and a stop that leaves the dataplane alone.
+
+Each component is a process of its own. When it ends it is started again after a back-off; its exit
+is told to Health at once. The supervisor is usually PID 1 of its container, so it also reaps
+processes that were orphaned to it (ExaBGP's helper when ExaBGP is killed).
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tortie.core.backoff import Backoff, Retry
+from tortie.node.health import Health
+
+_log = logging.getLogger(__name__)
+
+RESTART_ME = 129  # exit code of a component whose configuration changed: start it again at once (Calico's)
+_BACKOFF = Backoff(first=0.2, cap=10.0)  # a crash costs 0.2 s of supervision; a crash loop no CPU
+_HEALTHY_AFTER = 30.0  # seconds of life after which the next crash counts as the first
+_STOP_TIMEOUT = 5.0  # seconds a component may take to end by itself
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A process to keep running; `prerequisite` (a file) must exist before it is started."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)  # added to the supervisor's own
+    prerequisite: str = ""
+
+
+class Supervisor:
+    def __init__(self, components: Sequence[Component], health: Health) -> None:
+        self._components = components
+        self._health = health
+        self._running: dict[str, asyncio.subprocess.Process] = {}  # component -> its process
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Keep all components running until cancelled, then stop them in reverse order."""
+        reaper = asyncio.create_task(_reap_orphans(lambda: {p.pid for p in self._running.values()}))
+        keepers = [asyncio.create_task(self._keep(component)) for component in self._components]
+        try:
+            await asyncio.gather(*keepers)
+        finally:
+            self._stopping = True
+            for keeper in keepers:
+                keeper.cancel()
+            for component in reversed(self._components):
+                await self._stop(component.name)
+            reaper.cancel()
+
+    def pid(self, name: str) -> int | None:
+        process = self._running.get(name)
+        return process.pid if process is not None and process.returncode is None else None
+
+    async def _keep(self, component: Component) -> None:
+        retry = Retry(_BACKOFF)
+        clock = asyncio.get_running_loop().time
+        while not self._stopping:
+            while component.prerequisite and not os.path.exists(component.prerequisite):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)  # a file of another process: there is no event to wait for
+            started = clock()
+            code = await self._run_once(component)
+            self._health.exited(component.name)
+            if clock() - started > _HEALTHY_AFTER:
+                retry.reset()
+            delay = 0.0 if code == RESTART_ME else retry.wait()
+            _log.log(
+                logging.INFO if code == RESTART_ME else logging.ERROR,
+                "%s ended (%s); starting it again in %.1f s", component.name, _describe(code), delay,
+            )  # fmt: skip
+            await asyncio.sleep(delay)
+
+    async def _run_once(self, component: Component) -> int:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *component.argv,
+                env={**os.environ, **component.env},
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C at the terminal is ours to act on, once
+                preexec_fn=_die_with_parent,
+            )
+        except OSError as err:
+            _log.error("%s cannot be started: %s", component.name, err)
+            return 127
+        self._running[component.name] = process
+        _log.info("%s started, pid %d", component.name, process.pid)
+        try:
+            return await process.wait()
+        finally:
+            if process.returncode is not None:
+                self._running.pop(component.name, None)
+
+    async def _stop(self, name: str) -> None:
+        process = self._running.get(name)
+        if process is None or process.returncode is not None:
+            return
+        deadline = asyncio.get_running_loop().time() + _STOP_TIMEOUT
+        while process.returncode is None and asyncio.get_running_loop().time() < deadline:
+            # Repeated, because ExaBGP forgets a signal that arrives while it handles another.
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), 1.0)
+        if process.returncode is None:
+            _log.warning("%s did not stop within %.0f s, killing it", name, _STOP_TIMEOUT)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        self._running.pop(name, None)
+
+
+def _describe(code: int) -> str:
+    if code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with_parent() -> None:
+    """In the child: a supervisor killed with SIGKILL must not leave a second set of processes behind."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def _reap_orphans(ours: Callable[[], set[int]]) -> None:
+    """As PID 1, collect processes that are not ours to wait for."""
+    if os.getpid() != 1:
+        return
+    woken = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, woken.set)
+    while True:
+        await woken.wait()
+        woken.clear()
+        await asyncio.sleep(0.5)  # asyncio collects its own children meanwhile
+        for pid in _zombie_children() - ours():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it is dead already, see above
+
+
+def _zombie_children() -> set[int]:
+    """Our dead children, by a look at each child; waiting for any would steal asyncio's."""
+    zombies = set()
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as source:
+        for pid in map(int, source.read().split()):
+            with contextlib.suppress(ChildProcessError):
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                    zombies.add(pid)
+    return zombies
