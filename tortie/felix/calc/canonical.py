@@ -93,6 +93,11 @@ def mac(text: str, field: str = "mac") -> str:
     return text.replace("-", ":").lower()
 
 
+def small_number(text: str) -> int | None:
+    """A plain decimal number of at most five digits."""
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
 def protocol(value: int | str, field: str = "protocol") -> int | str:
     """A number from 1 to 255, or a known name in lower case; a number may come as text."""
     if isinstance(value, str) and not _NUMBER.fullmatch(value):

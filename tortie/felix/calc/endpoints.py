@@ -17,6 +17,9 @@ from tortie.felix.calc.model import FloatingIP, HostEndpoint, QoS, Workload, Wor
 
 _SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
 _NAMESPACE = "projectcalico.org/namespace"
+_MAX_PACKETS = 10_000  # per second, and at once: XT_LIMIT_SCALE
+_MAX_CONNECTIONS = 0xFFFFFFFF  # connlimit counts in 32 bits
+_BURST = 5  # packets, the default of Calico and of the limit match
 _INHERITED = ("pcns.", "pcsa.")  # labels only a namespace or a service account may give
 
 _DSCP = {"DF": 0, "EF": 46} | {f"AF{x}{y}": 8 * x + 2 * y for x in range(1, 5) for y in range(1, 4)}
@@ -81,15 +84,24 @@ def _floating(nats: Iterable[v3.IPNAT]) -> tuple[FloatingIP, ...]:
 def _qos(controls: v3.QoSControls | None) -> QoS | None:
     if controls is None:
         return None
+    ingress_packets = _limit(controls, "ingressPacketRate", _MAX_PACKETS)
+    egress_packets = _limit(controls, "egressPacketRate", _MAX_PACKETS)
     qos = QoS(
-        ingress_packets=controls.ingressPacketRate,
-        ingress_burst=controls.ingressPacketBurst,
-        egress_packets=controls.egressPacketRate,
-        egress_burst=controls.egressPacketBurst,
-        ingress_connections=controls.ingressMaxConnections,
-        egress_connections=controls.egressMaxConnections,
+        ingress_packets=ingress_packets,
+        ingress_burst=ingress_packets and (_limit(controls, "ingressPacketBurst", _MAX_PACKETS) or _BURST),
+        egress_packets=egress_packets,
+        egress_burst=egress_packets and (_limit(controls, "egressPacketBurst", _MAX_PACKETS) or _BURST),
+        ingress_connections=_limit(controls, "ingressMaxConnections", _MAX_CONNECTIONS),
+        egress_connections=_limit(controls, "egressMaxConnections", _MAX_CONNECTIONS),
     )
     return None if qos == QoS() else qos
+
+
+def _limit(controls: v3.QoSControls, field: str, most: int) -> int:
+    value: int = getattr(controls, field)
+    if not 0 <= value <= most:
+        raise refuse(f"qosControls.{field}", value, f"must be 0-{most}")
+    return value
 
 
 def _dscp(controls: v3.QoSControls | None) -> int | None:
@@ -128,7 +140,8 @@ def _named_ports(ports: Iterable[tuple[str, int | str, int]]) -> tuple[tuple[str
 
 def _lower(protocol: int | str) -> int | str:
     if isinstance(protocol, str):
-        return int(protocol) if protocol.isdecimal() else protocol.lower()
+        number = canonical.small_number(protocol)
+        return protocol.lower() if number is None else number
     return protocol
 
 

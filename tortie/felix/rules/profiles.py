@@ -74,4 +74,14 @@ def policy_chains(policy: Policy, version: int, table: str, settings: Settings) 
 
 def expendable(chain: str) -> bool:
     """Whether a chain the kernel refuses may be replaced by a drop: then only its users are cut off."""
-    return chain.startswith((names.POLICY_IN, names.POLICY_OUT, names.PROFILE_IN, names.PROFILE_OUT))
+    return chain.startswith(_EXPENDABLE)
+
+
+_EXPENDABLE = (
+    names.POLICY_IN,
+    names.POLICY_OUT,
+    names.PROFILE_IN,
+    names.PROFILE_OUT,
+    names.TO_WORKLOAD,
+    names.FROM_WORKLOAD,
+)
