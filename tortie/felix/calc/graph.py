@@ -10,12 +10,13 @@ IP set kept while an active rule names it. A profile that is missing or cannot b
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tortie.core.errors import ValidationError
 from tortie.datastore.keys import AffinityKey, BlockKey, ResourceKey
 from tortie.datastore.syncer import Update
+from tortie.datastore.types.ipam import Block
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.policy import Profile as V3Profile
 from tortie.felix.calc import canonical, endpoints, topology
@@ -43,6 +44,8 @@ class Inputs:
     node: str
     workload_prefixes: tuple[str, ...] = ("cali",)
     owns_routes: Callable[[IPPool], bool] = lambda pool: pool.spec.vxlanMode not in ("", "Never")
+    spoofing: bool = False  # workloads may ask to send from other addresses than their own
+    floating_ips: bool = False  # workloads may ask for floating addresses
 
 
 @dataclass(slots=True)
@@ -87,7 +90,7 @@ class Calculation:
         self._owned_sets: dict[str, dict[str, Source]] = {}  # active profile -> the sets its rules name
         self._pools: dict[ResourceKey, IPPool] = {}
         self._affinities: dict[str, str] = {}  # own block -> state
-        self._blocks: dict[str, Any] = {}  # CIDR -> block
+        self._blocks: dict[str, Block] = {}  # CIDR -> block
         self._topology_dirty = True
         self._handlers: dict[str, Callable[[ResourceKey, Any], None]] = {  # kind -> takes a value or None
             "WorkloadEndpoint": self._workload,
@@ -111,9 +114,9 @@ class Calculation:
                 handler(key, value)
         elif isinstance(key, AffinityKey):
             if key.owner_type == "host" and key.host == self._inputs.node:
-                self._note(self._affinities, key.cidr, None if value is None else value.state)
+                self._note(self._affinities, canonical.cidr(key.cidr), None if value is None else value.state)
         elif isinstance(key, BlockKey):
-            self._note(self._blocks, key.cidr, value)
+            self._note(self._blocks, canonical.cidr(key.cidr), value)
 
     def flush(self) -> Touched:
         """What changed since the last time."""
@@ -141,12 +144,22 @@ class Calculation:
                 item = endpoints.workload_item(value)
                 if local:
                     workload = endpoints.workload(ident, value, self._inputs.workload_prefixes)
+                    workload = self._permitted(workload)
             except ValidationError as err:
                 self._refuse(key, err)
         self._index.update_item(key, item)
         if local:
             for active, before, after in self._locals.update(ident, workload):
                 self._activate(active, before, after)
+
+    def _permitted(self, workload: Workload) -> Workload:
+        """An endpoint that may not do what it asks for is refused as a whole, as in Calico; floating
+        addresses are merely left out."""
+        if workload.spoofed_sources and not self._inputs.spoofing:
+            reason = "needs WorkloadSourceSpoofing to be Any"
+            raise canonical.refuse("allowSpoofedSourcePrefixes", workload.spoofed_sources, reason)
+        wanted = self._inputs.floating_ips or workload.id.orchestrator == "openstack"
+        return workload if wanted or not workload.floating_ips else replace(workload, floating_ips=())
 
     def _activate(self, ident: WorkloadId, before: Workload | None, after: Workload | None) -> None:
         """One local endpoint begins, changes or ceases to be enforced."""
@@ -297,7 +310,7 @@ class Calculation:
         untunnelled = {cidr: "CrossSubnet" in modes for cidr, modes in owned.items() if "Always" not in modes}
         self.state.blackholes = topology.blackholes(self._affinities, owned)
         self.state.block_routes = topology.block_routes(
-            self._blocks.values(), self.state.nodes, self._inputs.node, untunnelled
+            self._blocks, self.state.nodes, self._inputs.node, untunnelled
         )
 
 

@@ -93,12 +93,12 @@ def blackholes(affinities: Mapping[str, str], felix_owns: Iterable[str]) -> froz
 
 
 def block_routes(
-    blocks: Iterable[Block],
+    blocks: Mapping[str, Block],
     nodes: Mapping[str, NodeAddresses],
     local: str,
     pools: Mapping[str, bool],
 ) -> dict[str, BlockRoute]:
-    """Untunnelled routes to what other nodes have, by destination.
+    """Untunnelled routes to what other nodes have, by destination. `blocks` are by canonical CIDR.
 
     `pools`: CIDR of a pool whose routes are felix's -> whether only nodes in the own subnet are reached
     without a tunnel. A block goes to the node it is affine to; an address borrowed by another node goes
@@ -106,8 +106,7 @@ def block_routes(
     """
     own = nodes.get(local, NodeAddresses())
     routes: dict[str, BlockRoute] = {}
-    for block in blocks:
-        net = canonical.cidr(block.cidr)
+    for net, block in blocks.items():
         subnet_only = [within for cidr, within in pools.items() if canonical.contains(cidr, net)]
         if not subnet_only:
             continue
