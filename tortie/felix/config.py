@@ -8,7 +8,7 @@ which costs no packet. (Reference: dataplane sheet 3.4, 6; precedence in datasto
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tortie.datastore import felixparams, routeowner
@@ -33,7 +33,11 @@ _ACTIONS = {  # as configuration writes them -> as rules do
     "DROP": ir.DROP,
     "REJECT": ir.REJECT,
 }
-_SERVICE_LOOP = {"Drop": ir.DROP, "Reject": ir.REJECT, "Disabled": None}
+_SERVICE_LOOP: dict[str, ir.Drop | ir.Reject | None] = {
+    "Drop": ir.DROP,
+    "Reject": ir.REJECT,
+    "Disabled": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +76,13 @@ class Config:
     report_ttl: float = 90.0
     datastore_ready: bool = True
 
-    def options(self) -> Options:
+    def options(self, versions: frozenset[int], rp_filter: str) -> Options:
+        """For a host that has these IP versions, and that reverse path filter on new interfaces."""
         return Options(
             node=self.node,
             settings=self.settings,
             features=self.features,
-            wiring=self.wiring,
+            wiring=replace(self.wiring, versions=versions, rp_filter=rp_filter),
             forwarding=self.forwarding,
             set_maximum=self.set_maximum,
             external_nodes=self.external_nodes,

@@ -197,12 +197,15 @@ class Driver:
         for key in self._kernel.routes.interface_lost(ifindex):
             self._routes.observe(key, None)
 
-    def route_seen(self, route: Route, exists: bool) -> None:
-        """An event told of a route."""
+    def route_seen(self, route: Route, exists: bool) -> bool:
+        """An event told of a route; whether it has to do with us."""
         key = route.key
-        if route.table == TABLE_MAIN and (self._kernel.ownership.owns(route) or key in self._routes.desired):
-            self._kernel.routes.noticed(key, route if exists else None)
-            self._routes.observe(key, route if exists else None)
+        ours = self._kernel.ownership.owns(route) or key in self._routes.desired
+        if route.table != TABLE_MAIN or not ours or not self._options.wiring.routes:
+            return False
+        self._kernel.routes.noticed(key, route if exists else None)
+        self._routes.observe(key, route if exists else None)
+        return True
 
     def forget(self) -> None:
         """Events were lost: read everything anew."""
