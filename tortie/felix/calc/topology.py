@@ -34,10 +34,14 @@ def pool(resource: IPPool) -> Pool:
 
 @dataclass(frozen=True, slots=True)
 class NodeAddresses:
-    """A node's address of each family with the prefix length it was given, '' if it has none."""
+    """A node's address of each family with the prefix length it was given, '' if it has none.
+
+    `vtep`: the IP versions for which it is a VXLAN tunnel endpoint.
+    """
 
     v4: str = ""
     v6: str = ""
+    vtep: frozenset[int] = frozenset()
 
     def of(self, version: int) -> str:
         """The bare address."""
@@ -51,12 +55,14 @@ def node_addresses(node: Node) -> NodeAddresses:
     """
     bgp = node.spec.bgp
     v4, v6 = (bgp.ipv4Address, bgp.ipv6Address) if bgp is not None else ("", "")
+    tunnels = {(4, v4, node.spec.ipv4VXLANTunnelAddr), (6, v6, node.spec.ipv6VXLANTunnelAddr)}
+    vtep = frozenset(version for version, own, tunnel in tunnels if own and tunnel)
     for kind in ("InternalIP", "ExternalIP"):
         for one in node.spec.addresses:
             if one.type == kind:
                 v4 = v4 or (one.address if version_of(one.address) == 4 else "")
                 v6 = v6 or (one.address if version_of(one.address) == 6 else "")
-    return NodeAddresses(_checked(v4), _checked(v6))
+    return NodeAddresses(_checked(v4), _checked(v6), vtep)
 
 
 def _checked(text: str) -> str:

@@ -6,7 +6,7 @@ but not offered drops everything: a gap in our own book-keeping must not open an
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from tortie.felix.rules import ir
 from tortie.felix.rules.ir import Chain, Hook, Rule
@@ -54,8 +54,9 @@ class ChainGraph:
         if before is not None:
             self._count(key[0], before.targets, -1)
 
-    def visible(self) -> Iterator[tuple[Key, Chain]]:
-        return iter(self._visible.items())
+    def ruleset(self) -> dict[Key, Chain | Hook]:
+        """All that is to stand now, as the evaluator takes it."""
+        return {**self._visible, **self._hooks}
 
     def _count(self, table: str, targets: Iterable[str], change: int) -> None:
         for target in targets:

@@ -135,6 +135,7 @@ class Driver:
                 version,
                 options.settings,
                 sets,
+                node=options.node,
                 maximum=options.set_maximum,
                 external=options.external_nodes,
             ),

@@ -17,10 +17,17 @@ _TYPES: dict[SetKind, SetType] = {"net": "hash:net", "ip": "hash:ip", "ip,port":
 
 class SetWriter:
     def __init__(
-        self, version: int, settings: Settings, duty: Sets, *, maximum: int, external: Iterable[str] = ()
+        self,
+        version: int,
+        settings: Settings,
+        duty: Sets,
+        *,
+        node: str,
+        maximum: int,
+        external: Iterable[str] = (),
     ) -> None:
         """`maximum`: members a set may have; `external`: CIDRs that count as nodes of the cluster."""
-        self._version, self._settings, self._duty = version, settings, duty
+        self._version, self._settings, self._duty, self._node = version, settings, duty, node
         self._maximum = maximum
         self._external = tuple(external)
 
@@ -53,6 +60,10 @@ class SetWriter:
         if self._settings.ipip or self._settings.nat_spares_hosts:
             hosts = [node.of(self._version) for node in state.nodes.values()]
             self._nets(names.ALL_HOSTS, [*filter(None, hosts), *self._external])
+        if self._version in self._settings.vxlan:
+            others = (node for name, node in state.nodes.items() if name != self._node)
+            tunnels = [node.of(self._version) for node in others if self._version in node.vtep]
+            self._nets(names.ALL_VXLAN, [*tunnels, *self._external])
 
     def _dscp(self, state: State) -> None:
         marked = (one for one in state.workloads.values() if one.dscp is not None)

@@ -11,6 +11,7 @@ from tortie.felix.calc.model import WorkloadId
 from tortie.felix.dataplane.chains import ChainGraph, Key
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.rules import dispatch, endpoints, ir, names, nat, profiles, static
+from tortie.felix.rules.evaluate import Ruleset
 from tortie.felix.rules.iptables import Features, render_chain, render_hook
 from tortie.felix.rules.settings import Settings
 from tortie.linux.iptables import Content
@@ -139,8 +140,9 @@ class TableWriter:
                 pending += [(key[0], target) for target in chain.targets] if chain else []
         return ""
 
-    def sets_in_use(self) -> set[str]:
-        return {ident for _, chain in self._graph.visible() for ident in chain.sets}
+    def ruleset(self) -> Ruleset:
+        """All rules of this IP version, for evaluating packets against them."""
+        return self._graph.ruleset()
 
 
 def chains_of(interface: str) -> list[str]:

@@ -61,7 +61,7 @@ def _digested(prefix: str, suffix: str, maximum: int) -> str:
 
 def chain(prefix: str, ident: str, maximum: int = MAX_CHAIN) -> str:
     """The chain of one kind for one object: `cali-pri-kns.default`."""
-    if not _SAFE.fullmatch(ident or "_"):
+    if not _SAFE.fullmatch(ident):
         return _digested(prefix, ident, maximum)
     return limited(prefix, ident, maximum)
 
