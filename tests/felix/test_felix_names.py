@@ -13,22 +13,12 @@ from tortie.felix.rules import marks, names
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize(
-    ("prefix", "suffix", "maximum", "expected"),
-    [
-        ("felix", "12345678910", 13, "felix_Y2QCZIS"),
-        ("felix", "_2345", 10, "felix_kMQI"),
-        ("cali-thfw-", "any-interface-at-all", 28, "cali-thfw-_Nqh4HyA73udmyanQI"),
-        ("cali-th-", "any-interface-at-all", 28, "cali-th-any-interface-at-all"),
-    ],
-)
-def test_limited_names_are_calicos(prefix: str, suffix: str, maximum: int, expected: str) -> None:
-    assert names.limited(prefix, suffix, maximum) == expected
-
-
 def test_chains_of_objects_are_calicos() -> None:
     assert names.chain(names.PROFILE_IN, "kns.default") == "cali-pri-kns.default"
     assert names.chain(names.TO_WORKLOAD, "cali12345678901") == "cali-tw-cali12345678901"
+    any_interface = "any-interface-at-all"
+    assert names.chain(names.TO_HOST_FORWARD, any_interface) == "cali-thfw-_Nqh4HyA73udmyanQI"
+    assert names.chain(names.TO_HOST, any_interface) == "cali-th-any-interface-at-all"
     assert names.chain(names.POLICY_IN, "knp/default/allow-dns-and-more") == "cali-pi-_3zNcQ8_wPwGm_tAx4ZR"
 
 

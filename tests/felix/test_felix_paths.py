@@ -208,7 +208,7 @@ def test_packets_to_untranslated_services_do_not_loop() -> None:
 # --- profiles, against the second oracle ----------------------------------------------------------
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.integers(min_value=0))
 def test_endpoints_and_their_profiles_decide_as_specified(seed: int) -> None:
     rand = Random(seed)
@@ -240,7 +240,7 @@ def rules(rand: Random) -> list[Rule]:
 # --- dispatch -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.sets(st.text("abc-.1", min_size=1, max_size=11).map(lambda text: f"cali{text}"), max_size=12))
 def test_dispatch_finds_every_endpoint_and_nothing_else(interfaces: set[str]) -> None:
     marked = {name: (f"p{number}",) for number, name in enumerate(sorted(interfaces))}

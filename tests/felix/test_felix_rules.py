@@ -99,7 +99,7 @@ def mark_after(profile: Profile, packet: Packet, mark: int = 0) -> tuple[str, in
     return verdict.outcome, verdict.mark
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1500, deadline=None)
 @given(st.integers(min_value=0))
 def test_a_chain_decides_as_its_rules_do(seed: int) -> None:
     """Also with scratch bits that something before left set."""
@@ -116,7 +116,7 @@ def test_a_chain_decides_as_its_rules_do(seed: int) -> None:
         assert bool(mark & marks.passed) == (expected == "pass")
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1500, deadline=None)
 @given(st.integers(min_value=0))
 def test_one_rule_matches_as_specified(seed: int) -> None:
     rand = Random(seed)

@@ -3,8 +3,9 @@
 What it relies on and gives:
 - A set is filled before apply() returns, so a rule written afterwards finds it whole.
 - Members change one by one inside a living set, additions first: a member that stays is never missing.
-- A set whose type, family or size changed is built under a temporary name and swapped in: rules that
-  name it see the old content or the new one.
+- A set whose size limit changed is built under a temporary name and swapped in: rules that name it see
+  the old content or the new one. The kernel swaps only sets of one type; a set of another type is
+  destroyed first, which fails while a rule names it. (The ids of felix's sets imply their type.)
 - A set that a rule still names cannot be destroyed; its key then fails and is tried again.
 
 Members are compared as text: the caller gives them as the kernel prints them (addresses of inet_ntop,
@@ -101,6 +102,10 @@ class SetTarget:
             yield f"del {name} {member} -exist"
 
     async def _rebuild(self, name: str, wanted: IPSet, failed: dict[str, str]) -> None:
+        if (self._known[name].type, self._known[name].version) != (wanted.type, wanted.version):
+            adds = [f"add {name} {member}" for member in wanted.members]
+            await self._restore({name: [f"destroy {name}", f"create {name} {_shape(wanted)}", *adds]}, failed)
+            return
         temporary = self._temporary_name()
         lines = [f"create {temporary} {_shape(wanted)}"]
         lines += [f"add {temporary} {member}" for member in wanted.members]

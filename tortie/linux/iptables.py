@@ -69,7 +69,7 @@ _HASH = re.compile(r'--comment "?cali:([A-Za-z0-9_-]{16})"?(?: |$)')
 _TARGET = re.compile(r"(?:-j|-g|--jump|--goto) (\S+)")
 _OLD = "<no hash>"  # stands for a rule of ours that carries none
 _LINE = re.compile(r"line:? (\d+)")
-_INCOMPATIBLE = re.compile(r"# Table `(\w+)' is incompatible")
+_INCOMPATIBLE = re.compile(r"# Table `(\w+)' (?:is|contains) incompatible")
 _DROP: Rules = (RuleText("", "--jump DROP"),)
 _MAX_REPLACED = 16  # chains replaced in one transaction; more means that something else is wrong
 _TABLES = ("raw", "mangle", "nat", "filter")
@@ -140,7 +140,7 @@ class TableTarget:
         if saved.status:
             raise KernelError("read", "iptables rules", text=saved.reason)
         if match := _INCOMPATIBLE.search(saved.output):
-            text = "holds rules that iptables cannot show; whoever wrote them must move them elsewhere"
+            text = "holds rules that only nft can show; whoever wrote them must use a table of their own"
             raise KernelError("read", f"table {match[1]}", text=text)
         await asyncio.sleep(0)
         self._known = ours(parse_save(saved.output))

@@ -7,6 +7,7 @@ updateprocessors/workloadendpointprocessor.go.)
 
 from collections.abc import Iterable, Mapping
 
+from tortie.datastore import names
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.types import endpoint as v3
 from tortie.datastore.types import policy as v3_policy
@@ -31,16 +32,11 @@ _DSCP |= {f"CS{x}": 8 * x for x in range(8)}  # code point name -> value (RFC 24
 
 def workload_id(key: ResourceKey) -> tuple[str, WorkloadId]:
     """(node, id) out of the resource's name `<node>-<orchestrator>-<workload>-<endpoint>`."""
-    parts = _segments(key.name)
-    if len(parts) != 4 or not all(parts) or not key.namespace:
+    ids = names.parse_endpoint_name(key.name)
+    if ids is None or not key.namespace:
         raise refuse("metadata.name", key.name, "not the name of a workload endpoint")
-    node, orchestrator, workload, endpoint = parts
+    (_, node), (_, orchestrator), (_, workload), (_, endpoint) = ids.segments()
     return node, WorkloadId(orchestrator, f"{key.namespace}/{workload}", endpoint)
-
-
-def _segments(name: str) -> list[str]:
-    """Parts between single dashes; a double dash is a dash inside a part."""
-    return [part.replace("\0", "-") for part in name.replace("--", "\0").split("-")]
 
 
 def workload(ident: WorkloadId, endpoint: v3.WorkloadEndpoint, prefixes: Iterable[str]) -> Workload:
@@ -108,10 +104,8 @@ def _dscp(controls: v3.QoSControls | None) -> int | None:
     if controls is None or controls.dscp is None:
         return None
     value = controls.dscp
-    number = (
-        _DSCP.get(value.upper(), int(value) if value.isdecimal() else -1) if isinstance(value, str) else value
-    )
-    if not 0 <= number <= 63:
+    number = _DSCP.get(value.upper(), canonical.small_number(value)) if isinstance(value, str) else value
+    if number is None or not 0 <= number <= 63:
         raise refuse("qosControls.dscp", value, "must be 0-63 or the name of a code point")
     return number
 

@@ -143,7 +143,8 @@ class Calculation:
             try:
                 item = endpoints.workload_item(value)
                 if local:
-                    workload = endpoints.workload(ident, value, self._inputs.workload_prefixes)
+                    wanted = endpoints.workload(ident, value, self._inputs.workload_prefixes)
+                    workload = self._permitted(wanted)
                     workload = self._permitted(workload)
             except ValidationError as err:
                 self._refuse(key, err)

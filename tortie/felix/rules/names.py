@@ -9,6 +9,8 @@ import hashlib
 import re
 from base64 import urlsafe_b64encode
 
+from tortie.datastore.names import length_limited
+
 MAX_CHAIN = 28  # iptables: XT_EXTENSION_MAXNAMELEN is 29 with its NUL
 MAX_SET = 31  # ipset: IPSET_MAXNAMELEN is 32 with its NUL
 
@@ -43,27 +45,12 @@ ALL_HOSTS, ALL_VXLAN, THIS_HOST = "all-hosts-net", "all-vxlan-net", "this-host"
 DSCP_SOURCES = "dscp-src-net"
 
 
-def limited(prefix: str, suffix: str, maximum: int) -> str:
-    """prefix+suffix if it fits, else the prefix, `_` and as much of the suffix's digest as fits.
-
-    A suffix that begins with `_` and just fits is digested too: it could be mistaken for a digest.
-    """
-    suffix = suffix or "_"
-    total = len(prefix) + len(suffix)
-    fits = total < maximum or (total == maximum and not suffix.startswith("_"))
-    return prefix + suffix if fits else _digested(prefix, suffix, maximum)
-
-
-def _digested(prefix: str, suffix: str, maximum: int) -> str:
-    digest = urlsafe_b64encode(hashlib.sha256(suffix.encode("utf-8", "surrogatepass")).digest())
-    return f"{prefix}_{digest.decode()[: maximum - 1 - len(prefix)]}"
-
-
 def chain(prefix: str, ident: str, maximum: int = MAX_CHAIN) -> str:
     """The chain of one kind for one object: `cali-pri-kns.default`."""
-    if not _SAFE.fullmatch(ident):
-        return _digested(prefix, ident, maximum)
-    return limited(prefix, ident, maximum)
+    if _SAFE.fullmatch(ident):
+        return length_limited(prefix, ident, maximum)
+    digest = urlsafe_b64encode(hashlib.sha256(ident.encode("utf-8", "surrogatepass")).digest())
+    return f"{prefix}_{digest.decode()[: maximum - 1 - len(prefix)]}"
 
 
 def ip_set(version: int, ident: str) -> str:

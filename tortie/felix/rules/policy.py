@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from tortie.datastore.names import length_limited
 from tortie.felix.calc import model
 from tortie.felix.calc.model import version_of
 from tortie.felix.rules import ir
 from tortie.felix.rules.ir import InSet, Match, Net, Ports, Protocol
-from tortie.felix.rules.names import limited
 from tortie.felix.rules.settings import Settings
 
 _MULTIPORT_SLOTS = 15  # XT_MULTI_PORTS; a range takes two
@@ -289,4 +289,4 @@ def _nflog(action: str, index: int, ingress: bool, settings: Settings, owner: Ow
 
 def nflog_prefix(text: str) -> str:
     """At most 63 characters: too long a one keeps ten at each end and a digest between."""
-    return text if len(text) < 63 else f"{text[:10]}{limited('', text, 42)}_{text[-10:]}"
+    return text if len(text) < 63 else f"{text[:10]}{length_limited('', text, 42)}_{text[-10:]}"
