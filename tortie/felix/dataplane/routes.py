@@ -133,12 +133,15 @@ class WorkloadRouteTarget:
         self.wanted: Mapping[RouteKey, Route] = {}  # set once the duty exists
         self._known: dict[RouteKey, Route] = {}
         self._first_seen: dict[RouteKey, float] = {}
+        self._mine: set[RouteKey] = set()  # those that were as wished once: no grace for them
         self._forgetting: dict[str, asyncio.Task[None]] = {}  # address -> its clean-up
 
     async def read(self) -> Mapping[RouteKey, Route]:
         before, self._known = self._known, dict(await self._kernel.read())
         now = self._clock()
         self._first_seen = {key: self._first_seen.get(key, now) for key in self._known}
+        self._mine &= self._known.keys()
+        self._mine |= self._known.keys() & self.wanted.keys()
         for key, route in before.items():  # the kernel says nothing when an interface takes its routes along
             self._left(key, route, self._known.get(key))
         return dict(self._known)
@@ -152,12 +155,15 @@ class WorkloadRouteTarget:
         for key in [*delete, *moving]:
             route = self._known.pop(key, None)
             if key not in failed and route is not None:
+                self._mine.discard(key)
                 self._left(key, route, None)
         for key in await self._still_forgetting(update):
             failed[key] = "waits until the connections of the address's last owner are forgotten"
         ready = {key: route for key, route in update.items() if key not in failed}
         failed.update(await self._kernel.apply(ready, ()))
-        self._known.update({key: route for key, route in ready.items() if key not in failed})
+        written = {key: route for key, route in ready.items() if key not in failed}
+        self._known.update(written)
+        self._mine |= written.keys()
         return failed
 
     def same(self, desired: Route, actual: Route) -> bool:
@@ -165,7 +171,7 @@ class WorkloadRouteTarget:
 
     def spare(self, key: RouteKey, actual: Route) -> float:
         """How long an unexpected route may stay: CNI makes its route before we hear of the endpoint."""
-        if not self._ownership.on_workload(actual):
+        if key in self._mine or not self._ownership.on_workload(actual):
             return 0.0
         if any(route.ifindex == actual.ifindex for route in self.wanted.values()):
             return 0.0  # its endpoint is known, and with it all routes it is to have
@@ -177,8 +183,10 @@ class WorkloadRouteTarget:
         before = self._known.pop(key, None)
         if route is None:
             self._first_seen.pop(key, None)
+            self._mine.discard(key)
         else:
             self._known[key] = route
+            self._mine |= {key} & self.wanted.keys()
             self._first_seen.setdefault(key, self._clock())
         if before is not None:
             self._left(key, before, route)
