@@ -63,7 +63,12 @@ class Namespace:
         pair = links.create_veth(links.VethEnd(name), links.VethEnd(peer, far.fd))
         self.netlink.execute(pair, links.change(name, up=True))
         far.netlink.execute(links.change(peer, up=True))
+        eventually(lambda: self.running(name) and far.running(peer))
         return self.ifindex(name), far.ifindex(peer)
+
+    def running(self, name: str) -> bool:
+        link = links.get(self.netlink, name)
+        return link is not None and link.running
 
     def ifindex(self, name: str) -> int:
         link = links.get(self.netlink, name)

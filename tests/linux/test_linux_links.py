@@ -43,7 +43,7 @@ def test_a_veth_is_born_with_each_end_in_its_place(make_netns: Callable[[], Name
     eth0, cali1 = got(pod, "eth0"), got(host, "cali1")
     assert (eth0.peer, cali1.peer) == (cali1.ifindex, eth0.ifindex)
     assert eth0.link_netnsid is not None and cali1.link_netnsid is not None
-    eventually(lambda: got(pod, "eth0").running and got(host, "cali1").running)
+    eventually(lambda: pod.running("eth0") and host.running("cali1"))
     pod.netlink.execute(links.delete("eth0"))
     assert links.get(host.netlink, "cali1") is None, "the other end goes with it"
 
@@ -59,9 +59,9 @@ def test_up_is_not_running(netns: Namespace) -> None:
     netns.netlink.execute(links.create_veth(VethEnd("a"), VethEnd("b")), links.change("a", up=True))
     assert got(netns, "a").up and not got(netns, "a").running
     netns.netlink.execute(links.change("b", up=True))
-    eventually(lambda: got(netns, "a").running)
+    eventually(lambda: netns.running("a"))
     netns.netlink.execute(links.change("b", up=False))
-    eventually(lambda: not got(netns, "a").running)
+    eventually(lambda: not netns.running("a"))
     assert got(netns, "a").up and not got(netns, "b").up
 
 
@@ -245,6 +245,7 @@ def test_a_whole_pod_in_two_batches(make_netns: Callable[[], Namespace]) -> None
         routes.replace_message(routes.Route("10.2.0.5/32", ifindex=cali1, scope=253)),
         neighbours.replace(cali1, "10.2.0.5", got(pod, "eth0").mac),
     )
+    eventually(lambda: pod.running("eth0") and host.running("cali1"))
     assert pod.ip("route") == [
         {"dst": "default", "gateway": gateway, "dev": "eth0", "flags": []},
         {"dst": gateway, "dev": "eth0", "scope": "link", "flags": []},

@@ -264,6 +264,8 @@ def test_a_cancelled_consumer_leaves_the_monitor_usable(netns: Namespace) -> Non
     async def scenario(watcher: Watcher) -> None:
         with pytest.raises(TimeoutError):
             await watcher.until(lambda _event: True, seconds=0.01)
+        loop, fd = asyncio.get_running_loop(), watcher.monitor._netlink.fileno()
+        assert not loop.remove_reader(fd), "nothing calls back while nobody waits"
         netns.netlink.execute(links.create_bridge("br"))
         await watcher.until(lambda e: isinstance(e, LinkChanged) and e.link.name == "br")
 

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -72,6 +73,16 @@ def test_a_message_too_big_to_send_fails_alone(netns: Namespace) -> None:
     )
     assert results[0] is None and results[2] is None
     assert results[1] is not None and results[1].what == "route 10.0.0.0/8"
+
+
+def test_large_messages_share_no_datagram_they_do_not_fit(netns: Namespace) -> None:
+    """256 routes with 100 next hops are 400 kB; the default send buffer takes half of that."""
+    hops = (routes.NextHop("192.0.2.1", 9999),) * 100
+    messages = [
+        routes.replace_message(replace(hole(n), type=RouteType.UNICAST, nexthops=hops)) for n in range(256)
+    ]
+    results = netns.netlink.request(messages)
+    assert {None if error is None else error.errno for error in results} == {errno.ENETUNREACH}
 
 
 def test_a_lost_answer_is_an_error_of_that_message_only(netns: Namespace) -> None:
@@ -189,6 +200,17 @@ def test_a_message_from_another_process_is_ignored(netns: Namespace) -> None:
     netns.call(forge)
     assert netlink.receive() == []
     assert netlink.request([links.create_bridge("b")]) == [None]
+
+
+def test_an_answer_that_does_not_fit_is_an_error_and_the_socket_lives_on(netns: Namespace) -> None:
+    netns.netlink.execute(*(links.create_bridge(f"b{n}") for n in range(40)))
+    netlink = netns.socket()
+    whole, netlink._buffer = netlink._buffer, bytearray(64)
+    with pytest.raises(KernelError, match="bytes do not fit"):
+        links.dump(netlink)
+    netlink._buffer = whole
+    assert netlink.request([links.create_bridge("late")]) == [None]
+    assert len(links.dump(netlink)) == 42
 
 
 def test_a_closed_socket_is_a_kernel_error(netns: Namespace) -> None:

@@ -223,6 +223,24 @@ def test_deleting_metric_0_spares_what_is_not_ours(router: Router) -> None:
     assert [route.protocol for route in router.all()] == [12]
 
 
+def test_a_foreign_route_beside_ours_stays(netns: Namespace) -> None:
+    """The same key and protocol, told apart by the interface only, as felix does."""
+    router = Router(netns, owns=lambda route: route.ifindex == links_of(netns)["b"])
+    for device in ("a", "b"):
+        router.ip("route", "append", "10.2.0.5/32", "dev", device, "metric", "1024")
+        router.ip("-6", "route", "append", "fd02::5/128", "dev", device)
+    router.want()
+    assert router.sync().deleted >= 2
+    assert {(route.dst, route.ifindex) for route in router.all()} == {
+        ("10.2.0.5/32", router.a),
+        ("fd02::5/128", router.a),
+    }
+
+
+def links_of(ns: Namespace) -> dict[str, int]:
+    return {link.name: link.ifindex for link in links.dump(ns.netlink)}
+
+
 def crowd(router: Router) -> None:
     """Several of our routes under one key, as only append can make them."""
     for device, protocol in (("a", "80"), ("b", "80"), ("b", "186")):
@@ -264,6 +282,7 @@ def test_a_crowd_is_never_taken_for_the_wish(router: Router) -> None:
     first = next(route for route in router.all() if route.dst == "10.2.0.5/32")
     router.want(first)
     assert router.sync().ok
+    assert router.sync().updated == 0, "and once it is alone, it is"
     assert [route for route in router.all() if route.dst == "10.2.0.5/32"] == [first]
 
 

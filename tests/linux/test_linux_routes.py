@@ -70,6 +70,7 @@ SHAPES: dict[str, Shape] = {
     "multipath without gateways": lambda n: Route(
         "10.6.2.0/26", nexthops=(NextHop(None, n.a), NextHop(None, n.b, 2)), scope=253
     ),
+    "an MTU too large": lambda n: Route("10.6.3.0/26", ifindex=n.a, mtu=70_000),
     "v6 workload": lambda n: Route("fd02::5/128", ifindex=n.a, scope=253, metric=1024),
     "v6 workload by CNI, no metric": lambda n: Route("fd02::6/128", ifindex=n.a, scope=253),
     "v6 block by gateway": lambda n: Route("fd05::/122", gateway="fd99::9", ifindex=n.a, protocol=186),
@@ -141,6 +142,8 @@ def test_every_shape_is_in_the_kernel_as_wished(node: Node, name: str) -> None:
     node.put(route)
     (actual,) = node.found(route.key)
     assert routes.same(route, actual)
+    if route.ifindex is not None or route.type in routes._WITHOUT_INTERFACE:
+        assert actual == routes.normalise(route)
     shown, expected = ip_view(node, route), expected_by_ip(node, route)
     for view in (shown, expected):
         view.get("nexthops", []).sort(key=lambda hop: str(hop["dev"]))
@@ -153,10 +156,10 @@ def test_every_shape_is_in_the_kernel_as_wished(node: Node, name: str) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_writing_again_changes_nothing(node: Node, name: str) -> None:
     route = SHAPES[name](node)
-    before = len(routes.dump(node.ns.netlink))
     node.put(route, route)
+    before = node.found(route.key)
     node.put(route)
-    assert len(routes.dump(node.ns.netlink)) == before + 1
+    assert node.found(route.key) == before and len(before) == 1
 
 
 def pyroute2_view(family: int) -> set[tuple[object, ...]]:
@@ -321,6 +324,21 @@ def test_deleting_goes_by_key_alone(node: Node) -> None:
     for error in node.ns.netlink.request([delete_message(key) for key in keys]):
         assert error is not None and error.errno == errno.ESRCH
     assert not any(node.found(key) for key in keys)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_deleting_can_be_narrowed_to_the_very_route(node: Node, name: str) -> None:
+    route = SHAPES[name](node)
+    node.put(route)
+    hop = route.hops[0] if len(route.hops) == 1 else None
+    other = node.a if route.ifindex == node.b else node.b
+    wrong = [delete_message(route.key, route.protocol + 1, hop)]
+    if hop is not None:
+        wrong.append(delete_message(route.key, route.protocol, replace(hop, ifindex=other)))
+    for error in node.ns.netlink.request(wrong):
+        assert error is not None and error.errno == errno.ESRCH
+    node.ns.netlink.execute(delete_message(route.key, route.protocol, hop))
+    assert node.found(route.key) == []
 
 
 def test_deleting_from_a_table_that_is_not_there(node: Node) -> None:

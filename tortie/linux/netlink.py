@@ -249,9 +249,11 @@ class NetlinkSocket:
             raise
         except OSError as err:
             raise _failure("receive", "netlink answer", err) from err
-        if size > _DATAGRAM:
+        if sender[0] != 0:
+            return None
+        if size > len(self._buffer):
             raise KernelError("receive", "netlink answer", errno.EMSGSIZE, f"{size} bytes do not fit")
-        return bytes(self._view[:size]) if sender[0] == 0 else None
+        return bytes(self._view[:size])
 
     def _drain(self) -> None:
         """Throw away everything in the queue, which also lets an abandoned dump run to its end."""

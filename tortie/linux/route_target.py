@@ -8,8 +8,8 @@ Invariants:
 - Only routes for which `owns` is true are listed, and only what was listed or written is deleted.
 - A wish takes over the route that holds its key, whoever made it: the kernel's replace works so, and
   BIRD's leftovers must be adopted on the way from Calico.
-- Deletion is narrowed to the protocol that was read, so a route that another daemon has since put
-  under the same key stays.
+- Deletion is narrowed to the protocol and next hop that were read or written, so a route that another
+  daemon has put beside ours, or since in its place, stays.
 
 What the kernel adds to the task (tests/linux/test_linux_route_target.py shows each):
 - A key can hold several routes: by append in both families, and in IPv6 because replace looks for a
@@ -110,11 +110,8 @@ class RouteTarget:
 
     def _deletions(self, keys: Collection[RouteKey], update: Mapping[RouteKey, Route]) -> Iterator[Step]:
         for key in keys:
-            if (several := self._crowded.get(key)) is not None:
-                for route in several:
-                    yield key, delete_message(key, route.protocol, _only_hop(route))
-            elif (known := self._known.get(key)) is not None:
-                yield key, delete_message(key, known.protocol)
+            for route in self._crowded.get(key) or filter(None, [self._known.get(key)]):
+                yield key, delete_message(key, route.protocol, _only_hop(route))
         yield from self._collateral(keys, update)
 
     def _collateral(self, keys: Collection[RouteKey], update: Mapping[RouteKey, Route]) -> Iterator[Step]:
@@ -144,5 +141,8 @@ class RouteTarget:
 
 
 def _only_hop(route: Route) -> NextHop | None:
-    """The way that tells this route from others under its key; none for multipath and blackholes."""
+    """The way that tells this route from others under its key; none for multipath and blackholes.
+
+    Without one the kernel takes a multipath route as a whole, with one it takes that way out of it.
+    """
     return route.hops[0] if len(route.hops) == 1 else None

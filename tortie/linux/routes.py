@@ -6,7 +6,7 @@ normalise(); route_target.py makes a set of routes so.
 What the kernel does (seen on Linux 6.18; shared wording with Calico's felix/routetable/defs.go):
 - IPv6 has no metric 0: it is stored as 1024. Every IPv6 route is reported with scope global.
 - Blackhole, unreachable, prohibit and throw routes have no interface in IPv4 and `lo` in IPv6.
-- A multipath route with one next hop is reported as a plain route.
+- A multipath route with one next hop is reported as a plain route; an MTU above 65520 as 65520.
 - Deleting metric 0 in IPv4 matches any metric: the lowest goes. Elsewhere the metric is exact.
 """
 
@@ -67,6 +67,7 @@ _ONLINK = 4  # RTNH_F_ONLINK
 _CLONED = 0x200  # RTM_F_CLONED: a cache entry, not configuration
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH, _TABLE, _VIA = 1, 4, 5, 6, 7, 8, 9, 15, 18
 _METRIC_MTU = 2  # RTAX_MTU
+_MTU_MAX = 65520  # ip_metrics_convert() in net/ipv4/metrics.c cuts down to this
 _VIA_FAMILY = Struct("=H")
 
 
@@ -147,6 +148,8 @@ def normalise(route: Route) -> Route:
     elif route.nexthops:
         hops = tuple(sorted(route.nexthops, key=_hop_order))
         route = replace(route, gateway=None, ifindex=None, onlink=False, nexthops=hops)
+    if route.mtu > _MTU_MAX:
+        route = replace(route, mtu=_MTU_MAX)
     if route.family == AF_INET6:
         route = replace(route, metric=route.metric or IPV6_DEFAULT_METRIC, scope=SCOPE_GLOBAL)
     return route
@@ -222,8 +225,9 @@ def replace_message(route: Route) -> Message:
 def delete_message(key: RouteKey, protocol: int = 0, hop: NextHop | None = None) -> Message:
     """Delete by key, whatever else the route is; ESRCH means that it was gone.
 
-    `protocol` and `hop` narrow it down, for where the key alone could hit somebody else's route:
-    metric 0 in IPv4, and keys that hold several routes.
+    `protocol` and `hop` narrow it down, because the key alone can hit somebody else's route: metric 0
+    in IPv4 means any, and a key can hold several routes. Of a multipath route in IPv6, `hop` takes
+    away that way only.
     """
     family, prefix, dst = _pack_dst(key.dst)
     parts = [_attribute_dst(dst, prefix), _attribute_table(key.table)]
