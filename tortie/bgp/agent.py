@@ -9,13 +9,16 @@ It is started often and in a hurry: nothing here imports the datastore or templa
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
 import time
+from collections.abc import Awaitable
 
 from tortie.bgp import commands, config, events, exabgp, paths, status
 from tortie.bgp.kernel import Kernel
+from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
 from tortie.bgp.report import report
 from tortie.bgp.router import Decision, Router
@@ -27,9 +30,9 @@ from tortie.linux.routes import Route
 
 _log = logging.getLogger(__name__)
 
-_REST = 0.02  # seconds between two looks at the table: a burst of updates becomes one
-_REST_SHARE = 1.0  # a look that took long is followed by as long a rest …
-_LONGEST_REST = 0.5  # … but no longer than this
+_REST = 0.02  # seconds from news to a look at the table: a burst of updates becomes one
+_REST_SHARE = 0.2  # a look that took long is followed by a rest in proportion …
+_LONGEST_REST = 0.2  # … but no longer than this
 _TICK = 1.0  # seconds between looks at the clock: restart times are whole seconds
 _PER_TURN = 5000  # changes made into commands at a time, some 100 kB
 _POLL_CONFIG = 5.0  # seconds between looks at bgp.json, should a nudge get lost
@@ -99,21 +102,17 @@ class Agent:
     # --- deciding -------------------------------------------------------------------------------
 
     async def _decide_for_ever(self) -> None:
+        took = 0.0
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), _TICK)
+            await _within(_TICK, self._work.wait())
+            await asyncio.sleep(min(max(_REST, took * _REST_SHARE), _LONGEST_REST))
             self._work.clear()
             began = time.monotonic()
             await self._decide(began)
             took = time.monotonic() - began
-            await asyncio.sleep(min(max(_REST, took * _REST_SHARE), _LONGEST_REST))
 
     async def _decide(self, now: float) -> None:
         """Withdrawals leave first, then the kernel's routes change, then peers hear of new ones."""
-        if self._router.tick(now):
-            _log.info("start-up is over: what is left of the last run goes")
-            self._kernel.release()
-            self._resync()
         decision = self._router.decide()
         self._want(decision)
         self._fill_pipe()
@@ -126,6 +125,10 @@ class Agent:
         self._fill_pipe()
         self._end_ribs()
         self._resend_overdue()
+        if self._router.tick(now):  # not before what we know was decided: the rest goes now
+            _log.info("start-up is over: what is left of the last run goes")
+            self._kernel.release()
+            self._resync()
 
     def _want(self, decision: Decision) -> None:
         routes = self._kernel.routes
@@ -149,9 +152,8 @@ class Agent:
         """Make changes into commands while the pipe has room; called again when it has."""
         while self._speaker.room:
             now = time.monotonic()
-            sessions = [
-                s for s in self._router.sessions.values() if s.peer is None or not self._reload.pausing
-            ]
+            everybody = not self._reload.pausing  # else only those that are about to be removed
+            sessions = [s for s in self._router.sessions.values() if everybody or s.peer is None]
             share = max(1, _PER_TURN // max(1, len(sessions)))
             changes = [change for one in sessions for change in one.outbox.changes(now, share)]
             if not changes:
@@ -186,8 +188,7 @@ class Agent:
             os.chmod(path, 0o600)
             while True:
                 self._read_config()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.get_running_loop().sock_recv(nudges, 64), _POLL_CONFIG)
+                await _within(_POLL_CONFIG, asyncio.get_running_loop().sock_recv(nudges, 64))
 
     def _read_config(self) -> None:
         path = paths.bgp_json()
@@ -210,7 +211,7 @@ class Agent:
 
     def _configure(self, new: config.Config) -> None:
         logging.getLogger().setLevel(log.level(new.log_severity))
-        self._kernel.gateways = frozenset(config.canonical(p.address) for p in new.peers if p.gateway)
+        self._kernel.gateways = frozenset(canonical(p.address) for p in new.peers if p.gateway)
         self._router.configure(new, time.monotonic(), time.time())
         self._reload.want(new.sessions)
         self._work.set()
@@ -235,8 +236,7 @@ class Agent:
         deadline = time.monotonic() + seconds
         while not self._drained() and (left := deadline - time.monotonic()) > 0:
             self._progress.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._progress.wait(), left)
+            await _within(left, self._progress.wait())
 
     def _drained(self) -> bool:
         up = [session for session in self._router.sessions.values() if session.outbox.up]
@@ -275,11 +275,19 @@ class Agent:
             self._reported = without_time
 
 
+async def _within(seconds: float, something: Awaitable[object]) -> None:
+    """Wait for it, but no longer. (asyncio.wait_for loses a cancellation that comes with the result.)"""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await something
+
+
 def _routes(answers: list[Answer]) -> list[events.Listed]:
     return [answer for answer in answers if isinstance(answer, events.Listed)]
 
 
 def main() -> None:
+    gc.set_threshold(100_000, 20, 100)  # tables of many small objects and no cycles: looking costs a tenth
     log.setup()
     os.makedirs(paths.run_dir(), exist_ok=True)
     kernel = Kernel()

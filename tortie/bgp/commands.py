@@ -77,10 +77,8 @@ def _line(peers: Sequence[str], announcement: Announcement | None, prefixes: Seq
         # A withdrawal names a next hop only because the grammar asks for one of the right family.
         next_hop = "::" if ":" in prefixes[0] else "0.0.0.0"
         return f"{selector} withdraw attributes next-hop {next_hop} nlri {' '.join(prefixes)}\n".encode()
-    attributes = write_attributes(announcement.attributes)
-    return (
-        f"{selector} announce attributes next-hop {announcement.next_hop} {attributes} nlri {' '.join(prefixes)}\n"
-    ).encode()
+    told = f"next-hop {announcement.next_hop} {write_attributes(announcement.attributes)}"
+    return f"{selector} announce attributes {told} nlri {' '.join(prefixes)}\n".encode()
 
 
 def write_attributes(attributes: Attributes) -> str:

@@ -25,7 +25,7 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     pass
 
 
-class Peer(_Value):
+class Peer(_Value, frozen=True, kw_only=True):
     """One session. `address` is its name everywhere: a second session to the same address cannot be."""
 
     address: str
@@ -50,14 +50,14 @@ class Peer(_Value):
         return self.address, self.local_address, self.local_as, self.peer_as
 
 
-class Block(_Value):
+class Block(_Value, frozen=True, kw_only=True):
     """An address block of this node. Unannounced: it is being given up, but still here."""
 
     cidr: str
     announced: bool = True
 
 
-class Pool(_Value):
+class Pool(_Value, frozen=True, kw_only=True):
     """An IP pool, as far as routes are concerned."""
 
     cidr: str
@@ -67,7 +67,7 @@ class Pool(_Value):
     exported: bool = True  # not disableBGPExport
 
 
-class Local(_Value):
+class Local(_Value, frozen=True, kw_only=True):
     """This node. `addresses` and `subnets`: the IPv4 one, the IPv6 one, or both; subnets with length."""
 
     name: str
@@ -82,7 +82,7 @@ class Local(_Value):
         return next((a for a in self.addresses if (":" in a) == (version == 6)), "")
 
 
-class Config(_Value):
+class Config(_Value, frozen=True, kw_only=True):
     format: int = FORMAT
     sessions: str = ""  # digest in exabgp.conf
     local: Local
@@ -122,7 +122,7 @@ def load(path: str) -> Config | None:
 
 
 def _check(config: Config) -> None:
-    """The file may have been edited by hand: whatever reaches ExaBGP's pipe or the kernel must be well-formed."""
+    """The file may have been edited: whatever reaches ExaBGP's pipe or the kernel must be well-formed."""
     if config.format != FORMAT:
         raise ValueError(f"format {config.format}, this version reads {FORMAT}")
     for address in [config.local.router_id, *config.local.addresses, *config.excluded_next_hops]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from tortie.bgp.prefix import Version, canonical, version
+from tortie.bgp.prefix import Version, canonical
 from tortie.bgp.route import Attributes, Origin, Received, Segment
 from tortie.core.errors import PeerError
 
@@ -96,6 +96,7 @@ class Neighbour:
     established: bool
     seconds: int  # established since
     router_id: str
+    hold_time: int  # seconds, what the peer offered
     graceful: bool  # both sides have graceful restart
 
 
@@ -156,7 +157,7 @@ class _Neighbor(msgspec.Struct):
     state: str = ""
     reason: str = ""
     message: _Message | None = None
-    open: msgspec.Raw | None = None
+    open: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Line(msgspec.Struct):
@@ -223,7 +224,7 @@ def _session_event(line: _Line) -> Event | None:
         return Down(peer, neighbor.reason) if neighbor.state == "down" else None
     if line.type == "fsm":
         return State(peer, _STATES.get(neighbor.state, neighbor.state.capitalize()))
-    return None if neighbor.open is None else _open(peer, _any.decode(neighbor.open))
+    return _open(peer, _any.decode(neighbor.open)) if line.type == "open" else None
 
 
 _STATES = {"OPENSENT": "OpenSent", "OPENCONFIRM": "OpenConfirm"}  # the two that capitalize() gets wrong
@@ -231,8 +232,8 @@ _STATES = {"OPENSENT": "OpenSent", "OPENCONFIRM": "OpenConfirm"}  # the two that
 
 def _message(peer: str, sent: bool, message: _Message) -> Event | None:
     if message.eor is not None:
-        family = FAMILIES.get(f"{message.eor.afi} {message.eor.safi}")
-        return EndOfRib(peer, sent, family) if family else None
+        version = FAMILIES.get(f"{message.eor.afi} {message.eor.safi}")
+        return EndOfRib(peer, sent, version) if version else None
     if message.update is None:
         return None
     told: dict[str, Received | None] = {}
@@ -255,7 +256,7 @@ def _open(peer: str, told: dict[str, Any]) -> Open:
     capabilities = told["capabilities"]
     families = capabilities.get(_MULTIPROTOCOL, {}).get("families", ["ipv4/unicast"])
     graceful = capabilities.get(_GRACEFUL_RESTART)
-    forwarding = {
+    forwarding: dict[int, bool] = {
         _CAPABILITY_FAMILIES[family]: "restart" in flags  # sic: the F bit
         for family, flags in (graceful or {}).get("address-family-flags", {}).items()
         if family in _CAPABILITY_FAMILIES
@@ -287,6 +288,7 @@ def _neighbour(one: dict[str, Any]) -> Neighbour:
         one["fsm"] == "ESTABLISHED",
         one["duration"],
         remote["id"] or "",
+        remote["hold"] or 0,
         bool(remote["capabilities"].get("graceful-restart")),
     )
 
@@ -355,4 +357,4 @@ def _words(told: str | list[str]) -> list[str]:
 
 def family_text(address: str) -> str:
     """ExaBGP's words for the one family a session carries."""
-    return "ipv4 unicast" if version(address) == 4 else "ipv6 unicast"
+    return "ipv6 unicast" if ":" in address else "ipv4 unicast"

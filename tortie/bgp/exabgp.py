@@ -17,6 +17,7 @@ The rest is settings, in environment(). Only this module may import ExaBGP.
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from tortie.bgp import paths
 _RETRY_CAP = 5  # seconds between dials, BIRD's connect retry time
 _SYN_RETRIES = 2  # a dial is given up after 1 + 2 + 4 s without an answer
 _TCP_SYNCNT = 7  # linux/tcp.h
+_WAIT_FOR_CONFIG = 0.2  # seconds between looks for the file that confd makes
 
 
 def argv(config: str = "") -> list[str]:
@@ -43,7 +45,7 @@ def environment(given: Mapping[str, str], log_level: str = "WARNING") -> dict[st
     INFO writes a line for every route that is sent.
     """
     settings = {
-        "EXABGP_ENVFILE": os.devnull,  # nothing but this function decides
+        "EXABGP_ENVFILE": "",  # nothing but this function decides
         "exabgp.daemon.user": "root",  # ExaBGP would drop to nobody, and its helper could set no routes
         "exabgp.daemon.drop": "false",
         "exabgp.api.cli": "false",  # no named pipes: the agent is the only one to give commands
@@ -62,14 +64,18 @@ def environment(given: Mapping[str, str], log_level: str = "WARNING") -> dict[st
 
 
 def main() -> None:
-    """Become ExaBGP; returns never."""
+    """Become ExaBGP, as soon as there is a configuration; returns never."""
     config = sys.argv[1] if len(sys.argv) > 1 else paths.exabgp_conf()
+    while not os.path.exists(config):
+        time.sleep(_WAIT_FOR_CONFIG)
     os.environ.update(environment(os.environ, os.environ.get(paths.LOG_LEVEL_VARIABLE, "WARNING")))
     _replace_edges()
-    from exabgp.application.main import main as exabgp_main
+    from exabgp.application import server
+    from exabgp.environment import getenv
+    from exabgp.logger import log
 
-    sys.argv = ["exabgp", "server", config]
-    exabgp_main()
+    log.init(getenv())
+    server.run("", [config])  # not its main(), which complains of a missing environment file
 
 
 def _replace_edges() -> None:
@@ -106,7 +112,7 @@ def _replace_edges() -> None:
     class EagerDelay(Delay):  # type: ignore[misc]
         def increase(self) -> None:
             super().increase()
-            self._next = min(self._next, _RETRY_CAP)
+            self._next: int = min(self._next, _RETRY_CAP)
 
     class BriefOutgoing(Outgoing):  # type: ignore[misc]
         def _setup(self) -> Any:

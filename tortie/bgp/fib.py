@@ -1,8 +1,8 @@
 """From best paths to kernel routes: which prefix gets which route, or why it gets none.
 
 The rules, first match decides (reference: BGP facts, 3.4; the issue narrows Calico's last one):
-1. own block: `blackhole`, so that traffic to addresses without a pod ends here. Not for single
-   addresses: that would be the pod's own route. Not where felix programs the pool.
+1. own block: `blackhole`, so that traffic to addresses without a pod ends here. Not where felix
+   programs the pool.
 2. outside all pools: nothing. What a router announces besides is its business; the kernel's default
    route stays what the host's owner made it.
 3. in a pool that is not ours to program (VXLAN, or moved to felix): nothing.
@@ -14,7 +14,7 @@ IPv4 routes have metric 0 (IPv6: 1024, the kernel's name for it): they beat left
 look like every Calico user knows them. Pure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tortie.bgp.bestpath import Choice
@@ -35,21 +35,35 @@ class Interfaces(NamedTuple):
 
 
 class Fib:
-    """The configuration, prepared: asked once for every prefix."""
+    """The configuration, prepared."""
 
     def __init__(self, config: Config) -> None:
-        self._pools = [(network(pool.cidr), pool) for pool in config.pools]
+        pools = [(network(pool.cidr), pool) for pool in config.pools]
+        self._pools = sorted(pools, key=lambda one: -one[0].length)  # most specific first
         self._subnets = [network(subnet) for subnet in config.local.subnets]
         self._excluded = frozenset(config.excluded_next_hops)
         self._session_address = {peer.address: peer.local_address for peer in config.peers}
         self._config = config
 
-    def route(self, prefix: str, choice: Choice, resolver: Resolver, interfaces: Interfaces) -> Route | str:
-        """The kernel route for a prefix, or the reason why there is none."""
-        net = network(prefix)
-        pool = self._pool(net)
-        if choice.best.source is Source.STATIC:
-            return self._own_block(prefix, net, pool)
+    def routes(
+        self, prefixes: Iterable[str], choice: Choice, resolver: Resolver, interfaces: Interfaces
+    ) -> Iterator[tuple[str, Route | str]]:
+        """The kernel route for each prefix with this choice, or the reason why there is none."""
+        ways: dict[str | None, list[NextHop] | str] = {}  # pool -> next hops for the choice, or why none
+        for prefix in prefixes:
+            pool = self._pool(network(prefix))
+            if choice.best.source is Source.STATIC:
+                yield prefix, self._own_block(prefix, pool)
+                continue
+            name = pool.cidr if pool else None
+            if name not in ways:
+                ways[name] = self._ways(choice, pool, resolver, interfaces)
+            found = ways[name]
+            yield prefix, found if isinstance(found, str) else unicast(prefix, found)
+
+    def _ways(
+        self, choice: Choice, pool: Pool | None, resolver: Resolver, interfaces: Interfaces
+    ) -> list[NextHop] | str:
         if choice.best.source is Source.WORKLOAD:
             return "route of a local workload"
         if pool is None:
@@ -57,13 +71,9 @@ class Fib:
         if not pool.programmed:
             return "not programmed by BGP"
         hops = sorted(set(self._hops(choice.equal, pool, resolver, interfaces)), key=str)
-        if not hops:
-            return self._no_hop(choice, pool, interfaces)
-        return unicast(prefix, hops)
+        return hops or self._no_hop(choice, pool, interfaces)
 
-    def _own_block(self, prefix: str, net: Network, pool: Pool | None) -> Route | str:
-        if net.length == net.bits:
-            return "single address"
+    def _own_block(self, prefix: str, pool: Pool | None) -> Route | str:
         if pool is not None and not pool.programmed:
             return "not programmed by BGP"
         return Route(prefix, type=RouteType.BLACKHOLE, protocol=PROTOCOL_BGP)
@@ -100,8 +110,7 @@ class Fib:
 
     def _pool(self, net: Network) -> Pool | None:
         """The most specific pool that holds the prefix."""
-        found = [(pool_net.length, pool) for pool_net, pool in self._pools if pool_net.contains(net)]
-        return max(found, key=lambda one: one[0])[1] if found else None
+        return next((pool for pool_net, pool in self._pools if pool_net.contains(net)), None)
 
 
 def unicast(prefix: str, hops: list[NextHop]) -> Route:

@@ -7,25 +7,29 @@ After start nothing is deleted, and no route loses a next hop, until release(): 
 """
 
 import asyncio
-import logging
+import ctypes
+import os
+import socket
+import struct
 from collections.abc import Callable
+from math import inf
 from random import Random
 
 from tortie.bgp.fib import Interfaces
 from tortie.bgp.nexthop import Resolver
 from tortie.core.reconcile import Outcome, Reconciler
 from tortie.linux import addresses, links, monitor, routes
+from tortie.linux.codec import RTM_NEWROUTE
 from tortie.linux.monitor import Monitor
 from tortie.linux.netlink import NetlinkSocket
 from tortie.linux.route_target import RouteTarget
 from tortie.linux.routes import PROTOCOL_BGP, TABLE_MAIN, Route, RouteKey
 
-_log = logging.getLogger(__name__)
-
 _RELIST = (
     90.0  # seconds, Felix's RouteRefreshInterval; up to a tenth more, so that nodes do not march in step
 )
 _PROTOCOL_OFFSET = 5  # of the protocol in an undecoded route (struct rtmsg)
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 
 
 class _Target(RouteTarget):
@@ -48,12 +52,14 @@ class Kernel:
         self.interfaces = Interfaces({}, {})
         self.gateways: frozenset[str] = frozenset()
         self._netlink = NetlinkSocket()
-        self._monitor = Monitor()  # before the first listing: no change is missed
+        watching = NetlinkSocket(monitor.LINKS | monitor.ADDRESSES | monitor.ROUTES)
+        _mute_own_routes(watching)
+        self._monitor = Monitor(netlink=watching)  # before the first listing: no change is missed
         self._target = _Target(self._netlink, owned, protocol=PROTOCOL_BGP)
         self._reconciler: Reconciler[RouteKey, Route] = Reconciler(
             "BGP routes",
             self._target,
-            spare=lambda _key, _route: float("inf") if self._target.holding else 0.0,
+            spare=lambda _key, _route: inf if self._target.holding else 0.0,
         )
         self._random = Random()
 
@@ -89,7 +95,7 @@ class Kernel:
 
     def _foreign(self) -> list[Route]:
         found = []
-        for family in (routes.AF_INET, routes.AF_INET6):
+        for family in (socket.AF_INET, socket.AF_INET6):
             for body in routes.dump_frames(self._netlink, family, TABLE_MAIN):
                 if body[_PROTOCOL_OFFSET] == PROTOCOL_BGP and not self.gateways:
                     continue  # ours may be very many, and need not be decoded
@@ -140,7 +146,6 @@ class Kernel:
                 self._reconciler.forget()
                 resync()
                 return self.list_all()
-        return False
 
     def _lose_link(self, ifindex: int, resync: Callable[[], None]) -> bool:
         """The kernel deletes IPv4 routes over an interface that goes down or away without a word."""
@@ -160,6 +165,29 @@ class Kernel:
             self._reconciler.forget()  # deleted behind our back, or taken over by somebody else
             resync()
         return self._is_foreign(route) and self.resolver.change(route, gone)
+
+
+def _mute_own_routes(netlink: NetlinkSocket) -> None:
+    """Have the kernel not report new routes of our protocol: we make them by the thousand, and know them.
+
+    A classic BPF program on the socket: `type == RTM_NEWROUTE and protocol == 186` is dropped. That ours
+    are deleted is still reported, and that somebody else's takes the place of one.
+    """
+    load_type, load_protocol = (0x28, 0, 0, 4), (0x30, 0, 0, 16 + _PROTOCOL_OFFSET)
+    new_route = socket.htons(RTM_NEWROUTE)  # netlink is in host order, BPF reads in network order
+    program = (
+        load_type,
+        (0x15, 0, 2, new_route),  # not a new route: accept
+        load_protocol,
+        (0x15, 1, 0, PROTOCOL_BGP),  # ours: drop
+        (0x06, 0, 0, 0xFFFFFFFF),
+        (0x06, 0, 0, 0),
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    with socket.socket(fileno=os.dup(netlink.fileno())) as same:
+        same.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code))
+        )
 
 
 def _uses(route: Route, ifindex: int) -> bool:

@@ -33,7 +33,7 @@ class Resolver:
         self._lengths: dict[int, list[int]] = {
             4: [],
             6: [],
-        }  # version -> prefix lengths in use, longest first
+        }  # version -> lengths in use, longest first
         self._known: dict[tuple[str, int], Way | None] = {}  # (next hop, link-local's interface) -> answer
 
     @property

@@ -35,6 +35,7 @@ class Outbox:
         self._sent: dict[str, Announcement] = {}
         self._in_flight: dict[str, Announcement | None] = {}  # None: a withdrawal
         self._dirty: set[str] = set()  # prefixes where desired may differ from sent
+        self._keeping = False  # nothing is withdrawn: we may not know all routes yet
         self._waiting_since = 0.0  # last report, or first flight after a rest
 
     # --- what should be -------------------------------------------------------------------------
@@ -59,11 +60,19 @@ class Outbox:
     # --- what is --------------------------------------------------------------------------------
 
     def adopt(self, held: Mapping[str, Announcement]) -> None:
-        """The session is up, and ExaBGP holds and has sent these: found after our own restart."""
+        """The session is up, and ExaBGP holds and has sent these: found after our own restart.
+
+        None of it is withdrawn until release().
+        """
+        self._keeping = True
         self._held, self._sent = dict(held), dict(held)
         self._in_flight.clear()
         self.up = True
         self._dirty = self._desired.keys() | held.keys()
+
+    def release(self) -> None:
+        """All routes are known: what is not desired is to be withdrawn."""
+        self._keeping = False
 
     def session_up(self, now: float) -> None:
         """ExaBGP now sends what it holds, unasked."""
@@ -109,6 +118,9 @@ class Outbox:
                     blocked.append(prefix)
                 continue
             if wanted == self._sent.get(prefix):
+                continue
+            if wanted is None and self._keeping:
+                blocked.append(prefix)
                 continue
             self._write(prefix, wanted)
             limit -= 1

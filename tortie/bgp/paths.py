@@ -1,4 +1,4 @@
-"""Where the BGP side keeps its files. Environment variables move them, so that one machine can run several nodes.
+"""Where the BGP side keeps its files; environment variables move them, so that a machine can run many nodes.
 
 Read at each call, not at import: tests and the lab change the environment of their own children only.
 """

@@ -60,6 +60,7 @@ def _peer(router: Router, session: Session) -> PeerStatus:
         info=info,
         last_error=session.last_error,
         last_error_at=session.last_error_at,
+        last_notification=session.last_notification,
         hold_time=session.hold_time,
         received=router.rib.count(session.address),
         stale=router.rib.stale_count(session.address),

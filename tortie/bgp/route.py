@@ -24,7 +24,7 @@ class Origin(IntEnum):
 
 
 class Segment(NamedTuple):
-    """One AS_PATH segment; `kind` in ExaBGP's words: as-sequence or as-set (confederations look like these)."""
+    """One AS_PATH segment; `kind` as-sequence or as-set (ExaBGP shows confederations' as such)."""
 
     kind: str
     numbers: tuple[int, ...]

@@ -21,13 +21,14 @@ from tortie.bgp.policy import Policy
 from tortie.bgp.prefix import network, version
 from tortie.bgp.rib import Rib
 from tortie.bgp.route import Announcement, Path, Source
-from tortie.bgp.session import Session, failure_text
+from tortie.bgp.session import Session
 from tortie.bgp.startup import Startup
 from tortie.linux.routes import PROTOCOL_BIRD, PROTOCOL_KERNEL, Route, RouteType
 
 _log = logging.getLogger(__name__)
 
-_HEARD_AFTER = 10  # seconds a session must have lasted for its table to count as whole when we find it
+_SHUTTING_DOWN = "stop, message [shutting down]"
+_HEARD_AFTER = 5  # seconds after which a session that we found has told all, if it does not say so
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Router:
     # --- configuration --------------------------------------------------------------------------
 
     def configure(self, config: Config, now: float, wall: float) -> None:
-        """Take over a configuration: sessions appear and lose their peers; every prefix is looked at again."""
+        """Take over a configuration: sessions appear or lose their peers, all is looked at again."""
         if self.startup is None:
             self.startup = Startup((p.address for p in config.peers), now + config.restart_time)
         wanted = {peer.address: peer for peer in config.peers}
@@ -70,9 +71,7 @@ class Router:
         for address, peer in wanted.items():
             session = self.sessions.setdefault(address, Session(address, wall))
             if session.peer is not None and session.peer.session != peer.session:
-                session.outbox = Outbox(
-                    address
-                )  # ExaBGP will take it for another neighbour, and hold nothing
+                session.outbox = Outbox(address)  # to ExaBGP it is another neighbour, with nothing held
             session.peer = peer
         self.config, self._policy, self._fib = config, Policy(config), Fib(config)
         self._set_local()
@@ -121,11 +120,14 @@ class Router:
             if any(pool.contains(network(route.dst)) for pool in pools):
                 paths[route.dst] = path
         for block in self.config.blocks:
-            paths[block.cidr] = Path(source=Source.STATIC, metric=self.config.normal(version(block.cidr)))
+            if (
+                net := network(block.cidr)
+            ).length < net.bits:  # else it is there when its pod is, as in Calico
+                paths[block.cidr] = Path(source=Source.STATIC, metric=self.config.normal(net.version))
         self.rib.set_local(paths)
 
     def _kernel_path(self, route: Route, names: Mapping[int, str]) -> Path | None:
-        """Calico's BIRD learns all kernel routes but the kernel's own; BIRD's leftovers are not ours to tell."""
+        """Calico's BIRD learns all but the kernel's own routes; what BIRD left behind is not ours to tell."""
         assert self.config is not None
         if route.type is not RouteType.UNICAST or route.protocol in (PROTOCOL_KERNEL, PROTOCOL_BIRD):
             return None
@@ -186,8 +188,10 @@ class Router:
             self._sweep(session, "the peer lost its forwarding state")
 
     def _down(self, session: Session, reason: str, now: float, wall: float) -> None:
+        if reason == _SHUTTING_DOWN:
+            return  # ExaBGP ends, and so do we: the routes stay, here and in the kernel
         session.outbox.session_down()
-        session.failed(failure_text(reason, session.up), wall)
+        session.failed(reason, wall)
         if not session.up:
             return
         session.up, session.state, session.since = False, "Idle", wall
@@ -233,12 +237,12 @@ class Router:
                 continue
             session.up, session.state, session.since = True, "Established", wall - neighbour.seconds
             session.router_id = neighbour.router_id or session.router_id
-            session.end_of_rib_sent = True
             session.outbox.adopt(held.get(neighbour.peer, {}))
             if neighbour.graceful:
                 session.retention.capability = Capability(families={session.version: True})
-            if self.startup and neighbour.seconds >= _HEARD_AFTER:
-                self.startup.heard(neighbour.peer)
+            session.hold_time = neighbour.hold_time
+            if self.startup:
+                self.startup.wait_until(neighbour.peer, now + _HEARD_AFTER - neighbour.seconds)
         for one in incoming:
             if self.sessions[one.peer].up:
                 self.rib.update(one.peer, {one.prefix: one.path})
@@ -253,6 +257,8 @@ class Router:
                 self._sweep(session, "its restart took too long")
         if self.startup is None or not self.startup.check(now):
             return False
+        for session in self.sessions.values():
+            session.outbox.release()
         self._set_local()
         return True
 
@@ -270,28 +276,35 @@ class Router:
     # --- deciding -------------------------------------------------------------------------------
 
     def decide(self) -> Decision:
-        """Look at all prefixes that may have changed."""
+        """Look at all prefixes that may have changed; those with the same paths are decided together."""
         decision = Decision()
         if self.config is None:
             return decision
         afresh, self._afresh = self._afresh, False
         classes = self._classes()
-        for prefix in self.rib.take_changed():
-            choice = self._choose(prefix)
-            if not afresh and choice == self.choices.get(prefix):
-                continue
+        for prefixes in self._alike(self.rib.take_changed()):
+            choice = self._choose(prefixes[0])
+            different = prefixes if afresh else [p for p in prefixes if self.choices.get(p) != choice]
             if choice is None:
-                self.choices.pop(prefix, None)
-            else:
-                self.choices[prefix] = choice
-            decision.routes[prefix] = self._route(prefix, choice)
-            self._tell(prefix, choice, classes, decision)
+                self._forget(different, decision)
+                continue
+            self.choices.update(dict.fromkeys(different, choice))
+            self._route(different, choice, decision)
+            self._tell(different, choice, classes, decision)
         return decision
 
     def announce(self, decision: Decision) -> None:
         """The kernel has the decision's routes: peers may hear of them."""
         for outbox, prefix, announcement in decision.announcements:
             outbox.want(prefix, announcement)
+
+    def _alike(self, prefixes: Iterable[str]) -> Iterable[list[str]]:
+        """Prefixes in groups that have the very same paths, as those of one UPDATE have."""
+        groups: dict[tuple[object, ...], list[str]] = {}  # identities of the paths -> prefixes
+        for prefix in prefixes:
+            paths = [(peer, id(received)) for peer, received in self.rib.received(prefix).items()]
+            groups.setdefault((id(self.rib.local(prefix)), *paths), []).append(prefix)
+        return groups.values()
 
     def _choose(self, prefix: str) -> Choice | None:
         assert self._policy is not None
@@ -302,7 +315,7 @@ class Router:
             session = self.sessions.get(address)
             if session is None or session.peer is None:
                 continue
-            accepted = self._policy.accept(prefix, session.peer, session.router_id, received)
+            accepted = self._policy.accept(session.peer, session.router_id, received)
             if isinstance(accepted, Path):
                 paths.append(accepted)
         return choose(paths, self._cost) if paths else None
@@ -314,16 +327,25 @@ class Router:
             return 0 if next_hop.startswith("fe80:") else None
         return way.metric
 
-    def _route(self, prefix: str, choice: Choice | None) -> Route | None:
+    def _forget(self, prefixes: Iterable[str], decision: Decision) -> None:
+        """Nobody has a usable path to these any more."""
+        for prefix in prefixes:
+            self.choices.pop(prefix, None)
+            self.reasons.pop(prefix, None)
+            decision.routes[prefix] = None
+            for session in self.sessions.values():
+                if prefix in session.outbox.desired:
+                    session.outbox.want(prefix, None)
+
+    def _route(self, prefixes: Iterable[str], choice: Choice, decision: Decision) -> None:
         assert self._fib is not None
-        self.reasons.pop(prefix, None)
-        if choice is None:
-            return None
-        route = self._fib.route(prefix, choice, self._resolver, self._interfaces)
-        if isinstance(route, str):
-            self.reasons[prefix] = route
-            return None
-        return route
+        for prefix, route in self._fib.routes(prefixes, choice, self._resolver, self._interfaces):
+            if isinstance(route, str):
+                self.reasons[prefix] = route
+                decision.routes[prefix] = None
+            else:
+                self.reasons.pop(prefix, None)
+                decision.routes[prefix] = route
 
     def _classes(self) -> list[list[Session]]:
         """Sessions by what they may be told: policy is asked once for each class and prefix."""
@@ -342,30 +364,30 @@ class Router:
         return list(classes.values())
 
     def _tell(
-        self, prefix: str, choice: Choice | None, classes: list[list[Session]], decision: Decision
+        self, prefixes: Iterable[str], choice: Choice, classes: list[list[Session]], decision: Decision
     ) -> None:
-        for sessions in classes:
-            told = self._told(prefix, choice, sessions)
-            for session in sessions:
-                itself = choice is not None and session.address == choice.best.peer
-                announcement = None if itself else told
-                if session.outbox.desired.get(prefix) == announcement:
-                    continue
-                if announcement is None:
-                    session.outbox.want(prefix, None)
-                else:
-                    decision.announcements.append((session.outbox, prefix, announcement))
-
-    def _told(self, prefix: str, choice: Choice | None, sessions: list[Session]) -> Announcement | None:
-        """What the class is told; its members differ only in that none hears its own path again."""
+        """Members of a class differ only in that none hears its own path again."""
         assert self._policy is not None
-        if choice is None:
-            return None
-        other = next((s for s in sessions if s.address != choice.best.peer), None)
-        if other is None or other.peer is None:
-            return None
-        announced = self._policy.announce(prefix, choice.best, other.peer, self._peer(choice.best.peer))
-        return announced if isinstance(announced, Announcement) else None
+        best = choice.best
+        for sessions in classes:
+            other = next((s.peer for s in sessions if s.address != best.peer), None)
+            told = self._policy.announce(best, other, self._peer(best.peer)) if other else ""
+            for prefix in prefixes:
+                announcement = None
+                if (
+                    other
+                    and isinstance(told, Announcement)
+                    and not self._policy.withheld(prefix, best, other)
+                ):
+                    announcement = told
+                for session in sessions:
+                    mine = announcement if session.address != best.peer else None
+                    if session.outbox.desired.get(prefix) == mine:
+                        continue
+                    if mine is None:
+                        session.outbox.want(prefix, None)
+                    else:
+                        decision.announcements.append((session.outbox, prefix, mine))
 
     def _peer(self, address: str) -> Peer | None:
         session = self.sessions.get(address)

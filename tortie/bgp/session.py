@@ -48,6 +48,7 @@ class Session:
     hold_time: int = 0  # seconds, as the peer offered
     last_error: str = ""
     last_error_at: float = 0.0  # wall clock
+    last_notification: str = ""  # the last error that was one; attempts at a new session do not hide it
     carries_family: bool = True  # the peer's OPEN had the family of this session
     end_of_rib_sent: bool = False
     end_of_rib_received: bool = False
@@ -65,8 +66,11 @@ class Session:
     def passive(self) -> bool:
         return self.peer is not None and self.peer.passive
 
-    def failed(self, error: str, at: float) -> None:
-        self.last_error, self.last_error_at = error, at
+    def failed(self, reason: str, at: float) -> None:
+        """`reason` is ExaBGP's for a session, or an attempt at one, that ended."""
+        self.last_error, self.last_error_at = failure_text(reason, self.up), at
+        if _NOTIFICATION.match(reason):
+            self.last_notification = self.last_error
 
 
 _NOTIFICATION = re.compile(r"notification (sent|received) \((\d+),(\d+)\)")

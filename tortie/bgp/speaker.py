@@ -35,7 +35,7 @@ class Inbox:
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        """`wake()` is called when there is something after there was nothing."""
+        """`wake()` is called when there are events, or answers, after there were none."""
         self._lock = threading.Lock()
         self._wake = wake
         self._events: list[Event] = []
@@ -44,7 +44,7 @@ class Inbox:
 
     def put(self, event: Event) -> None:
         with self._lock:
-            quiet = not (self._events or self._answers)
+            quiet = not (self._answers if isinstance(event, Answer) else self._events)
             if isinstance(event, Answer):
                 self._answers.append(event)
             elif isinstance(event, events.Update):
@@ -104,7 +104,7 @@ class Speaker:
 
     async def fence(self) -> None:
         """Drop what an earlier helper asked for, and what was answered to it. Raises PeerError."""
-        self.write(b"\n" + commands.FENCE)  # it may have died in the middle of a line
+        self.write(commands.FENCE)
         while not isinstance(await self._next_answer(), events.Ready):
             pass
 

@@ -29,6 +29,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     info: str  # as calicoctl prints it: the BGP state, and after it the last error while down
     last_error: str = ""
     last_error_at: float = 0.0
+    last_notification: str = ""  # `received Cease: Administrative shutdown (6,2)`, however long ago
     hold_time: int = 0  # seconds, what the peer offered
     received: int = 0  # prefixes, stale ones included
     stale: int = 0  # of those, kept while the peer restarts
