@@ -198,7 +198,7 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
         (json.dumps(ENVELOPE | {"spec": "x"}), "spec is not an object"),
     ]:
         assert reason(text(tmp_path, content)) == wrapped(path, failed + cause)
-    for content in (
+    for broken in (
         "a: [",
         "\t",
         b"\xff\xfe\x00",
@@ -208,7 +208,7 @@ def test_a_file_is_read_strictly(tmp_path: Path) -> None:
         "? [x]\n: y",
         "!!x y",
     ):
-        said = reason(text(tmp_path, content))
+        said = reason(text(tmp_path, broken))
         assert said.startswith(wrapped(path, "")) and "\n" not in said
 
 

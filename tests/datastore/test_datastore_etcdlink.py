@@ -121,6 +121,19 @@ def test_something_else_than_etcd_is_named(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_a_distant_etcd_is_reached(tls_etcd: Etcd, client: dict[str, Any]) -> None:
+    """A handshake of several slow round trips is not a failed one."""
+
+    async def scenario() -> None:
+        async with Proxy(tls_etcd.endpoint) as proxy:
+            proxy.delay = 0.15
+            link = link_to(proxy.endpoint, timing=Timing(), **client)
+            assert await read(link) == [] and proxy.accepted == 1
+            await link.close()
+
+    run(scenario())
+
+
 # --- connections that break ---------------------------------------------------------------------
 
 
@@ -206,6 +219,24 @@ def test_one_callers_failure_leaves_the_others_alone(etcd: Etcd) -> None:
         channel = connection._channel
         await watching.aclose()
         assert channel._channel.closed()  # its last user is gone
+        await link.close()
+
+    run(scenario())
+
+
+def test_a_peer_that_vanished_is_found_by_keepalive(etcd: Etcd) -> None:
+    """Without waiting for a watch's own signs of life: so also under calls, and however long those take."""
+
+    async def scenario() -> None:
+        link = link_to(
+            etcd.endpoint, timing=Timing(keepalive=1, keepalive_timeout=1, quiet=100, silent=100, dial=0.5)
+        )
+        watching = link.watch(proto.watch(b"k", b"", etcd.revision + 1))
+        assert (await anext(watching)).created
+        etcd.stop_answering()
+        with pytest.raises(DatastoreUnreachable, match="ping|keepalive"):
+            async with asyncio.timeout(15):
+                await anext(watching)
         await link.close()
 
     run(scenario())

@@ -21,6 +21,7 @@ class Proxy:
         self.swallow_replies = False  # requests arrive, answers are lost
         self.swallow_requests = False
         self.refuse = False  # hang up on every new connection
+        self.delay = 0.0  # seconds that every piece is under way
         self.cut_every = 0  # reset all connections at every so-manieth piece that a client sends ...
         self._pieces = 0  # ... by turns before and after it is passed on
 
@@ -76,6 +77,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
                 cut, passed = (False, not self.swallow_replies) if back else self._request()
+                if self.delay:
+                    await asyncio.sleep(self.delay)
                 if passed:
                     target.write(data)
                     await target.drain()

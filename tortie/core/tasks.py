@@ -6,7 +6,6 @@ cancellation ends it for good. Anything that must not be restarted is a plain ta
 """
 
 import asyncio
-import contextlib
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -44,13 +43,16 @@ async def run_until_stopped(loops: Iterable[tuple[str, Callable[[], Awaitable[No
 
 
 async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks and wait until each has finished its own clean-up."""
+    """Cancel tasks and wait until each has finished its own clean-up.
+
+    Who is cancelled while waiting here stops waiting: awaiting the tasks one by one could not tell
+    their cancellation from his own, and would swallow it.
+    """
     pending = list(tasks)
     for task in pending:
         task.cancel()
-    for task in pending:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    if pending:
+        await asyncio.wait(pending)
 
 
 def spawn(coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:

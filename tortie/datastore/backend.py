@@ -52,7 +52,11 @@ EventType = Literal["set", "deleted", "broken", "bookmark"]
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
     """`set`: kv is the new state. `deleted`: kv.key is gone. `broken`: the new state is unreadable.
-    `bookmark`: nothing happened up to `revision`."""
+    `bookmark`: nothing happened up to `revision`.
+
+    A watch that begins after `revision` misses nothing that follows this event; it may repeat events
+    of the same transaction, so this is not always the object's own revision, which is kv.revision.
+    """
 
     type: EventType
     revision: str
@@ -77,14 +81,17 @@ class Backend(Protocol):
         """Raises ResourceDoesNotExist; ValidationError if the stored value cannot be understood."""
 
     async def list(self, what: Listing, revision: str = "") -> Listed:
-        """All objects of a listing, in key order, at one revision."""
+        """All objects of a listing, in key order, at one revision. Raises RevisionGone if it was given
+        one that is compacted."""
 
     def watch(self, what: Listing, revision: str) -> AsyncIterator[WatchEvent]:
         """Every change after `revision`, in order, without gaps, until closed.
 
-        Raises DatastoreUnreachable when the connection is lost or goes silent, RevisionGone when the
-        history was compacted. Close the iterator (aclose) to stop.
+        Begins with a bookmark once the watch stands. Raises DatastoreUnreachable when the connection is
+        lost or goes silent, RevisionGone when the history was compacted or `revision` lies in the
+        future. Close the iterator (aclose) to stop.
         """
 
     async def close(self) -> None:
-        """Release connections; the backend cannot be used afterwards."""
+        """Release connections; the backend cannot be used afterwards. Calls under way fail with
+        DatastoreUnreachable."""

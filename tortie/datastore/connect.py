@@ -1,5 +1,8 @@
 """A client for the configured datastore; backends are imported only when they are used."""
 
+import socket
+import zlib
+
 from tortie.core.errors import ConfigError
 from tortie.datastore.client import Client
 from tortie.datastore.config import DatastoreConfig
@@ -10,5 +13,6 @@ def connect(config: DatastoreConfig) -> Client:
     if config.type == "etcdv3":
         from tortie.datastore.etcd import EtcdBackend
 
-        return Client(EtcdBackend(config))
+        # Nodes begin with different endpoints, so that they do not all lean on the first one listed.
+        return Client(EtcdBackend(config, first=zlib.crc32(socket.gethostname().encode())))
     raise ConfigError("datastoreType", config.type, "this build serves etcdv3 only")
