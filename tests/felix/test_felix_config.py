@@ -142,6 +142,17 @@ def test_what_felix_must_not_start_with_is_refused_by_name() -> None:
         config(IPTABLESMARKMASK="0x7")
 
 
+def test_nonsense_in_the_datastore_stops_no_node() -> None:
+    """Not even in parameters that Calico's Felix would die of; what can be read still counts."""
+    sources = Sources("node1")
+    spec = {"interfacePrefix": 5, "chainInsertMode": "sideways", "routeRefreshInterval": "10s"}
+    sources.take("FelixConfiguration", "default", configuration("default", **spec))
+    found, params = resolve(sources)
+    assert (found.settings.workload_prefixes, found.append, found.route_interval) == (("cali",), False, 10)
+    assert any("InterfacePrefix" in line for line in params.ignored)
+    assert any("sideways" in line for line in params.ignored)
+
+
 def test_what_was_set_and_by_whom_can_be_logged() -> None:
     sources = Sources("node1", {"FELIX_IPV6SUPPORT": "false"})
     _, params = resolve(sources)

@@ -152,7 +152,11 @@ class Agent:
         except ConfigError as err:
             _log.error("keeping the configuration as it was: %s", err)
             return
+        for line in params.ignored:
+            if line not in self._params.ignored:
+                _log.warning("%s", line)
         if config == self._config:
+            self._params = params
             return
         changed = sorted(params.changed(self._params)) or ["IP pools or BGP configuration"]
         _log.info("the configuration changed (%s), starting again", ", ".join(changed))

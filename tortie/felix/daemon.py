@@ -193,8 +193,10 @@ async def _serve(
     stop: asyncio.Future[int],
 ) -> int:
     log.setup(config.log_severity)
-    for line in (*params.describe(), *params.ignored):
+    for line in params.describe():
         _log.info("%s", line)
+    for line in params.ignored:
+        _log.warning("%s", line)
     interfaces = Interfaces(config.interface_exclude)
     options = _options(config)
     kernel = await _open(config, options, interfaces)

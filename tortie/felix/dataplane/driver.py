@@ -99,7 +99,7 @@ class Driver:
         )
         self._sysctls: Sysctls = Duty("sysctls", kernel.sysctls, interval=interval, clock=clock, rand=rand)
         kernel.sysctls.wanted, kernel.routes.wanted = self._sysctls.desired, self._routes.desired
-        self._route_table = RouteTable(self._routes)
+        self._route_table = RouteTable(self._routes, kernel.routes.claim)
         self._wiring = EndpointWiring(
             options.wiring, self._route_table, self._neighbours, self._sysctls, interfaces.get
         )

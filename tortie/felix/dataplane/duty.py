@@ -117,7 +117,7 @@ class Duty(Generic[K, V]):
         self.outcome = await self._reconciler.sync()
         self._retry_at = inf if self.outcome.retry_at is None else self.outcome.retry_at
         if (self.outcome.updated or self.outcome.deleted) and self._recheck:
-            self._pause = self._recheck
+            self._pause = min(self._recheck, self._interval or inf)
             self._schedule(self._clock())
         return self.outcome
 

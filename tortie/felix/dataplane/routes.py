@@ -48,8 +48,9 @@ class Candidate:
 class RouteTable:
     """All wishes for routes, by who wishes; the best for each key goes to the duty."""
 
-    def __init__(self, duty: Routes) -> None:
-        self._duty = duty
+    def __init__(self, duty: Routes, claim: Callable[[RouteKey], None] = lambda _key: None) -> None:
+        """`claim(key)` is told of every key that is wished for."""
+        self._duty, self._claim = duty, claim
         self._wishes: dict[Hashable, tuple[Candidate, ...]] = {}  # who -> what they want
         self._candidates: dict[RouteKey, dict[Hashable, Candidate]] = {}  # key -> who -> candidate
 
@@ -79,6 +80,7 @@ class RouteTable:
             del self._candidates[key]
             self._duty.drop(key)
         else:
+            self._claim(key)
             self._duty.put(key, min(found.values(), key=lambda one: one.rank).route)
 
 
@@ -133,15 +135,14 @@ class WorkloadRouteTarget:
         self.wanted: Mapping[RouteKey, Route] = {}  # set once the duty exists
         self._known: dict[RouteKey, Route] = {}
         self._first_seen: dict[RouteKey, float] = {}
-        self._mine: set[RouteKey] = set()  # those that were as wished once: no grace for them
+        self._mine: set[RouteKey] = set()  # those that were wished for once: no grace for them
         self._forgetting: dict[str, asyncio.Task[None]] = {}  # address -> its clean-up
 
     async def read(self) -> Mapping[RouteKey, Route]:
         before, self._known = self._known, dict(await self._kernel.read())
         now = self._clock()
         self._first_seen = {key: self._first_seen.get(key, now) for key in self._known}
-        self._mine &= self._known.keys()
-        self._mine |= self._known.keys() & self.wanted.keys()
+        self._mine &= self._known.keys() | self.wanted.keys()
         for key, route in before.items():  # the kernel says nothing when an interface takes its routes along
             self._left(key, route, self._known.get(key))
         return dict(self._known)
@@ -155,19 +156,20 @@ class WorkloadRouteTarget:
         for key in [*delete, *moving]:
             route = self._known.pop(key, None)
             if key not in failed and route is not None:
-                self._mine.discard(key)
                 self._left(key, route, None)
         for key in await self._still_forgetting(update):
             failed[key] = "waits until the connections of the address's last owner are forgotten"
         ready = {key: route for key, route in update.items() if key not in failed}
         failed.update(await self._kernel.apply(ready, ()))
-        written = {key: route for key, route in ready.items() if key not in failed}
-        self._known.update(written)
-        self._mine |= written.keys()
+        self._known.update({key: route for key, route in ready.items() if key not in failed})
         return failed
 
     def same(self, desired: Route, actual: Route) -> bool:
         return self._kernel.same(desired, actual)
+
+    def claim(self, key: RouteKey) -> None:
+        """From now on a route under this key is felix's own business."""
+        self._mine.add(key)
 
     def spare(self, key: RouteKey, actual: Route) -> float:
         """How long an unexpected route may stay: CNI makes its route before we hear of the endpoint."""
@@ -183,10 +185,8 @@ class WorkloadRouteTarget:
         before = self._known.pop(key, None)
         if route is None:
             self._first_seen.pop(key, None)
-            self._mine.discard(key)
         else:
             self._known[key] = route
-            self._mine |= {key} & self.wanted.keys()
             self._first_seen.setdefault(key, self._clock())
         if before is not None:
             self._left(key, before, route)
