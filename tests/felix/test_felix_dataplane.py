@@ -1,5 +1,6 @@
 """The driver against a real kernel: packets between pods, drift, adoption, order, other people's things."""
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from tortie.felix.rules import ir
 from tortie.felix.rules.settings import Settings
 from tortie.felix.watch import InterfaceWatch
 from tortie.linux import conntrack
+from tortie.linux.routes import Route
 
 pytestmark = pytest.mark.kernel
 
@@ -230,6 +232,22 @@ def test_the_guard_changes_nothing_where_rules_stand(node: Node, felix: Callable
     restarted.loop.run(restarted.driver.guard())
     assert comparable(node.rules(4, "-c")) == comparable(before)
     assert a.reaches(b.v4)
+
+
+def test_the_guard_leaves_what_it_does_not_need(node: Node, felix: Callable[..., Felix]) -> None:
+    """After a flush while felix was away only filtering is restored; the rest waits for the full picture."""
+    a = node.pod("a")
+    daemon = felix()
+    daemon.add(a, "open")
+    daemon.state.pools = {"10.65.0.0/16": Pool("10.65.0.0/16", True)}
+    daemon.apply()
+    nat = comparable(node.rules(4, "-t", "nat"))
+    node.ns.sh("iptables-nft -F")
+    restarted = felix()
+    restarted.loop.run(restarted.driver.guard())
+    assert comparable(node.rules(4, "-t", "nat")) == nat
+    assert ":cali-tw-calia " in node.rules()
+    assert not pings(node.outside, a.v4)
 
 
 # --- what stands in the kernel --------------------------------------------------------------------
@@ -581,6 +599,30 @@ def test_a_rule_the_kernel_refuses_closes_its_endpoint_and_no_other(
     assert troubles[good] == ""
     assert "cali-pri-bad" in troubles[bad] and "drops everything" in troubles[bad]
     assert a.reaches(c.v4) and not a.reaches(b.v4)
+
+
+def test_events_during_an_apply_are_taken_with_the_next(node: Node, felix: Callable[..., Felix]) -> None:
+    a = node.pod("a")
+    daemon = felix()
+    daemon.add(a, "open")
+    assert daemon.apply()
+    daemon.remove(a)
+    daemon.add(a, "open", mac="aa:bb:cc:dd:ee:ff")
+
+    async def interrupted() -> bool:
+        daemon.driver.forget()
+        applying = asyncio.create_task(daemon.driver.apply())
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+            daemon.driver.forget()
+            daemon.driver.interface_gone(99)
+            daemon.driver.route_seen(Route(f"{a.v4}/32", ifindex=node.ns.ifindex("calia"), scope=253), False)
+        return await applying
+
+    assert daemon.loop.run(interrupted())
+    assert daemon.driver.next_due() < time.monotonic()
+    assert daemon.apply()
+    assert f"{a.v4} dev calia scope link" in node.routes()
 
 
 def test_address_families_are_chosen(node: Node, felix: Callable[..., Felix]) -> None:

@@ -31,13 +31,12 @@ def test_file_names_are_calicos_and_stay_in_the_folder(ident: WorkloadId, expect
 
 def test_files_say_what_cni_and_confd_read() -> None:
     ident = WorkloadId("k8s", "default/nginx", "eth0")
-    full = Workload(ident, "cali1", ("10.0.0.1/32", "fd00::1/128"), mac="aa:bb:cc:dd:ee:ff", peer_name="tor")
+    full = Workload(ident, "cali1", ("10.0.0.1/32", "fd00::1/128"), mac="aa:bb:cc:dd:ee:ff")
     assert json.loads(file_content(full)) == {
         "ifaceName": "cali1",
         "mac": "aa:bb:cc:dd:ee:ff",
         "ipv4Nets": ["10.0.0.1/32"],
         "ipv6Nets": ["fd00::1/128"],
-        "bgpPeerName": "tor",
     }
     assert json.loads(file_content(Workload(ident, "cali1"))) == {"ifaceName": "cali1"}
 

@@ -103,6 +103,16 @@ def test_a_tier_without_policies_in_this_direction_is_skipped() -> None:
     assert workload_verdict([Tier("t", False, (), (ref,))], [one], PACKET, OPEN) == "accept"
 
 
+def test_a_pass_of_a_tier_is_not_taken_for_one_of_the_profile() -> None:
+    """Calico leaves the mark set, and a profile with a Pass rule of its own would then end early."""
+    ref, one = policy("p", PASS)
+    never = Rule("pass", protocol="udp")
+    tier = Tier("t", False, (ref,), ())
+    assert workload_verdict([tier], [one], PACKET, Profile("own", (never, ALLOW))) == "accept"
+    passing = Profile("passing", (PASS,))
+    assert workload_verdict([], [], PACKET, passing, Profile("own", (never, ALLOW))) == "accept"
+
+
 def test_staged_policies_have_no_effect() -> None:
     ref, one = policy("p", DENY, kind="StagedNetworkPolicy")
     assert workload_verdict([Tier("t", False, (ref,), ())], [one], PACKET, OPEN) == "accept"

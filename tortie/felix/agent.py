@@ -49,7 +49,6 @@ _KINDS = (*CONFIG_KINDS, "Profile", "WorkloadEndpoint", "HostEndpoint", "Network
 _RECHECK_FILES = 10.0  # seconds between looks at the status files, Calico's
 _FULL_REPORT = 180  # status keys are listed again after so many delays, Calico's
 _FIRST_REPORT = 10.0  # seconds from the start to the first report about the process
-_STUCK_AFTER = 90.0  # seconds one pass may take until felix says it is not alive, Calico's watchdog
 
 
 class Agent:
@@ -275,7 +274,7 @@ class Agent:
 
     async def _report_health(self) -> None:
         while True:
-            stuck = self._passing and time.monotonic() - self._pass_began > _STUCK_AFTER
+            stuck = self._passing and time.monotonic() - self._pass_began > self._config.watchdog
             reason = "one pass over the dataplane does not end" if stuck else self._unready()
             self._health.report(live=not stuck, ready=not reason, reason=reason)
             await asyncio.sleep(INTERVAL if self._applied else 0.5)

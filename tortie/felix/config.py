@@ -75,6 +75,7 @@ class Config:
     endpoint_report_delay: float = 1.0
     report_interval: float = 30.0  # 0: no process reports
     report_ttl: float = 90.0
+    watchdog: float = 90.0  # one pass over the dataplane may take so long
     datastore_ready: bool = True
 
     def options(self, versions: frozenset[int], rp_filter: str) -> Options:
@@ -220,6 +221,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         endpoint_report_delay=params["EndpointReportingDelaySecs"],
         report_interval=params["ReportingIntervalSecs"],
         report_ttl=params["ReportingTTLSecs"],
+        watchdog=params["DataplaneWatchdogTimeout"],
         # Only an explicit no stops us: a datastore that nobody initialised holds nothing to enforce.
         datastore_ready=information is None or information.spec.datastoreReady is not False,
     )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tortie.core import log
+from tortie.core import log, tasks
 from tortie.core.backoff import Backoff, Retry
 from tortie.core.errors import ConfigError, DatastoreError, KernelError
 from tortie.core.files import read_or_none
@@ -58,7 +58,7 @@ async def _run(environment: Mapping[str, str]) -> int:
     await _guard(config)
     backend = connect(datastore_config.from_env(datastore_environment(environment))).backend
     try:
-        loading = asyncio.create_task(_load(backend, sources, health))
+        loading = asyncio.create_task(_loading(backend, sources, health))
         waiting: list[asyncio.Future[Any]] = [loading, stop]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
@@ -154,23 +154,32 @@ async def _open(config: Config, options: Options, interfaces: Interfaces) -> Ker
     )
 
 
-async def _load(backend: Backend, sources: Sources, health: HealthSender) -> tuple[Config, Resolved]:
+async def _loading(backend: Backend, sources: Sources, health: HealthSender) -> tuple[Config, Resolved]:
     """The configuration with all the datastore has to say about it; waits for as long as that takes."""
+    why = ["reading the datastore"]  # as last told
+    reporting = asyncio.create_task(_report_waiting(health, why), name="health")
     retry = Retry(_RETRY)
+    try:
+        while True:
+            try:
+                await _list_configuration(backend, sources)
+                config, params = felix_config.resolve(sources)
+                if config.datastore_ready:
+                    return config, params
+                why[0] = "the datastore is not marked ready"
+            except DatastoreError as err:
+                why[0] = f"the datastore cannot be read: {err}"
+            if retry.failures == 0:
+                _log.warning("waiting, what is in the kernel stays: %s", why[0])
+            await asyncio.sleep(retry.wait())
+    finally:
+        await tasks.cancel([reporting])
+
+
+async def _report_waiting(health: HealthSender, why: list[str]) -> None:
     while True:
-        try:
-            await _list_configuration(backend, sources)
-            config, params = felix_config.resolve(sources)
-            if config.datastore_ready:
-                return config, params
-            why = "the datastore is not marked ready"
-        except DatastoreError as err:
-            why = f"the datastore cannot be read: {err}"
-        if retry.failures == 0:
-            _log.warning("waiting, what is in the kernel stays: %s", why)
-        wait = min(retry.wait(), INTERVAL)
-        health.report(live=True, ready=False, reason=why)
-        await asyncio.sleep(wait)
+        health.report(live=True, ready=False, reason=why[0])
+        await asyncio.sleep(INTERVAL)
 
 
 async def _list_configuration(backend: Backend, sources: Sources) -> None:

@@ -26,13 +26,12 @@ _LEFT_BY_GO = "$&+=:@"  # what Go's url.PathEscape leaves besides letters, digit
 
 
 class _Content(msgspec.Struct, omit_defaults=True):
-    """One file; the fields are those that CNI and confd of Calico read."""
+    """One file, with the fields of Calico's (all but the one for workloads that are BGP peers)."""
 
     ifaceName: str = ""
     mac: str = ""
     ipv4Nets: tuple[str, ...] = ()
     ipv6Nets: tuple[str, ...] = ()
-    bgpPeerName: str = ""
 
 
 def file_name(ident: WorkloadId) -> str:
@@ -41,10 +40,8 @@ def file_name(ident: WorkloadId) -> str:
 
 
 def file_content(workload: Workload) -> bytes:
-    content = _Content(
-        workload.interface, workload.mac, workload.nets_of(4), workload.nets_of(6), workload.peer_name
-    )
-    return msgspec.json.encode(content)
+    nets4, nets6 = workload.nets_of(4), workload.nets_of(6)
+    return msgspec.json.encode(_Content(workload.interface, workload.mac, nets4, nets6))
 
 
 class StatusFiles:

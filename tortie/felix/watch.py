@@ -5,9 +5,13 @@ again. (Reference: dataplane sheet 2.6.)
 """
 
 import asyncio
+import contextlib
+import errno
 import time
 from collections.abc import Callable
 
+from tortie.core import tasks
+from tortie.core.errors import KernelError
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.linux import addresses, links
 from tortie.linux.monitor import (
@@ -23,6 +27,8 @@ from tortie.linux.monitor import (
 )
 from tortie.linux.netlink import NetlinkSocket
 from tortie.linux.routes import Route
+
+_CALM = 0.2  # seconds to wait when interfaces change faster than they can be listed
 
 
 class InterfaceWatch:
@@ -46,29 +52,45 @@ class InterfaceWatch:
         self.interfaces, self._netlink, self._interval = interfaces, netlink, interval
         self._noticed, self._link_gone, self._route_seen, self._lost = noticed, link_gone, route_seen, lost
         self._clock = clock
+        self._doubtful = asyncio.Event()  # events were lost: read again without waiting for the interval
         self.scanned = False
 
     async def run(self) -> None:
         """For ever. Raises KernelError if the kernel cannot be watched: a new start is the answer."""
         with Monitor() as monitor:
-            self.reread()
+            following = asyncio.create_task(self._follow(monitor), name="interface events")
             rereading = asyncio.create_task(self._reread_at_intervals(), name="interface scan")
             try:
-                async for event in monitor:
-                    if self._take(event):
-                        self._noticed()
+                done, _ = await asyncio.wait([following, rereading], return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
             finally:
-                rereading.cancel()
+                await tasks.cancel([following, rereading])
+
+    async def _follow(self, monitor: Monitor) -> None:
+        async for event in monitor:
+            if self._take(event):
+                self._noticed()
 
     def reread(self) -> None:
+        """Raises KernelError, with EINTR if the lists kept changing while they were read."""
         self.interfaces.reread(links.dump(self._netlink), addresses.dump(self._netlink), self._clock())
         self.scanned = True
         self._noticed()
 
     async def _reread_at_intervals(self) -> None:
-        while self._interval > 0:
-            await asyncio.sleep(self._interval)
-            self.reread()
+        while True:
+            self._doubtful.clear()
+            try:
+                self.reread()
+            except KernelError as err:
+                if err.errno != errno.EINTR:
+                    raise
+                await asyncio.sleep(_CALM)  # a hundred pods are starting: their events tell us meanwhile
+                continue
+            with contextlib.suppress(TimeoutError):  # the interval is over
+                async with asyncio.timeout(self._interval or None):
+                    await self._doubtful.wait()
 
     def _take(self, event: Event) -> bool:
         now = self._clock()
@@ -87,6 +109,6 @@ class InterfaceWatch:
             case RouteGone(route):
                 return self._route_seen(route, False)
             case Overrun():
-                self.reread()
+                self._doubtful.set()
                 self._lost()
         return True

@@ -180,7 +180,6 @@ class Workload:
     floating_ips: tuple[FloatingIP, ...] = ()
     qos: QoS | None = None
     dscp: int | None = None  # for what it sends out of the cluster
-    peer_name: str = ""  # of the BGPPeer that this workload is, for confd
 
     def nets_of(self, version: int) -> tuple[str, ...]:
         return tuple(net for net in self.nets if version_of(net) == version)

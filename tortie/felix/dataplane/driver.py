@@ -11,7 +11,8 @@ The order of one apply() is the guarantee that others rely on:
 Nothing is written before the datastore and the interfaces are known (start()), but for one thing: where no
 rule of ours stands, guard() puts up chains that deny every workload, because nothing else does.
 
-One task owns this object; what changes reaches it between two calls of apply().
+One task owns this object. What events tell may come at any time: it is noted, and looked at when the next
+apply() begins, so that nothing changes under one that is under way.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from tortie.core.errors import KernelError
 from tortie.felix.calc.graph import State, Touched
 from tortie.felix.calc.model import WorkloadId, version_of
 from tortie.felix.dataplane import sysctls
@@ -87,6 +89,7 @@ class Driver:
         self._clock, self._rand = clock, rand
         self._state = State()
         self._started = False
+        self._news: list[Callable[[], None]] = []  # what events told since the last apply() began
         self._keep_sets = True  # no set is destroyed while a rule may name it
         self._kept_sets = False  # one would have been
         self._families = {version: self._family(version) for version in sorted(options.wiring.versions)}
@@ -151,10 +154,13 @@ class Driver:
     async def guard(self) -> None:
         """Where no rule of ours stands, deny all workloads until the state is known. Raises KernelError."""
         for version, family in self._families.items():
-            standing = await self._kernel.tables[version].read()
+            target = self._kernel.tables[version]
+            standing = await target.read()
             if (ir.FILTER, "FORWARD") not in standing and (ir.FILTER, "INPUT") not in standing:
                 family.chains.guard()
-                await family.tables.sync()
+                # Only written: what else is left of an earlier run is looked at when the state is known.
+                for key, reason in (await target.apply(dict(family.tables.desired), ())).items():
+                    raise KernelError("write", f"chain {key[1]}", text=reason)
 
     def start(self, state: State) -> None:
         """Take the whole state for the first time: datastore and interfaces are known."""
@@ -194,25 +200,6 @@ class Driver:
         self._topology()
         self._own_addresses()
 
-    def interface_gone(self, ifindex: int) -> None:
-        for key in self._kernel.routes.interface_lost(ifindex):
-            self._routes.observe(key, None)
-
-    def route_seen(self, route: Route, exists: bool) -> bool:
-        """An event told of a route; whether it has to do with us."""
-        key = route.key
-        ours = self._kernel.ownership.owns(route) or key in self._routes.desired
-        if route.table != TABLE_MAIN or not ours or not self._options.wiring.routes:
-            return False
-        self._kernel.routes.noticed(key, route if exists else None)
-        self._routes.observe(key, route if exists else None)
-        return True
-
-    def forget(self) -> None:
-        """Events were lost: read everything anew."""
-        for duty in self._duties():
-            duty.forget()
-
     def _topology(self) -> None:
         """Blackholes for own blocks, and routes to other nodes, as far as these are felix's."""
         protocol = self._options.cluster_protocol
@@ -249,14 +236,52 @@ class Driver:
         for family in self._families.values():
             family.members.own_addresses(own)
 
+    # --- what events tell -------------------------------------------------------------------------
+
+    def interface_gone(self, ifindex: int) -> None:
+        """An interface is deleted, and its routes with it."""
+        self._news.append(lambda: self._lose_routes(ifindex))
+
+    def _lose_routes(self, ifindex: int) -> None:
+        for key in self._kernel.routes.interface_lost(ifindex):
+            self._routes.observe(key, None)
+
+    def route_seen(self, route: Route, exists: bool) -> bool:
+        """A route exists now, or no more; whether it has to do with us."""
+        ours = self._kernel.ownership.owns(route) or route.key in self._routes.desired
+        if route.table != TABLE_MAIN or not ours or not self._options.wiring.routes:
+            return False
+        self._news.append(lambda: self._note_route(route, exists))
+        return True
+
+    def _note_route(self, route: Route, exists: bool) -> None:
+        self._kernel.routes.noticed(route.key, route if exists else None)
+        self._routes.observe(route.key, route if exists else None)
+
+    def forget(self) -> None:
+        """Events were lost: read everything anew."""
+        self._news.append(self._forget)
+
+    def _forget(self) -> None:
+        for duty in self._duties():
+            duty.forget()
+
+    def _take_news(self) -> None:
+        news, self._news = self._news, []
+        for take in news:
+            take()
+
     # --- making it so ---------------------------------------------------------------------------
 
     def next_due(self) -> float:
         """When apply() has something to do, by the clock; in the past if it has already."""
-        return min((duty.next_due() for duty in self._duties()), default=inf) if self._started else inf
+        if not self._started:
+            return inf
+        return -inf if self._news else min(duty.next_due() for duty in self._duties())
 
     async def apply(self) -> bool:
         """Do what is due, in the order above. False if something failed and will be tried again."""
+        self._take_news()
         self._keep_sets = True
         sets = [family.sets for family in self._families.values()]
         await _all(self._on_interfaces() + sets)

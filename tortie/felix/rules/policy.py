@@ -236,7 +236,10 @@ def rule_chain_rules(
     comment: str,
 ) -> tuple[ir.Rule, ...]:
     """All rules of one direction of a profile or policy; never empty, the first carries `comment`."""
-    rendered: list[ir.Rule] = []
+    rules, rendered = list(rules), []
+    if owner.profile and any(rule.action == "pass" for rule in rules):
+        # The mark may still be set from the last tier or the profile before (which Calico overlooks).
+        rendered.append(ir.Rule(action=ir.clear_bits(settings.marks.passed)))
     for index, rule in enumerate(rules):
         nflog = _nflog(rule.action, index, ingress, settings, owner)
         rendered += render_rule(
