@@ -348,7 +348,7 @@ def test_a_write_that_fails_once_is_made_good(netns: Namespace, programs: Callab
     outcome = host.want({("filter", "INPUT"): HOOK, ("filter", "cali-INPUT"): Own()})
     assert set(outcome.failed.values()) == {"busy"}
     assert host.sync().ok
-    assert len(host.rules("cali")) == 2
+    assert len(host.rules("cali")) == 3
 
 
 @kernel
