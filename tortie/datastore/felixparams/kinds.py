@@ -36,7 +36,14 @@ def _string(parse: Callable[[str], Any], zero: Any = "") -> Kind:
         if not (isinstance(value, str) and value.lower() == "none"):
             fields.parsed(parse)(problems, path, value)
 
-    return Kind(parse, zero, check)
+    return Kind(parse, zero, check, _own_text)
+
+
+def _own_text(value: Any) -> str:
+    """Anything but text would become text that some parser takes: the number 5 as an interface's prefix."""
+    if not isinstance(value, str):
+        raise TypeError("expected text")
+    return value
 
 
 def _form(pattern: str, reason: str, zero: Any = "") -> Kind:

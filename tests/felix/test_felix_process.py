@@ -1,0 +1,383 @@
+"""Felix as a real process beside a real etcd: it obeys, survives, adopts, reports, and never opens."""
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.felix.node_lab import Node, Pod
+from tests.felix.objects import allow, pool, profile
+from tests.felix.process_lab import NODE, FelixProcess, Stream, basics
+from tests.netns_lab import Namespace, eventually
+from tests.support.etcd import Etcd
+from tortie.datastore.keys import AffinityKey, ProcessStatusKey, ResourceKey, WorkloadStatusKey
+from tortie.datastore.types.cluster import FelixConfiguration
+from tortie.datastore.types.ipam import Affinity
+from tortie.datastore.types.meta import ObjectMeta
+from tortie.felix.config import RESTART
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def node(make_netns: Callable[[], Namespace]) -> Node:
+    return Node(make_netns)
+
+
+@pytest.fixture
+def felix(node: Node, etcd: Etcd, tmp_path: Path) -> Iterator[FelixProcess]:
+    process = FelixProcess(node, etcd, tmp_path)
+    basics(process, "open")
+    yield process
+    process.close()
+
+
+def pair(felix: FelixProcess, *profiles: str) -> tuple[Pod, Pod]:
+    a, b = felix.node.pod("a"), felix.node.pod("b")
+    for pod in (a, b):
+        pod.cni_route()
+        felix.endpoint(pod.name, *profiles)
+    return a, b
+
+
+def file_of(name: str) -> str:
+    return f"k8s default%2F{name} eth0"
+
+
+# --- it obeys ------------------------------------------------------------------------------------
+
+
+def test_endpoints_and_profiles_take_effect_as_they_are_written(felix: FelixProcess) -> None:
+    felix.started()
+    a, b = pair(felix, "open")
+    eventually(lambda: felix.files() == {file_of("a"), file_of("b")})
+    for address in (b.v4, b.v6):
+        assert a.reaches(address)
+    felix.endpoint("b", "later")
+    felix.wait_for(r"Profile\(later\): does not exist")
+    eventually(lambda: not a.reaches(b.v4))
+    felix.put(profile("later", allow()))
+    eventually(lambda: a.reaches(b.v4))
+    felix.wait_for(r"Profile\(later\) is all right again")
+    key = felix.endpoint("b", "later")
+    felix.delete(key)
+    eventually(lambda: felix.files() == {file_of("a")})
+    eventually(lambda: not a.reaches(b.v4))
+    assert not [line for line in felix.node.routes() if b.v4 in line]
+
+
+def test_a_pod_waits_for_its_status_file_and_then_is_reachable(felix: FelixProcess) -> None:
+    """CNI takes the file as leave to let the pod go: at that moment everything must stand."""
+    felix.started()
+    a = felix.node.pod("a")
+    felix.endpoint("a", "open")
+    eventually(lambda: felix.files() == {file_of("a")})
+    for number in range(5):
+        pod = felix.node.pod(f"n{number}")
+        felix.endpoint(pod.name, "open")
+        eventually(lambda name=pod.name: file_of(name) in felix.files())  # type: ignore[misc]
+        assert pod.reaches(a.v4) and a.reaches(pod.v4)
+
+
+def test_own_blocks_are_blackholed_where_felix_routes(felix: FelixProcess) -> None:
+    felix.put(pool("mine", "10.65.0.0/16", vxlan="CrossSubnet"), pool("bgps", "10.66.0.0/16"))
+    for block in ("10.65.0.0/26", "10.66.0.0/26"):
+        felix.put((AffinityKey(block, NODE), Affinity(state="confirmed")))
+    felix.started()
+    assert "blackhole 10.65.0.0/26 proto 80" in felix.node.routes()
+    assert not [line for line in felix.node.routes() if "10.66" in line]
+
+
+# --- it survives ----------------------------------------------------------------------------------
+
+
+def test_killed_and_restarted_it_interrupts_nothing(felix: FelixProcess) -> None:
+    felix.started()
+    a, b = pair(felix, "open")
+    stranger = felix.node.pod("stranger")
+    stranger.cni_route()
+    eventually(lambda: a.reaches(b.v4) and a.reaches(b.v6))
+    streams = [Stream(a.ns, b.v4, 5), Stream(b.ns, a.v6, 5)]
+    rules = felix.node.rules(4, "-t", "filter")
+    felix.kill()
+    assert not stranger.reaches(a.v4), "what is unknown stays shut while felix is dead"
+    assert not a.reaches(stranger.v4)
+    felix.started()
+    assert without_time(felix.node.rules(4, "-t", "filter")) == without_time(rules)
+    felix.kill(signal.SIGTERM)
+    felix.started()
+    assert [stream.lost() for stream in streams] == [0, 0]
+    assert not stranger.reaches(a.v4)
+
+
+def test_a_stream_does_show_an_interruption(felix: FelixProcess) -> None:
+    """The control of the test above: without the route for a tenth of a second, packets are lost."""
+    felix.started()
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    felix.kill()
+    stream = Stream(a.ns, b.v4, 1)
+    pause = time.monotonic() + 0.1
+    felix.node.ns.sh(f"ip route del {b.v4}/32")
+    eventually(lambda: time.monotonic() > pause)
+    felix.node.ns.sh(f"ip route add {b.v4}/32 dev {b.interface} scope link")
+    assert stream.lost() > 0
+
+
+def without_time(rules: str) -> list[str]:
+    return [line for line in rules.splitlines() if not line.startswith("#")]
+
+
+def test_counters_keep_counting_over_a_restart(felix: FelixProcess) -> None:
+    felix.started()
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    before = counted(felix)
+    assert before
+    felix.kill()
+    felix.started()
+    assert a.reaches(b.v4)
+    after = counted(felix)
+    assert all(after[rule] >= packets for rule, packets in before.items())
+
+
+def counted(felix: FelixProcess) -> dict[str, int]:
+    found = re.findall(r"\[(\d+):\d+\] (-A cali-\S+ .*)", felix.node.rules(4, "-c", "-t", "filter"))
+    return {rule: int(packets) for packets, rule in found if int(packets)}
+
+
+def test_losing_the_datastore_loses_nothing_else(felix: FelixProcess, etcd: Etcd) -> None:
+    felix.started(IPTABLESREFRESHINTERVAL="1", IPTABLESPOSTWRITECHECKINTERVALSECS="1")
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    etcd.kill()
+    felix.wait_for("cannot follow the datastore")
+    assert a.reaches(b.v4)
+    felix.node.ns.sh("iptables-nft -F")
+    eventually(lambda: "-j cali-FORWARD" in felix.node.rules())
+    eventually(lambda: a.reaches(b.v4))
+    etcd.restart()
+    felix.wait_for("following the datastore again", 30)
+    felix.endpoint("b")
+    eventually(lambda: not a.reaches(b.v4), 30)
+
+
+def test_without_a_datastore_at_the_start_what_stands_stays(felix: FelixProcess, etcd: Etcd) -> None:
+    felix.started()
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    felix.kill()
+    etcd.kill()
+    felix.start()
+    felix.wait_for("the datastore cannot be read")
+    assert a.reaches(b.v4)
+    etcd.restart()
+    felix.up(30)
+    assert a.reaches(b.v4)
+
+
+def test_on_a_fresh_node_without_a_datastore_pods_are_shut(felix: FelixProcess, etcd: Etcd) -> None:
+    """Nothing stands yet and nothing is known: felix denies until it knows."""
+    etcd.kill()
+    a, b = felix.node.pod("a"), felix.node.pod("b")
+    for pod in (a, b):
+        pod.cni_route()
+    assert a.reaches(b.v4), "forwarding is on and nobody has forbidden anything"
+    felix.start()
+    felix.wait_for("the datastore cannot be read")
+    assert not a.reaches(b.v4) and not a.reaches(b.v6) and not a.reaches("172.16.0.1")
+    etcd.restart()
+    for name in ("a", "b"):
+        felix.endpoint(name, "open")
+    eventually(lambda: a.reaches(b.v4), 30)
+
+
+# --- it repairs -----------------------------------------------------------------------------------
+
+
+def test_what_others_break_is_put_back_in_time(felix: FelixProcess) -> None:
+    felix.started(IPTABLESREFRESHINTERVAL="1", IPSETSREFRESHINTERVAL="1", ROUTEREFRESHINTERVAL="1")
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    felix.put(pool("p", "10.65.0.0/16"))
+    in_set = "add cali40network-ip-pools 10.65.0.0/16"
+    eventually(lambda: in_set in felix.node.ns.sh("ipset save"))
+    felix.node.ns.sh("iptables-nft -F")
+    felix.node.ns.sh("ipset flush cali40network-ip-pools")
+    felix.node.ns.sh("sysctl -qw net.ipv4.conf.calia.proxy_arp=0")
+    eventually(lambda: "-j cali-FORWARD" in felix.node.rules())
+    eventually(lambda: in_set in felix.node.ns.sh("ipset save"))
+    eventually(lambda: felix.node.ns.sh("sysctl -n net.ipv4.conf.calia.proxy_arp") == "1\n")
+
+
+def test_a_deleted_route_is_back_at_once(felix: FelixProcess) -> None:
+    """Within no refresh interval: the kernel tells of it."""
+    felix.started(ROUTEREFRESHINTERVAL="3600", INTERFACEREFRESHINTERVAL="3600")
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    for family, address in (("-4", f"{b.v4}/32"), ("-6", f"{b.v6}/128")):
+        felix.node.ns.sh(f"ip {family} route del {address} dev {b.interface}")
+        eventually(lambda family=family, address=address: felix.node.ns.ip(family, "route", "show", address))  # type: ignore[misc]
+
+
+def test_an_interface_that_flaps_gets_its_routes_back(felix: FelixProcess) -> None:
+    felix.started(ROUTEREFRESHINTERVAL="3600", INTERFACEREFRESHINTERVAL="3600")
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    felix.node.ns.sh(f"ip link set {b.interface} down")
+    felix.node.ns.sh(f"ip link set {b.interface} up")
+    eventually(lambda: a.reaches(b.v4))
+
+
+# --- it is told, and tells ------------------------------------------------------------------------
+
+
+def test_another_configuration_means_a_fresh_start(felix: FelixProcess) -> None:
+    felix.started()
+    a, _ = pair(felix, "open")
+    eventually(lambda: file_of("a") in felix.files())
+    assert not a.reaches("172.16.0.1")
+    configuration = FelixConfiguration(
+        metadata=ObjectMeta(name="default"), spec={"defaultEndpointToHostAction": "Accept"}
+    )
+    felix.put((ResourceKey("FelixConfiguration", "default"), configuration))
+    assert felix.process is not None
+    assert felix.process.wait(10) == RESTART
+    felix.started()
+    assert "DefaultEndpointToHostAction = 'ACCEPT' (from datastore (global))" in felix.log
+    assert a.reaches("172.16.0.1")
+
+
+def test_a_configuration_that_changes_nothing_for_felix_is_no_reason(felix: FelixProcess) -> None:
+    felix.started()
+    configuration = FelixConfiguration(
+        metadata=ObjectMeta(name="default"), spec={"usageReportingEnabled": False}
+    )
+    felix.put((ResourceKey("FelixConfiguration", "default"), configuration))
+    felix.put((ResourceKey("FelixConfiguration", "node.other"), configuration))
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    assert felix.process is not None and felix.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGHUP, RESTART)]
+)
+def test_it_ends_as_it_is_asked_to_and_leaves_everything(
+    felix: FelixProcess, number: signal.Signals, code: int
+) -> None:
+    felix.started()
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    rules, routes = without_time(felix.node.rules()), felix.node.routes()
+    assert felix.kill(number) == code
+    assert (without_time(felix.node.rules()), felix.node.routes()) == (rules, routes)
+    assert a.reaches(b.v4)
+    assert "Traceback" not in felix.log
+
+
+def test_it_says_how_it_is(felix: FelixProcess, etcd: Etcd) -> None:
+    etcd.kill()
+    felix.start()
+    waiting = felix.report()
+    assert (waiting["name"], waiting["live"], waiting["ready"]) == ("felix", True, False)
+    assert "datastore" in waiting["reason"]
+    etcd.restart()
+    felix.up(30)
+    eventually(lambda: felix.report()["ready"], 30)
+
+
+def test_statuses_are_reported_to_the_datastore_when_asked_for(felix: FelixProcess, etcd: Etcd) -> None:
+    felix.started(
+        ENDPOINTREPORTINGENABLED="true", ENDPOINTREPORTINGDELAYSECS="0.1", REPORTINGINTERVALSECS="1"
+    )
+    pair(felix, "open")
+    felix.node.pod("c")
+    felix.endpoint("c", "open")
+    felix.node.pods["c"].delete()
+    own = WorkloadStatusKey(NODE, "k8s", "default/a", "eth0").path()
+    lost = WorkloadStatusKey(NODE, "k8s", "default/c", "eth0").path()
+    eventually(lambda: etcd.entries(own).get(own) == b'{"status":"up"}')
+    eventually(lambda: etcd.entries(lost).get(lost) == b'{"status":"down"}')
+    alive = ProcessStatusKey(NODE).path()
+    eventually(lambda: alive in etcd.entries(alive))
+    assert json.loads(etcd.entries(alive)[alive]).keys() == {"time", "uptime", "first_update"}
+    felix.delete(felix.endpoint("a", "open"))
+    eventually(lambda: own not in etcd.entries(own))
+
+
+# --- hostile data ---------------------------------------------------------------------------------
+
+PREFIX = "/calico/resources/v3/projectcalico.org"
+POISON = {
+    f"{PREFIX}/workloadendpoints/default/node1-k8s-bad-eth0": b"{not json",
+    f"{PREFIX}/workloadendpoints/default/node1-k8s-bad2-eth0": json.dumps(
+        {"spec": {"interfaceName": 'cali"; -A', "ipNetworks": ["10.65.0.1/32"], "node": "node1"}}
+    ).encode(),
+    f"{PREFIX}/workloadendpoints/default/node1-k8s-bad3-eth0": json.dumps(
+        {"spec": {"interfaceName": "calibad3", "ipNetworks": ["10.65.0.1/32\n-A INPUT -j ACCEPT"]}}
+    ).encode(),
+    f"{PREFIX}/workloadendpoints/default/node1-k8s-bad4-eth0": b'{"spec": {"ipNetworks": 7}}',
+    f"{PREFIX}/workloadendpoints/default/nonsense": b'{"spec": {"ipNetworks": ["10.65.0.1/32"]}}',
+    f'{PREFIX}/profiles/evil" -j ACCEPT': b'{"spec": {"ingress": [{"action": "Allow"}]}}',
+    f"{PREFIX}/profiles/deep": b'{"spec": ' * 200 + b"1" + b"}" * 200,
+    f"{PREFIX}/profiles/open2": b'{"spec":{"ingress":[{"action":"Allow","source":{"selector":"((("}}]}}',
+    f"{PREFIX}/ippools/evil": b'{"spec": {"cidr": "10.0.0.0/8\\nadd x y", "natOutgoing": true}}',
+    f"{PREFIX}/nodes/evil": b'{"spec": {"bgp": {"ipv4Address": "{{ 7*7 }}/99"}}}',
+    f"{PREFIX}/globalnetworksets/evil": b'{"spec": {"nets": ["::/0", "x"]}}',
+    f"{PREFIX}/felixconfigurations/node.node1": b'{"spec": {"interfacePrefix": 5, "bogus": {}}}',
+    f"{PREFIX}/bgpconfigurations/default": b'{"spec": {"serviceClusterIPs": [{"cidr": "x\\n"}]}}',
+    "/calico/ipam/v2/host/node1/ipv4/block/10.65.0.0-99": b"{}",
+    f"{PREFIX}/profiles/{'x' * 5000}": b"\xff\xfe",
+}
+
+
+def test_poison_in_the_datastore_stops_nothing_and_is_reported_once(felix: FelixProcess, etcd: Etcd) -> None:
+    for key, value in POISON.items():
+        etcd.put(key, value)
+    felix.started()
+    a, b = pair(felix, "open")
+    felix.node.pod("c")
+    felix.endpoint("c", 'evil" -j ACCEPT', "open2", "deep", "{{ x }}\n")
+    eventually(lambda: a.reaches(b.v4))
+    c = felix.node.pods["c"]
+    eventually(lambda: a.reaches(c.v4))  # an ugly name is a name all the same
+    assert not c.reaches(a.v4)
+    for key, value in POISON.items():  # again, while it runs
+        etcd.put(key, value)
+    felix.endpoint("b")
+    eventually(lambda: not a.reaches(b.v4))
+    assert felix.process is not None and felix.process.poll() is None
+    warnings = [line for line in felix.log.splitlines() if "[WARNING]" in line]
+    for name in (
+        "k8s-bad-eth0",
+        "k8s-bad2-eth0",
+        "k8s-bad3-eth0",
+        "k8s-bad4-eth0",
+        "nonsense",
+        "profiles/deep",
+    ):
+        assert len([line for line in warnings if name in line]) == 1, (name, warnings)
+    assert any("InterfacePrefix" in line for line in warnings)
+    rules = felix.node.rules() + felix.node.rules(6) + felix.node.ns.sh("ipset save")
+    assert rules.isascii() and "7*7" not in rules
+    assert "\n-A INPUT -j ACCEPT" not in rules
+
+
+def test_it_needs_little(felix: FelixProcess) -> None:
+    """Not a measurement: a guard against importing the world or spinning."""
+    felix.started()
+    assert felix.process is not None
+    pid = felix.process.pid
+    (resident,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert int(resident) < 120_000
+    used = sum(int(field) for field in Path(f"/proc/{pid}/stat").read_text().split()[13:15])
+    until = time.monotonic() + 2
+    eventually(lambda: time.monotonic() > until)
+    now = sum(int(field) for field in Path(f"/proc/{pid}/stat").read_text().split()[13:15])
+    assert now - used < os.sysconf("SC_CLK_TCK") * 2 * 0.2

@@ -1,0 +1,37 @@
+"""Running programs: input, output, deadlines, and nothing left behind."""
+
+import asyncio
+import os
+
+import pytest
+
+from tortie.core.errors import KernelError
+from tortie.linux.process import run
+
+pytestmark = pytest.mark.unit
+
+
+def test_input_goes_in_and_both_outputs_come_out() -> None:
+    done = asyncio.run(run("sh", "-c", "cat; echo oops >&2; exit 3", given="données"))
+    assert (done.status, done.output, done.complaint, done.reason) == (3, "données", "oops", "oops")
+
+
+def test_a_silent_failure_still_has_a_reason() -> None:
+    assert asyncio.run(run("false")).reason == "exit status 1"
+
+
+def test_a_missing_program_is_named() -> None:
+    with pytest.raises(KernelError, match="no-such-program"):
+        asyncio.run(run("no-such-program"))
+
+
+def test_a_late_program_is_killed() -> None:
+    with pytest.raises(KernelError, match="no answer within"):
+        asyncio.run(run("sh", "-c", "exec sleep 60", deadline=0.05))
+    children = f"/proc/self/task/{os.getpid()}/children"
+    with open(children) as left:
+        assert left.read().split() == []
+
+
+def test_a_program_that_does_not_read_its_input_is_no_trouble() -> None:
+    assert asyncio.run(run("true", given="x" * 1_000_000)).status == 0

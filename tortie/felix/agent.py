@@ -1,0 +1,292 @@
+"""One run of felix: follows the datastore and the kernel, and makes the one obey the other.
+
+Three tasks share one thread. One feeds the datastore's changes to the calculation, one the kernel's events
+to the picture of interfaces; both only wake the third, which takes what changed and applies it. Any of them
+that fails ends the process: a fresh start reads everything anew and costs no packet, where a loop that goes
+on with half a picture could.
+
+Losing the datastore changes nothing in the kernel. Stopping does not either.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from math import inf
+from typing import Any
+
+from tortie.core import tasks
+from tortie.core.errors import ConfigError, DatastoreError
+from tortie.core.health import INTERVAL, HealthSender
+from tortie.core.reconcile import Reconciler
+from tortie.datastore.backend import Backend
+from tortie.datastore.felixparams import Resolved
+from tortie.datastore.keys import (
+    NO_REGION,
+    AffinityList,
+    BlockList,
+    Listing,
+    ResourceKey,
+    ResourceList,
+    WorkloadStatusKey,
+)
+from tortie.datastore.syncer import Batch, Syncer, SyncStatus
+from tortie.felix import config as felix_config
+from tortie.felix.calc.graph import Calculation
+from tortie.felix.calc.model import WorkloadId
+from tortie.felix.config import RESTART, Config, Sources
+from tortie.felix.dataplane.driver import Driver, Options
+from tortie.felix.dataplane.interfaces import Interfaces
+from tortie.felix.dataplane.kernel import Kernel
+from tortie.felix.status import DOWN, UP, ProcessReports, StatusFiles, StatusKeys, file_content, file_name
+from tortie.felix.throttle import Throttle
+from tortie.felix.watch import InterfaceWatch
+
+_log = logging.getLogger(__name__)
+
+CONFIG_KINDS = ("FelixConfiguration", "Node", "ClusterInformation", "BGPConfiguration", "IPPool")
+_KINDS = (*CONFIG_KINDS, "Profile", "WorkloadEndpoint", "HostEndpoint", "NetworkSet", "GlobalNetworkSet")
+_RECHECK_FILES = 10.0  # seconds between looks at the status files, Calico's
+_FULL_REPORT = 180  # status keys are listed again after so many delays, Calico's
+_FIRST_REPORT = 10.0  # seconds from the start to the first report about the process
+
+
+class Agent:
+    """From a known configuration to the next reason to start again."""
+
+    def __init__(
+        self,
+        config: Config,
+        params: Resolved,
+        sources: Sources,
+        backend: Backend,
+        options: Options,
+        kernel: Kernel,
+        interfaces: Interfaces,
+        health: HealthSender,
+    ) -> None:
+        self._config, self._params, self._sources = config, params, sources
+        self._backend, self._interfaces, self._health = backend, interfaces, health
+        self._calc = Calculation(config.inputs())
+        self._driver = Driver(options, kernel, interfaces, clock=time.monotonic, rand=random.random)
+        self._watch = InterfaceWatch(
+            interfaces,
+            kernel.netlink,
+            interval=config.interface_interval,
+            noticed=self._wake,
+            link_gone=self._driver.interface_gone,
+            route_seen=self._driver.route_seen,
+            lost=self._driver.forget,
+        )
+        self._files = Reconciler("endpoint status files", StatusFiles(config.status_folder))
+        self._files_at = -inf  # when the files were last compared with the folder
+        self._woken = asyncio.Event()
+        self._in_sync = False  # once is enough: what was known stays enforced through an outage
+        self._started = self._applied = False
+        self._began_at = self._pass_began = time.monotonic()
+        self._passing = False
+        self._troubles: dict[WorkloadId, str] = {}  # endpoint -> why it is not up, as last told
+        self._problems: dict[str, str] = {}  # object -> why it is not enforced as written, as last told
+        self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    async def run(self) -> int:
+        """Until stop() or a task's failure, which is raised. Returns the exit code."""
+        loops = {
+            "datastore": self._follow_datastore(),
+            "interfaces": self._watch.run(),
+            "dataplane": self._apply_changes(),
+            "health": self._report_health(),
+        }
+        if self._config.endpoint_reports:
+            loops["endpoint reports"] = self._report_endpoints()
+        if self._config.report_interval > 0:
+            loops["process reports"] = self._report_process()
+        running = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        waiting: list[asyncio.Future[Any]] = [*running, self._exit]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        failed = [task for task in running if task.done()]
+        await tasks.cancel(task for task in running if not task.done())
+        for task in failed:
+            task.result()  # raises what ended it
+        return self._exit.result()
+
+    def stop(self, code: int) -> None:
+        if not self._exit.done():
+            self._exit.set_result(code)
+
+    # --- the datastore --------------------------------------------------------------------------
+
+    async def _follow_datastore(self) -> None:
+        async for batch in Syncer(self._backend, self._listings()).batches():
+            if self._take(batch):
+                self._review_configuration()
+            if batch.status is SyncStatus.IN_SYNC and not self._in_sync:
+                self._in_sync = True
+                _log.info("the datastore is in sync after %.2f s", time.monotonic() - self._began_at)
+            self._wake()
+
+    def _listings(self) -> list[Listing]:
+        listings: list[Listing] = [ResourceList(kind) for kind in _KINDS]
+        listings.append(AffinityList(self._config.node))
+        if self._config.needs_blocks:
+            listings.append(BlockList())
+        return listings
+
+    def _take(self, batch: Batch) -> bool:
+        """Pass a batch on; whether it touches the configuration."""
+        touches = False
+        for update in batch.updates:
+            if isinstance(update.key, ResourceKey):
+                touches |= self._sources.take(update.key.kind, update.key.name, update.value)
+            self._calc.update(update)
+        return touches
+
+    def _review_configuration(self) -> None:
+        """A configuration that felix would behave differently under means a fresh start."""
+        try:
+            config, params = felix_config.resolve(self._sources)
+        except ConfigError as err:
+            _log.error("keeping the configuration as it was: %s", err)
+            return
+        for line in params.ignored:
+            if line not in self._params.ignored:
+                _log.warning("%s", line)
+        if config == self._config:
+            self._params = params
+            return
+        changed = sorted(params.changed(self._params)) or ["IP pools or BGP configuration"]
+        _log.info("the configuration changed (%s), starting again", ", ".join(changed))
+        self.stop(RESTART)
+
+    # --- the kernel -----------------------------------------------------------------------------
+
+    async def _apply_changes(self) -> None:
+        throttle = Throttle(time.monotonic())
+        while True:
+            await self._wait_for_work()
+            if not (self._in_sync and self._watch.scanned):
+                continue
+            await asyncio.sleep(throttle.wait(time.monotonic()))
+            self._pass_began, self._passing = time.monotonic(), True
+            self._take_changes()
+            if await self._driver.apply() and not self._applied:
+                self._applied = True
+                _log.info("first apply done %.2f s after the start", time.monotonic() - self._began_at)
+            await self._publish()
+            self._passing = False
+
+    async def _wait_for_work(self) -> None:
+        due = min(self._driver.next_due(), self._interfaces.next_due(), self._files_due())
+        if due == inf:
+            await self._woken.wait()
+        else:
+            try:
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass  # that something is due is as good as being woken
+        self._woken.clear()
+
+    def _take_changes(self) -> None:
+        """Synchronous, so that what is rendered is one moment's state."""
+        names = self._interfaces.settle(time.monotonic())
+        touched = self._calc.flush()
+        self._tell_problems()
+        if not self._started:
+            self._started = True
+            self._driver.start(self._calc.state)
+            return
+        if touched:
+            self._driver.update(touched)
+        self._driver.interfaces_changed(names)
+
+    def _tell_problems(self) -> None:
+        """Each problem once, and that it is gone."""
+        now = self._calc.state.problems
+        for where in self._problems.keys() - now.keys():
+            _log.info("%s is all right again", where)
+        for where, why in now.items():
+            if self._problems.get(where) != why:
+                _log.warning("%s: %s", where, why)
+        self._problems = dict(now)
+
+    # --- status ---------------------------------------------------------------------------------
+
+    def _files_due(self) -> float:
+        return self._files_at + _RECHECK_FILES if self._applied and self._config.status_folder else inf
+
+    async def _publish(self) -> None:
+        """Say which endpoints are up, once the kernel has been written for the first time."""
+        troubles = self._driver.endpoint_troubles()
+        for ident, why in troubles.items():
+            if self._troubles.get(ident) != why:
+                _log.info("endpoint %s is %s", ident, f"not up: {why}" if why else "up")
+        self._troubles = troubles
+        if not self._applied or not self._config.status_folder:
+            return
+        workloads = self._calc.state.workloads
+        up = [ident for ident, why in troubles.items() if not why and ident in workloads]
+        self._files.want({file_name(ident): file_content(workloads[ident]) for ident in up})
+        if time.monotonic() >= self._files_at + _RECHECK_FILES:
+            self._files_at = time.monotonic()
+            self._files.forget()
+        await self._files.sync()
+
+    async def _report_endpoints(self) -> None:
+        """Status keys in the datastore, at most one pass per delay."""
+        config = self._config
+        region = f"region-{config.region}" if config.region else NO_REGION
+        keys = Reconciler("endpoint status keys", StatusKeys(self._backend, config.node, region))
+        delay = max(config.endpoint_report_delay, 0.1)
+        passes = 0
+        while True:
+            await asyncio.sleep(delay)
+            if not self._applied:
+                continue
+            passes += 1
+            if passes % _FULL_REPORT == 0:
+                keys.forget()
+            wanted = {
+                WorkloadStatusKey(config.node, *ident, region): DOWN if why else UP
+                for ident, why in self._troubles.items()
+            }
+            keys.want(wanted)
+            await keys.sync()
+
+    async def _report_process(self) -> None:
+        config = self._config
+        region = f"region-{config.region}" if config.region else NO_REGION
+        reports = ProcessReports(self._backend, config.node, region, config.report_ttl)
+        await asyncio.sleep(min(_FIRST_REPORT, config.report_interval))
+        complained = False
+        while True:
+            try:
+                await reports.report()
+                complained = False
+            except DatastoreError as err:
+                if not complained:
+                    _log.warning("cannot report to the datastore, trying again: %s", err)
+                complained = True
+            await asyncio.sleep(config.report_interval)
+
+    async def _report_health(self) -> None:
+        while True:
+            stuck = self._passing and time.monotonic() - self._pass_began > self._config.watchdog
+            reason = "one pass over the dataplane does not end" if stuck else self._unready()
+            self._health.report(live=not stuck, ready=not reason, reason=reason)
+            await asyncio.sleep(INTERVAL if self._applied else 0.5)
+
+    def _unready(self) -> str:
+        """Why felix is not ready, '' if it is."""
+        if not self._in_sync:
+            return "waiting for the datastore"
+        if not self._watch.scanned:
+            return "waiting for the first scan of interfaces"
+        if not self._applied:
+            failures = self._driver.failures()
+            first = next(iter(failures.items()), None)
+            return f"first apply not done: {first[0]}: {first[1]}" if first else "first apply under way"
+        return ""

@@ -1,0 +1,173 @@
+"""Endpoints and network sets of the API as felix sees them. Pure conversions of single objects.
+
+Raises ValidationError for what cannot be enforced; such an endpoint counts as absent and its traffic is
+dropped as that of any unknown interface. (Reference: policy sheet 2.1; felix/calc/validation_filter.go,
+updateprocessors/workloadendpointprocessor.go.)
+"""
+
+from collections.abc import Iterable, Mapping
+
+from tortie.datastore import names
+from tortie.datastore.keys import ResourceKey
+from tortie.datastore.types import endpoint as v3
+from tortie.datastore.types import policy as v3_policy
+from tortie.felix.calc import canonical
+from tortie.felix.calc.canonical import refuse
+from tortie.felix.calc.members import Item
+from tortie.felix.calc.model import FloatingIP, HostEndpoint, QoS, Workload, WorkloadId
+
+_SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
+_NAMESPACE = "projectcalico.org/namespace"
+_MAX_PACKETS = 10_000  # per second, and at once: XT_LIMIT_SCALE
+_MAX_CONNECTIONS = 0xFFFFFFFF  # connlimit counts in 32 bits
+_BURST = 5  # packets, the default of Calico and of the limit match
+_INHERITED = ("pcns.", "pcsa.")  # labels only a namespace or a service account may give
+
+_DSCP = {"DF": 0, "EF": 46} | {f"AF{x}{y}": 8 * x + 2 * y for x in range(1, 5) for y in range(1, 4)}
+_DSCP |= {f"CS{x}": 8 * x for x in range(8)}  # code point name -> value (RFC 2474, 2597, 3246)
+
+
+# --- workload endpoints -------------------------------------------------------------------------
+
+
+def workload_id(key: ResourceKey) -> tuple[str, WorkloadId]:
+    """(node, id) out of the resource's name `<node>-<orchestrator>-<workload>-<endpoint>`."""
+    ids = names.parse_endpoint_name(key.name)
+    if ids is None or not key.namespace:
+        raise refuse("metadata.name", key.name, "not the name of a workload endpoint")
+    (_, node), (_, orchestrator), (_, workload), (_, endpoint) = ids.segments()
+    return node, WorkloadId(orchestrator, f"{key.namespace}/{workload}", endpoint)
+
+
+def workload(ident: WorkloadId, endpoint: v3.WorkloadEndpoint, prefixes: Iterable[str]) -> Workload:
+    """A local endpoint. `prefixes` are those of workload interfaces: no other interface is ever touched."""
+    spec = endpoint.spec
+    name = canonical.interface(spec.interfaceName)
+    if not name.startswith(tuple(prefixes)):
+        raise refuse("interfaceName", name, "is not the name of a workload interface")
+    return Workload(
+        ident,
+        name,
+        _nets(spec.ipNetworks),
+        mac=canonical.mac(spec.mac) if spec.mac else "",
+        profiles=tuple(spec.profiles),
+        spoofed_sources=tuple(
+            canonical.cidr(net, "allowSpoofedSourcePrefixes") for net in spec.allowSpoofedSourcePrefixes
+        ),
+        floating_ips=_floating(spec.ipNATs),
+        qos=_qos(spec.qosControls),
+        dscp=_dscp(spec.qosControls),
+    )
+
+
+def _nets(nets: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(canonical.cidr(net, "ipNetworks") for net in nets)
+    for net in found:
+        if not canonical.is_single(net):
+            raise refuse("ipNetworks", net, "must be a single address (/32 or /128)")
+    return tuple(dict.fromkeys(found))
+
+
+def _floating(nats: Iterable[v3.IPNAT]) -> tuple[FloatingIP, ...]:
+    return tuple(
+        FloatingIP(
+            canonical.address(nat.externalIP, "externalIP"), canonical.address(nat.internalIP, "internalIP")
+        )
+        for nat in nats
+    )
+
+
+def _qos(controls: v3.QoSControls | None) -> QoS | None:
+    if controls is None:
+        return None
+    ingress_packets = _limit(controls, "ingressPacketRate", _MAX_PACKETS)
+    egress_packets = _limit(controls, "egressPacketRate", _MAX_PACKETS)
+    qos = QoS(
+        ingress_packets=ingress_packets,
+        ingress_burst=ingress_packets and (_limit(controls, "ingressPacketBurst", _MAX_PACKETS) or _BURST),
+        egress_packets=egress_packets,
+        egress_burst=egress_packets and (_limit(controls, "egressPacketBurst", _MAX_PACKETS) or _BURST),
+        ingress_connections=_limit(controls, "ingressMaxConnections", _MAX_CONNECTIONS),
+        egress_connections=_limit(controls, "egressMaxConnections", _MAX_CONNECTIONS),
+    )
+    return None if qos == QoS() else qos
+
+
+def _limit(controls: v3.QoSControls, field: str, most: int) -> int:
+    value: int = getattr(controls, field)
+    if not 0 <= value <= most:
+        raise refuse(f"qosControls.{field}", value, f"must be 0-{most}")
+    return value
+
+
+def _dscp(controls: v3.QoSControls | None) -> int | None:
+    if controls is None or controls.dscp is None:
+        return None
+    value = controls.dscp
+    number = _DSCP.get(value.upper(), canonical.small_number(value)) if isinstance(value, str) else value
+    if number is None or not 0 <= number <= 63:
+        raise refuse("qosControls.dscp", value, "must be 0-63 or the name of a code point")
+    return number
+
+
+def workload_item(endpoint: v3.WorkloadEndpoint) -> Item:
+    """The same endpoint, local or not, as a member of IP sets."""
+    spec = endpoint.spec
+    labels = {name: value for name, value in endpoint.labels.items() if not name.startswith(_INHERITED)}
+    if spec.serviceAccountName:
+        labels[_SERVICE_ACCOUNT] = spec.serviceAccountName
+    return Item(
+        _nets(spec.ipNetworks),
+        tuple(sorted(labels.items())),
+        tuple(spec.profiles),
+        _named_ports((port.name, port.protocol, port.port) for port in spec.ports if port.name),
+    )
+
+
+def _named_ports(ports: Iterable[tuple[str, int | str, int]]) -> tuple[tuple[str, str, int], ...]:
+    """Ports of protocols that have none cannot be in a set and are left out."""
+    known = ((name, canonical.PORT_PROTOCOLS.get(_lower(protocol)), port) for name, protocol, port in ports)
+    return tuple(
+        (name, protocol, port) for name, protocol, port in known if protocol is not None and 0 < port < 65536
+    )
+
+
+def _lower(protocol: int | str) -> int | str:
+    if isinstance(protocol, str):
+        number = canonical.small_number(protocol)
+        return protocol.lower() if number is None else number
+    return protocol
+
+
+# --- host endpoints and network sets ------------------------------------------------------------
+
+
+def host_endpoint(endpoint: v3.HostEndpoint) -> HostEndpoint:
+    spec = endpoint.spec
+    name = spec.interfaceName
+    return HostEndpoint(
+        endpoint.name,
+        name if name in ("", "*") else canonical.interface(name),
+        tuple(canonical.address(one, "expectedIPs") for one in spec.expectedIPs),
+        tuple(spec.profiles),
+    )
+
+
+def host_item(endpoint: v3.HostEndpoint) -> Item:
+    return Item(
+        tuple(canonical.cidr(one, "expectedIPs") for one in endpoint.spec.expectedIPs),
+        tuple(sorted(endpoint.labels.items())),
+        tuple(endpoint.spec.profiles),
+        _named_ports((port.name, port.protocol, port.port) for port in endpoint.spec.ports),
+    )
+
+
+def network_set_item(resource: v3_policy.NetworkSet | v3_policy.GlobalNetworkSet) -> Item:
+    """A namespaced set inherits its namespace's labels."""
+    labels: Mapping[str, str] = resource.labels
+    profiles: tuple[str, ...] = ()
+    if resource.namespace:
+        labels = {**labels, _NAMESPACE: resource.namespace}
+        profiles = (f"kns.{resource.namespace}",)
+    nets = tuple(canonical.cidr(net, "nets") for net in resource.spec.nets)
+    return Item(nets, tuple(sorted(labels.items())), profiles)

@@ -1,0 +1,324 @@
+"""What felix is told: one function, one frozen struct.
+
+Everything felix's behaviour depends on - environment, file, FelixConfiguration resources, the own node, the
+modes of IP pools, BGPConfiguration - comes together in Config. Two equal Configs behave alike, so a running
+felix compares: when the datastore leads to another one, it exits with RESTART and is started again at once,
+which costs no packet. (Reference: dataplane sheet 3.4, 6; precedence in datastore.felixparams.)
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tortie.core.errors import ConfigError
+from tortie.datastore import felixparams, routeowner
+from tortie.datastore.felixparams import Resolved, Source
+from tortie.datastore.types.bgp import BGPConfiguration
+from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
+from tortie.datastore.types.ippool import IPPool, IPPoolSpec
+from tortie.datastore.types.node import Node
+from tortie.felix.calc.graph import Inputs
+from tortie.felix.dataplane.driver import Options
+from tortie.felix.dataplane.endpoints import Wiring
+from tortie.felix.rules import ir
+from tortie.felix.rules.iptables import Features
+from tortie.felix.rules.marks import allocate
+from tortie.felix.rules.settings import Failsafe, Settings
+
+RESTART = 129  # exit code that asks the supervisor for a fresh start at once, Calico's
+
+_ACTIONS = {  # as configuration writes them -> as rules do
+    "ACCEPT": ir.ACCEPT,
+    "RETURN": ir.RETURN,
+    "DROP": ir.DROP,
+    "REJECT": ir.REJECT,
+}
+_SERVICE_LOOP: dict[str, ir.Drop | ir.Reject | None] = {
+    "Drop": ir.DROP,
+    "Reject": ir.REJECT,
+    "Disabled": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Times are seconds."""
+
+    node: str
+    settings: Settings
+    wiring: Wiring
+    features: Features = Features()  # noqa: RUF009 - a frozen value
+    interface_exclude: tuple[re.Pattern[str], ...] = ()
+    backend: str = "auto"
+    append: bool = False
+    lock_probe_ms: int = 50
+    ipv6: bool = True
+    forwarding: bool = True
+    remove_external_routes: bool = True
+    set_maximum: int = 1048576
+    external_nodes: tuple[str, ...] = ()
+    table_interval: float = 180.0
+    table_recheck: float = 5.0
+    set_interval: float = 90.0
+    route_interval: float = 90.0
+    interface_interval: float = 90.0
+    spoofing: bool = False
+    floating_ips: bool = False
+    felix_routes: str | None = None  # programClusterRoutes, as far as somebody set it
+    bgp_routes: str | None = None
+    needs_blocks: bool = False  # routes to other nodes' blocks are felix's for some pool
+    region: str = ""
+    log_severity: str = "INFO"
+    status_folder: str = ""  # '': no files
+    endpoint_reports: bool = False
+    endpoint_report_delay: float = 1.0
+    report_interval: float = 30.0  # 0: no process reports
+    report_ttl: float = 90.0
+    watchdog: float = 90.0  # one pass over the dataplane may take so long
+    datastore_ready: bool = True
+
+    def options(self, versions: frozenset[int], rp_filter: str) -> Options:
+        """For a host that has these IP versions, and that reverse path filter on new interfaces."""
+        return Options(
+            node=self.node,
+            settings=self.settings,
+            features=self.features,
+            wiring=replace(self.wiring, versions=versions, rp_filter=rp_filter),
+            forwarding=self.forwarding,
+            set_maximum=self.set_maximum,
+            external_nodes=self.external_nodes,
+            table_interval=self.table_interval,
+            table_recheck=self.table_recheck,
+            set_interval=self.set_interval,
+            route_interval=self.route_interval,
+        )
+
+    def inputs(self) -> Inputs:
+        return Inputs(
+            node=self.node,
+            workload_prefixes=self.settings.workload_prefixes,
+            owns_routes=lambda pool: felix_owns(pool.spec, self.felix_routes, self.bgp_routes),
+            spoofing=self.spoofing,
+            floating_ips=self.floating_ips,
+        )
+
+
+def felix_owns(pool: IPPoolSpec, felix: str | None, bgp: str | None) -> bool:
+    return routeowner.owner(pool, felix, bgp) is routeowner.Owner.FELIX
+
+
+@dataclass(slots=True)
+class Sources:
+    """Everything a Config is made of: local text, and the datastore's objects as they are now."""
+
+    hostname: str
+    environment: Mapping[str, str] = field(default_factory=dict)  # FELIX_… and others
+    file: str = ""  # content of felix.cfg
+    configurations: dict[str, FelixConfiguration] = field(default_factory=dict)
+    node: Node | None = None
+    information: ClusterInformation | None = None
+    bgp: BGPConfiguration | None = None
+    pools: dict[str, IPPool] = field(default_factory=dict)
+
+    def take(self, kind: str, name: str, value: Any) -> bool:
+        """Note one object of the datastore (None: gone); whether it is of interest here."""
+        if kind == "FelixConfiguration":
+            _note(self.configurations, name, value)
+        elif kind == "IPPool":
+            _note(self.pools, name, value)
+        elif kind == "Node" and name == self.hostname:
+            self.node = value
+        elif kind == "ClusterInformation" and name == "default":
+            self.information = value
+        elif kind == "BGPConfiguration" and name == "default":
+            self.bgp = value
+        else:
+            return False
+        return True
+
+
+def _note(mapping: dict[str, Any], name: str, value: Any) -> None:
+    if value is None:
+        mapping.pop(name, None)
+    else:
+        mapping[name] = value
+
+
+def parameters(sources: Sources) -> Resolved:
+    """Every parameter with its source. Raises ConfigError for what felix must not start with.
+
+    That is, from local sources: a value in the datastore that Calico's Felix would die of is ignored, and
+    said to be, because whoever can write there must not be able to stop every node.
+    """
+    local = {
+        Source.ENVIRONMENT: felixparams.from_environment(sources.environment),
+        Source.FILE: felixparams.from_file(sources.file),
+    }
+    stored = felixparams.datastore_layers(
+        sources.configurations.values(), sources.hostname, sources.node, sources.information
+    )
+    try:
+        return felixparams.resolve({**local, **stored}, sources.hostname)
+    except ConfigError:
+        refused = {
+            (source, name): why
+            for source, raw in stored.items()
+            for name, text in raw.items()
+            if (why := _why_fatal(source, name, text))
+        }
+    kept = {
+        source: {name: text for name, text in raw.items() if (source, name) not in refused}
+        for source, raw in stored.items()
+    }
+    resolved = felixparams.resolve({**local, **kept}, sources.hostname)
+    return replace(resolved, ignored=(*resolved.ignored, *refused.values()))
+
+
+def _why_fatal(source: Source, name: str, text: str) -> str:
+    try:
+        felixparams.resolve({source: {name: text}})
+    except ConfigError as err:
+        return str(err)
+    return ""
+
+
+def resolve(sources: Sources) -> tuple[Config, Resolved]:
+    """The one way from all sources to what felix does. Raises ConfigError."""
+    params = parameters(sources)
+    pools = [pool.spec for pool in sources.pools.values()]
+    felix_routes = _said(params, "ProgramClusterRoutes")
+    bgp_routes = sources.bgp.spec.programClusterRoutes if sources.bgp is not None else None
+    information = sources.information
+    config = Config(
+        node=params["FelixHostname"],
+        settings=_settings(params, pools),
+        wiring=_wiring(params),
+        features=_features(params["FeatureDetectOverride"]),
+        interface_exclude=tuple(params["InterfaceExclude"]),
+        backend=params["IptablesBackend"],
+        append=params["ChainInsertMode"].lower() == "append",
+        lock_probe_ms=round(params["IptablesLockProbeIntervalMillis"] * 1000),
+        ipv6=params["Ipv6Support"],
+        forwarding=params["IPForwarding"] == "Enabled",
+        remove_external_routes=params["RemoveExternalRoutes"],
+        set_maximum=params["MaxIpsetSize"],
+        external_nodes=tuple(params["ExternalNodesCIDRList"]),
+        table_interval=params["IptablesRefreshInterval"],
+        table_recheck=params["IptablesPostWriteCheckIntervalSecs"],
+        set_interval=params["IpsetsRefreshInterval"],
+        route_interval=params["RouteRefreshInterval"],
+        interface_interval=params["InterfaceRefreshInterval"],
+        spoofing=params["WorkloadSourceSpoofing"] == "Any",
+        floating_ips=params["FloatingIPs"] == "Enabled",
+        felix_routes=felix_routes,
+        bgp_routes=bgp_routes,
+        needs_blocks=any(felix_owns(pool, felix_routes, bgp_routes) for pool in pools),
+        region=params["OpenstackRegion"],
+        log_severity=params["LogSeverityScreen"],
+        status_folder=_status_folder(params["EndpointStatusPathPrefix"]),
+        endpoint_reports=params["EndpointReportingEnabled"],
+        endpoint_report_delay=params["EndpointReportingDelaySecs"],
+        report_interval=params["ReportingIntervalSecs"],
+        report_ttl=params["ReportingTTLSecs"],
+        watchdog=params["DataplaneWatchdogTimeout"],
+        # Only an explicit no stops us: a datastore that nobody initialised holds nothing to enforce.
+        datastore_ready=information is None or information.spec.datastoreReady is not False,
+    )
+    return config, params
+
+
+def _said(params: Resolved, name: str) -> Any:
+    """A parameter's value if somebody set it, else None."""
+    return None if params.sources[name] is Source.DEFAULT else params[name]
+
+
+def _wiring(params: Resolved) -> Wiring:
+    # Without a word from the user, routes to pods read as in released Calico: without a metric. What CNI
+    # made is then already what we want. (In IPv6 the kernel turns 0 into 1024.)
+    metrics = _said(params, "IPv4NormalRoutePriority") or 0, _said(params, "IPv6NormalRoutePriority") or 0
+    return Wiring(
+        protocol=params["DeviceRouteProtocol"],
+        metrics=metrics,
+        sources=(params["DeviceRouteSourceAddress"], params["DeviceRouteSourceAddressIPv6"]),
+        routes=not params["RouteSyncDisabled"],
+    )
+
+
+def _settings(params: Resolved, pools: Iterable[IPPoolSpec]) -> Settings:
+    ipip, vxlan = encapsulations(params, pools)
+    wireguard = frozenset(
+        version for version, name in ((4, "WireguardEnabled"), (6, "WireguardEnabledV6")) if params[name]
+    )
+    ports = params["NATPortRange"]
+    return Settings(
+        marks=allocate(params["IptablesMarkMask"], wireguard=bool(wireguard)),
+        workload_prefixes=tuple(params["InterfacePrefix"]),
+        filter_allow=_ACTIONS[params["IptablesFilterAllowAction"].upper()],  # type: ignore[arg-type]
+        mangle_allow=_ACTIONS[params["IptablesMangleAllowAction"].upper()],  # type: ignore[arg-type]
+        filter_deny=_ACTIONS[params["IptablesFilterDenyAction"].upper()],  # type: ignore[arg-type]
+        endpoint_to_host=_ACTIONS[params["DefaultEndpointToHostAction"].upper()],  # type: ignore[arg-type]
+        drop_invalid=not params["DisableConntrackInvalidCheck"],
+        failsafe_in=_failsafes(params["FailsafeInboundHostPorts"]),
+        failsafe_out=_failsafes(params["FailsafeOutboundHostPorts"]),
+        ipip=ipip,
+        vxlan=vxlan,
+        wireguard=wireguard,
+        tunnel_devices=tuple(_tunnels(params, ipip, vxlan)),
+        vxlan_port=params["VXLANPort"],
+        wireguard_ports=((4, params["WireguardListeningPort"]), (6, params["WireguardListeningPortV6"])),
+        wireguard_devices=(params["WireguardInterfaceName"], params["WireguardInterfaceNameV6"]),
+        wireguard_host_encryption=params["WireguardHostEncryptionEnabled"],
+        allow_vxlan_from_workloads=params["AllowVXLANPacketsFromWorkloads"],
+        allow_ipip_from_workloads=params["AllowIPIPPacketsFromWorkloads"],
+        nat_ports="" if not ports or not ports[1] else f"{ports[0]}-{ports[1]}",
+        nat_address=params["NATOutgoingAddress"],
+        nat_spares_hosts=params["NATOutgoingExclusions"] == "IPPoolsAndHostIPs",
+        nat_interface=params["IptablesNATOutgoingInterfaceFilter"],
+        service_loop=_SERVICE_LOOP[params["ServiceLoopPrevention"]],
+        log_prefix=params["LogPrefix"] or "calico-packet",
+        log_rate=params["LogActionRateLimit"],
+        log_burst=params["LogActionRateLimitBurst"],
+    )
+
+
+def _failsafes(ports: Iterable[felixparams.ProtoPort]) -> tuple[Failsafe, ...]:
+    return tuple(Failsafe(one.protocol, one.port, one.net) for one in ports)
+
+
+def encapsulations(params: Resolved, pools: Iterable[IPPoolSpec]) -> tuple[bool, frozenset[int]]:
+    """Whether IPIP is on, and the IP versions VXLAN is on for: as configured, else as pools need it."""
+    kinds = [(routeowner.encapsulation(pool), 6 if ":" in pool.cidr else 4) for pool in pools]
+    ipip, vxlan = params["IpInIpEnabled"], params["VXLANEnabled"]
+    if ipip is None:
+        ipip = any(kind is routeowner.Encapsulation.IPIP for kind, _ in kinds)
+    versions = {version for kind, version in kinds if kind is routeowner.Encapsulation.VXLAN}
+    if vxlan is not None:  # the setting is about IPv4 only
+        versions = versions - {4} | ({4} if vxlan else set())
+    return ipip, frozenset(versions)
+
+
+def _tunnels(params: Resolved, ipip: bool, vxlan: frozenset[int]) -> Iterable[tuple[int, str]]:
+    """Tunnel devices whose address the host's own packets must carry."""
+    if ipip and params["IpInIpTunnelAddr"]:
+        yield 4, "tunl0"
+    if 4 in vxlan and params["IPv4VXLANTunnelAddr"]:
+        yield 4, "vxlan.calico"
+    if 6 in vxlan and params["IPv6VXLANTunnelAddr"]:
+        yield 6, "vxlan-v6.calico"
+    if params["WireguardEnabled"]:
+        yield 4, params["WireguardInterfaceName"]
+    if params["WireguardEnabledV6"]:
+        yield 6, params["WireguardInterfaceNameV6"]
+
+
+def _features(overrides: Mapping[str, str]) -> Features:
+    """Everything supported today can do these; the override is for kernels that only claim to."""
+    return Features(
+        masquerade_random=overrides.get("MASQFullyRandom", "true").lower() != "false",
+        snat_random=overrides.get("SNATFullyRandom", "true").lower() != "false",
+    )
+
+
+def _status_folder(prefix: str) -> str:
+    return f"{prefix.rstrip('/')}/endpoint-status" if prefix else ""

@@ -1,0 +1,333 @@
+"""Makes the kernel enforce the state: renders what changed and applies it, in an order that is safe.
+
+The order of one apply() is the guarantee that others rely on:
+1. Routes, ARP entries and sysctls, beside IP sets created and filled. No IP set is destroyed yet.
+2. The tables. Within one, the kernel takes chains and the dispatch to them at once: an endpoint's chains
+   exist before packets are sent to them, and are left before they go. A packet of an endpoint whose chains
+   are not there yet meets the end of the dispatch tree and is dropped.
+3. IP sets that no rule names any more are destroyed, if the tables were written without error.
+4. Only then is an endpoint called up.
+
+Nothing is written before the datastore and the interfaces are known (start()), but for one thing: where no
+rule of ours stands, guard() puts up chains that deny every workload, because nothing else does.
+
+One task owns this object. What events tell may come at any time: it is noted, and looked at when the next
+apply() begins, so that nothing changes under one that is under way.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from tortie.core.errors import KernelError
+from tortie.felix.calc.graph import State, Touched
+from tortie.felix.calc.model import WorkloadId, version_of
+from tortie.felix.dataplane import sysctls
+from tortie.felix.dataplane.duty import Duty
+from tortie.felix.dataplane.endpoints import EndpointWiring, Wiring
+from tortie.felix.dataplane.interfaces import Interfaces
+from tortie.felix.dataplane.kernel import Kernel
+from tortie.felix.dataplane.neighbours import Neighbours
+from tortie.felix.dataplane.routes import Candidate, RouteClass, Routes, RouteTable
+from tortie.felix.dataplane.sets import Sets, SetWriter
+from tortie.felix.dataplane.sysctls import Sysctls
+from tortie.felix.dataplane.tables import Tables, TableWriter
+from tortie.felix.rules import ir
+from tortie.felix.rules.iptables import Features
+from tortie.felix.rules.settings import Settings
+from tortie.linux.ipsets import IPSet
+from tortie.linux.iptables import Key as ChainKey
+from tortie.linux.routes import PROTOCOL_BOOT, PROTOCOL_CALICO, TABLE_MAIN, Route, RouteType
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the driver needs to know of the configuration. Intervals are seconds, Calico's by default."""
+
+    node: str
+    settings: Settings = Settings()  # noqa: RUF009 - frozen values
+    features: Features = Features()  # noqa: RUF009
+    wiring: Wiring = Wiring()  # noqa: RUF009
+    forwarding: bool = True
+    set_maximum: int = 1048576
+    external_nodes: tuple[str, ...] = ()
+    table_interval: float = 180.0
+    table_recheck: float = 5.0
+    set_interval: float = 90.0
+    route_interval: float = 90.0
+
+    @property
+    def cluster_protocol(self) -> int:
+        """Of blackholes and routes to other nodes."""
+        return PROTOCOL_CALICO if self.wiring.protocol == PROTOCOL_BOOT else self.wiring.protocol
+
+
+@dataclass(slots=True)
+class _Family:
+    """One IP version's rules and sets."""
+
+    tables: Tables
+    sets: Sets
+    chains: TableWriter
+    members: SetWriter
+    leftovers: Duty[ChainKey, Any] | None  # chains in the iptables back-end that is not in use
+
+
+class Driver:
+    def __init__(
+        self,
+        options: Options,
+        kernel: Kernel,
+        interfaces: Interfaces,
+        *,
+        clock: Callable[[], float],
+        rand: Callable[[], float],
+    ) -> None:
+        self._options, self._kernel, self._interfaces = options, kernel, interfaces
+        self._clock, self._rand = clock, rand
+        self._state = State()
+        self._started = False
+        self._news: list[Callable[[], None]] = []  # what events told since the last apply() began
+        self._keep_sets = True  # no set is destroyed while a rule may name it
+        self._kept_sets = False  # one would have been
+        self._families = {version: self._family(version) for version in sorted(options.wiring.versions)}
+        interval = options.route_interval
+        self._routes: Routes = Duty(
+            "routes", kernel.routes, interval=interval, clock=clock, rand=rand, spare=kernel.routes.spare
+        )
+        self._neighbours: Neighbours = Duty(
+            "ARP entries", kernel.neighbours, interval=interval, clock=clock, rand=rand
+        )
+        self._sysctls: Sysctls = Duty("sysctls", kernel.sysctls, interval=interval, clock=clock, rand=rand)
+        kernel.sysctls.wanted, kernel.routes.wanted = self._sysctls.desired, self._routes.desired
+        self._route_table = RouteTable(self._routes, kernel.routes.claim)
+        self._wiring = EndpointWiring(
+            options.wiring, self._route_table, self._neighbours, self._sysctls, interfaces.get
+        )
+
+    def _family(self, version: int) -> _Family:
+        options, kernel, clock, rand = self._options, self._kernel, self._clock, self._rand
+        tables: Tables = Duty(
+            f"IPv{version} chains",
+            kernel.tables[version],
+            interval=options.table_interval,
+            recheck=options.table_recheck,
+            clock=clock,
+            rand=rand,
+        )
+        sets: Sets = Duty(
+            f"IPv{version} IP sets",
+            kernel.sets[version],
+            interval=options.set_interval,
+            clock=clock,
+            rand=rand,
+            spare=self._spare_set,
+        )
+        leftovers: Duty[ChainKey, Any] | None = None
+        if version in kernel.leftovers:
+            target = kernel.leftovers[version]
+            name, interval = f"IPv{version} leftover chains", options.table_interval
+            leftovers = Duty(name, target, interval=interval, clock=clock, rand=rand)
+        return _Family(
+            tables,
+            sets,
+            TableWriter(version, options.settings, options.features, tables),
+            SetWriter(
+                version,
+                options.settings,
+                sets,
+                node=options.node,
+                maximum=options.set_maximum,
+                external=options.external_nodes,
+            ),
+            leftovers,
+        )
+
+    def _spare_set(self, _name: str, _set: IPSet) -> float:
+        self._kept_sets |= self._keep_sets
+        return inf if self._keep_sets else 0.0
+
+    # --- what is to be --------------------------------------------------------------------------
+
+    async def guard(self) -> None:
+        """Where no rule of ours stands, deny all workloads until the state is known. Raises KernelError."""
+        for version, family in self._families.items():
+            target = self._kernel.tables[version]
+            standing = await target.read()
+            if (ir.FILTER, "FORWARD") not in standing and (ir.FILTER, "INPUT") not in standing:
+                family.chains.guard()
+                # Only written: what else is left of an earlier run is looked at when the state is known.
+                for key, reason in (await target.apply(dict(family.tables.desired), ())).items():
+                    raise KernelError("write", f"chain {key[1]}", text=reason)
+
+    def start(self, state: State) -> None:
+        """Take the whole state for the first time: datastore and interfaces are known."""
+        self._state, self._started = state, True
+        for family in self._families.values():
+            family.members.start(state)
+            family.chains.start(state)
+        values = sysctls.host(6 in self._families, self._options.forwarding)
+        for name, value in values.items():
+            self._sysctls.put(name, value)
+        for ident, workload in state.workloads.items():
+            self._wiring.update(ident, workload)
+        self._topology()
+        self._own_addresses()
+
+    def update(self, touched: Touched) -> None:
+        """Look at what changed in the state."""
+        for family in self._families.values():
+            family.members.update(self._state, touched)
+            family.chains.update(self._state, touched)
+        # What ends comes first: another endpoint may want its interface.
+        for ident in sorted(touched.workloads, key=lambda one: one in self._state.workloads):
+            self._wiring.update(ident, self._state.workloads.get(ident))
+        if touched.topology:
+            self._topology()
+
+    def interfaces_changed(self, names: Iterable[str]) -> None:
+        """Something is new about these interfaces, or about some interface's addresses."""
+        if not self._started:
+            return
+        if any(self._wiring.on(name) for name in self._interfaces.take_flapped()):
+            self._routes.forget()
+            self._neighbours.forget()
+        for name in names:
+            if (ident := self._wiring.on(name)) is not None:
+                self._wiring.update(ident, self._state.workloads.get(ident))
+        self._topology()
+        self._own_addresses()
+
+    def _topology(self) -> None:
+        """Blackholes for own blocks, and routes to other nodes, as far as these are felix's."""
+        protocol = self._options.cluster_protocol
+        blackholes = [
+            Candidate(RouteClass.BLACKHOLE, Route(block, type=RouteType.BLACKHOLE, protocol=protocol))
+            for block in sorted(self._state.blackholes)
+            if version_of(block) in self._families
+        ]
+        self._route_table.want("blackholes", blackholes)
+        self._route_table.want("blocks", list(self._block_candidates(protocol)))
+
+    def _block_candidates(self, protocol: int) -> Iterator[Candidate]:
+        own = self._state.nodes.get(self._options.node)
+        if own is None or not self._state.block_routes:
+            return
+        parents = {version: self._interfaces.holding(own.of(version)) for version in self._families}
+        for route in self._state.block_routes.values():
+            parent = parents.get(version_of(route.dst))
+            if parent is not None:
+                yield Candidate(
+                    RouteClass.NO_ENCAP,
+                    Route(
+                        route.dst,
+                        ifindex=parent.ifindex,
+                        gateway=route.gateway,
+                        onlink=True,
+                        protocol=protocol,
+                        src=self._options.wiring.source(version_of(route.dst)),
+                    ),
+                )
+
+    def _own_addresses(self) -> None:
+        own = self._interfaces.addresses(besides=self._options.settings.workload_prefixes)
+        for family in self._families.values():
+            family.members.own_addresses(own)
+
+    # --- what events tell -------------------------------------------------------------------------
+
+    def interface_gone(self, ifindex: int) -> None:
+        """An interface is deleted, and its routes with it."""
+        self._news.append(lambda: self._lose_routes(ifindex))
+
+    def _lose_routes(self, ifindex: int) -> None:
+        for key in self._kernel.routes.interface_lost(ifindex):
+            self._routes.observe(key, None)
+
+    def route_seen(self, route: Route, exists: bool) -> bool:
+        """A route exists now, or no more; whether it has to do with us."""
+        ours = self._kernel.ownership.owns(route) or route.key in self._routes.desired
+        if route.table != TABLE_MAIN or not ours or not self._options.wiring.routes:
+            return False
+        self._news.append(lambda: self._note_route(route, exists))
+        return True
+
+    def _note_route(self, route: Route, exists: bool) -> None:
+        self._kernel.routes.noticed(route.key, route if exists else None)
+        self._routes.observe(route.key, route if exists else None)
+
+    def forget(self) -> None:
+        """Events were lost: read everything anew."""
+        self._news.append(self._forget)
+
+    def _forget(self) -> None:
+        for duty in self._duties():
+            duty.forget()
+
+    def _take_news(self) -> None:
+        news, self._news = self._news, []
+        for take in news:
+            take()
+
+    # --- making it so ---------------------------------------------------------------------------
+
+    def next_due(self) -> float:
+        """When apply() has something to do, by the clock; in the past if it has already."""
+        if not self._started:
+            return inf
+        return -inf if self._news else min(duty.next_due() for duty in self._duties())
+
+    async def apply(self) -> bool:
+        """Do what is due, in the order above. False if something failed and will be tried again."""
+        self._take_news()
+        self._keep_sets = True
+        sets = [family.sets for family in self._families.values()]
+        await _all(self._on_interfaces() + sets)
+        await _all([family.tables for family in self._families.values()])
+        await _all([family.leftovers for family in self._families.values() if family.leftovers])
+        if self._kept_sets and all(family.tables.outcome.ok for family in self._families.values()):
+            self._keep_sets = self._kept_sets = False
+            for duty in sets:
+                duty.touch()
+            await _all(sets)
+        return all(duty.outcome.ok for duty in self._duties())
+
+    def _on_interfaces(self) -> list[Duty[Any, Any]]:
+        if not self._options.wiring.routes:
+            return [self._sysctls]
+        return [self._sysctls, self._routes, self._neighbours]
+
+    def _duties(self) -> Iterator[Duty[Any, Any]]:
+        yield from self._on_interfaces()
+        for family in self._families.values():
+            yield family.sets
+            yield family.tables
+            if family.leftovers is not None:
+                yield family.leftovers
+
+    # --- how it stands --------------------------------------------------------------------------
+
+    def endpoint_troubles(self) -> dict[WorkloadId, str]:
+        """Every local endpoint and why it is not up; '' if it is."""
+        return {ident: self._trouble(ident) for ident in self._wiring.known()}
+
+    def _trouble(self, ident: WorkloadId) -> str:
+        if reason := self._wiring.trouble(ident, lambda one: self._routes.reason(one.route.key)):
+            return reason
+        interface = self._wiring.interface(ident)
+        reasons = (family.chains.trouble(interface) for family in self._families.values())
+        return next(filter(None, reasons), "")
+
+    def failures(self) -> dict[str, str]:
+        """What is not as it should be: kind of object and object -> reason."""
+        return {
+            f"{duty.name} {key}": reason
+            for duty in self._duties()
+            for key, reason in duty.outcome.failed.items()
+        }
+
+
+async def _all(duties: Iterable[Duty[Any, Any]]) -> None:
+    await asyncio.gather(*(duty.sync() for duty in duties))

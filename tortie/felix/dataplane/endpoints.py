@@ -1,0 +1,156 @@
+"""What one workload endpoint needs of the kernel besides chains, and whether it has it.
+
+Routes, permanent ARP entries and sysctls go onto the endpoint's interface once that is there and running.
+They depend on nothing but the endpoint, its interface and the configuration, so they are computed anew
+whenever one of these changed, and handed over as the full set.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tortie.felix.calc import canonical
+from tortie.felix.calc.model import Workload, WorkloadId, version_of
+from tortie.felix.dataplane import sysctls
+from tortie.felix.dataplane.interfaces import Interface
+from tortie.felix.dataplane.neighbours import Key as NeighbourKey
+from tortie.felix.dataplane.neighbours import Neighbours
+from tortie.felix.dataplane.routes import Candidate, RouteClass, RouteTable
+from tortie.felix.dataplane.sysctls import Sysctls
+from tortie.linux.routes import PROTOCOL_BOOT, SCOPE_LINK, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What configuration says about the interfaces of workloads."""
+
+    versions: frozenset[int] = frozenset((4, 6))
+    protocol: int = PROTOCOL_BOOT
+    metrics: tuple[int, int] = (0, 1024)  # of routes to workloads, IPv4 and IPv6
+    sources: tuple[str, str] = ("", "")  # preferred source addresses, IPv4 and IPv6
+    rp_filter: str = "1"
+    routes: bool = True
+
+    def metric(self, version: int) -> int:
+        return self.metrics[version == 6]
+
+    def source(self, version: int) -> str | None:
+        return self.sources[version == 6] or None
+
+
+def workload_routes(workload: Workload, ifindex: int, wiring: Wiring) -> list[Route]:
+    """One for each of its addresses, and for each floating address that leads to it."""
+    if not wiring.routes or not workload.admin_up:
+        return []
+    nets = [*workload.nets, *(canonical.cidr(one.external) for one in workload.floating_ips)]
+    return [
+        Route(
+            net,
+            ifindex=ifindex,
+            scope=SCOPE_LINK,
+            protocol=wiring.protocol,
+            metric=wiring.metric(version_of(net)),
+            src=wiring.source(version_of(net)),
+        )
+        for net in dict.fromkeys(nets)
+        if version_of(net) in wiring.versions
+    ]
+
+
+def neighbour_entries(workload: Workload, ifindex: int) -> dict[NeighbourKey, str]:
+    if not workload.mac or not workload.admin_up:
+        return {}
+    return {(ifindex, canonical.address_of(net)): workload.mac for net in workload.nets_of(4)}
+
+
+@dataclass(slots=True)
+class _Wired:
+    """What was asked for one endpoint."""
+
+    workload: Workload
+    interface: Interface | None
+    neighbours: dict[NeighbourKey, str]
+    sysctls: dict[str, str]
+
+
+class EndpointWiring:
+    def __init__(
+        self,
+        wiring: Wiring,
+        routes: RouteTable,
+        neighbours: Neighbours,
+        parameters: Sysctls,
+        find: Callable[[str], Interface | None],
+    ) -> None:
+        """`find(name)`: the interface of that name, None if there is none."""
+        self._wiring = wiring
+        self._routes, self._neighbours, self._sysctls = routes, neighbours, parameters
+        self._find = find
+        self._wired: dict[WorkloadId, _Wired] = {}
+        self._on: dict[str, WorkloadId] = {}  # interface -> its endpoint
+
+    def on(self, interface: str) -> WorkloadId | None:
+        return self._on.get(interface)
+
+    def known(self) -> Iterable[WorkloadId]:
+        return self._wired.keys()
+
+    def interface(self, ident: WorkloadId) -> str:
+        return self._wired[ident].workload.interface
+
+    def update(self, ident: WorkloadId, workload: Workload | None) -> None:
+        """Ask for what an endpoint needs as things stand now; None: it is gone."""
+        before = self._wired.pop(ident, None)
+        if before is not None and self._on.get(before.workload.interface) == ident:
+            del self._on[before.workload.interface]
+        after = None if workload is None else self._wire(ident, workload)
+        if before is not None and after is not None and before.interface != after.interface:
+            self._doubt(after)
+        for key in (before.neighbours if before else {}).keys() - (after.neighbours if after else {}).keys():
+            self._neighbours.drop(key)
+        for name in (before.sysctls if before else {}).keys() - (after.sysctls if after else {}).keys():
+            self._sysctls.drop(name)
+        if after is None:
+            self._routes.want(ident, ())
+
+    def _wire(self, ident: WorkloadId, workload: Workload) -> _Wired:
+        interface = self._find(workload.interface)
+        wired = _Wired(workload, interface, {}, {})
+        candidates: list[Candidate] = []
+        if interface is not None and interface.running:
+            routes = workload_routes(workload, interface.ifindex, self._wiring)
+            candidates = [Candidate(RouteClass.LOCAL_WORKLOAD, route) for route in routes]
+            wired.neighbours = neighbour_entries(workload, interface.ifindex)
+            rp_filter = "0" if workload.spoofed_sources else self._wiring.rp_filter
+            wired.sysctls = sysctls.workload(interface.name, self._wiring.versions, rp_filter)
+        self._routes.want(ident, candidates)
+        for key, mac in wired.neighbours.items():
+            self._neighbours.put(key, mac)
+        for name, value in wired.sysctls.items():
+            self._sysctls.put(name, value)
+        self._wired[ident] = wired
+        self._on[workload.interface] = ident
+        return wired
+
+    def _doubt(self, wired: _Wired) -> None:
+        """An interface that is new, or was down, has forgotten what it was told."""
+        for name in wired.sysctls:
+            self._sysctls.observe(name, None)
+        for key in wired.neighbours:
+            self._neighbours.observe(key, None)
+
+    def trouble(self, ident: WorkloadId, route_reason: Callable[[Candidate], str]) -> str:
+        """Why an endpoint is not up; '' if it is."""
+        wired = self._wired[ident]
+        if not wired.workload.admin_up:
+            return "administratively down"
+        if wired.interface is None:
+            return f"interface {wired.workload.interface} does not exist"
+        if not wired.interface.running:
+            return f"interface {wired.workload.interface} is not running"
+        for name in wired.sysctls:
+            if reason := self._sysctls.reason(name):
+                return f"sysctl {name}: {reason}"
+        for candidate in self._routes.wanted_by(ident):
+            if reason := route_reason(candidate):
+                return f"route {candidate.route.dst}: {reason}"
+        return ""

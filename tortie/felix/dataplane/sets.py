@@ -1,0 +1,85 @@
+"""The state's IP sets as kernel sets of one IP version: those that rules look into, and the static ones."""
+
+from collections.abc import Iterable
+
+from tortie.felix.calc import canonical
+from tortie.felix.calc.graph import State, Touched
+from tortie.felix.calc.model import Members, SetKind, version_of
+from tortie.felix.dataplane.duty import Duty
+from tortie.felix.rules import names
+from tortie.felix.rules.settings import Settings
+from tortie.linux.ipsets import IPSet, SetType
+
+Sets = Duty[str, IPSet]
+
+_TYPES: dict[SetKind, SetType] = {"net": "hash:net", "ip": "hash:ip", "ip,port": "hash:ip,port"}
+
+
+class SetWriter:
+    def __init__(
+        self,
+        version: int,
+        settings: Settings,
+        duty: Sets,
+        *,
+        node: str,
+        maximum: int,
+        external: Iterable[str] = (),
+    ) -> None:
+        """`maximum`: members a set may have; `external`: CIDRs that count as nodes of the cluster."""
+        self._version, self._settings, self._duty, self._node = version, settings, duty, node
+        self._maximum = maximum
+        self._external = tuple(external)
+
+    def start(self, state: State) -> None:
+        self._own_addresses(())
+        touched = Touched(set(state.workloads), sets=set(state.sets), topology=True)
+        self.update(state, touched)
+        if not state.workloads:
+            self._dscp(state)
+
+    def update(self, state: State, touched: Touched) -> None:
+        for ident in touched.sets:
+            self._set(ident, state.sets.get(ident))
+        if touched.topology:
+            self._topology(state)
+        if touched.workloads:
+            self._dscp(state)
+
+    def own_addresses(self, addresses: Iterable[str]) -> None:
+        """The host's own; link-local ones as well, as they are what a packet may be addressed to."""
+        self._own_addresses(addresses)
+
+    def _own_addresses(self, addresses: Iterable[str]) -> None:
+        self._put(names.THIS_HOST, "ip", addresses)
+
+    def _topology(self, state: State) -> None:
+        pools = state.pools.values()
+        self._nets(names.MASQUERADED_POOLS, (pool.cidr for pool in pools if pool.nat_outgoing))
+        self._nets(names.ALL_POOLS, (pool.cidr for pool in pools if not pool.load_balancer_only))
+        if self._settings.ipip or self._settings.nat_spares_hosts:
+            hosts = [node.of(self._version) for node in state.nodes.values()]
+            self._nets(names.ALL_HOSTS, [*filter(None, hosts), *self._external])
+        if self._version in self._settings.vxlan:
+            others = (node for name, node in state.nodes.items() if name != self._node)
+            tunnels = [node.of(self._version) for node in others if self._version in node.vtep]
+            self._nets(names.ALL_VXLAN, [*tunnels, *self._external])
+
+    def _dscp(self, state: State) -> None:
+        marked = (one for one in state.workloads.values() if one.dscp is not None)
+        self._nets(names.DSCP_SOURCES, (net for one in marked for net in one.nets))
+
+    def _set(self, ident: str, members: Members | None) -> None:
+        if members is None:
+            self._duty.drop(names.ip_set(self._version, ident))
+        else:
+            self._put(ident, members.kind, members.of(self._version))
+
+    def _nets(self, ident: str, nets: Iterable[str]) -> None:
+        halves = (half for net in nets for half in canonical.halves(net))
+        self._put(ident, "net", map(canonical.single, halves))
+
+    def _put(self, ident: str, kind: SetKind, members: Iterable[str]) -> None:
+        mine = frozenset(one for one in members if version_of(one.partition(",")[0]) == self._version)
+        wanted = IPSet(_TYPES[kind], self._version, mine, self._maximum)
+        self._duty.put(names.ip_set(self._version, ident), wanted)

@@ -1,0 +1,138 @@
+"""What felix tells others about its endpoints and itself: status files, and keys in the datastore.
+
+CNI and confd watch the files: an endpoint has one while it is up, written after the kernel enforces it.
+(Reference: dataplane sheet 7.3; felix/statusrep, libcalico-go/lib/epstatusfile.)
+"""
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from urllib.parse import quote
+
+import msgspec
+
+from tortie.core.errors import DatastoreError, KernelError
+from tortie.core.files import write_atomic
+from tortie.datastore.backend import Backend
+from tortie.datastore.keys import ProcessStatusKey, WorkloadStatusKey, WorkloadStatusList
+from tortie.datastore.types.ipam import EndpointStatus, ProcessStatus
+from tortie.felix.calc.model import Workload, WorkloadId
+
+UP, DOWN = "up", "down"
+_LEFT_BY_GO = "$&+=:@"  # what Go's url.PathEscape leaves besides letters, digits and -_.~
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+class _Content(msgspec.Struct, omit_defaults=True):
+    """One file, with the fields of Calico's (all but the one for workloads that are BGP peers)."""
+
+    ifaceName: str = ""
+    mac: str = ""
+    ipv4Nets: tuple[str, ...] = ()
+    ipv6Nets: tuple[str, ...] = ()
+
+
+def file_name(ident: WorkloadId) -> str:
+    """`k8s default%2Fnginx eth0`"""
+    return " ".join(quote(part, safe=_LEFT_BY_GO) for part in ident)
+
+
+def file_content(workload: Workload) -> bytes:
+    nets4, nets6 = workload.nets_of(4), workload.nets_of(6)
+    return msgspec.json.encode(_Content(workload.interface, workload.mac, nets4, nets6))
+
+
+class StatusFiles:
+    """reconcile.Target[str, bytes]: the files of one folder, all of which are ours."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    async def read(self) -> Mapping[str, bytes]:
+        found: dict[str, bytes] = {}
+        try:
+            os.makedirs(self._folder, mode=0o755, exist_ok=True)
+            for entry in os.scandir(self._folder):
+                if entry.is_file(follow_symlinks=False):
+                    with open(entry.path, "rb") as source:
+                        found[entry.name] = source.read()
+        except OSError as err:
+            raise KernelError("read", self._folder, err.errno or 0, err.strerror or str(err)) from err
+        return found
+
+    async def apply(self, update: Mapping[str, bytes], delete: Collection[str]) -> Mapping[str, str]:
+        failed: dict[str, str] = {}
+        for name in delete:
+            try:
+                os.unlink(os.path.join(self._folder, name))
+            except FileNotFoundError:
+                continue
+            except OSError as err:
+                failed[name] = str(err)
+        for name, content in update.items():
+            try:
+                write_atomic(os.path.join(self._folder, name), content)
+            except OSError as err:
+                failed[name] = str(err)
+        return failed
+
+    def same(self, desired: bytes, actual: bytes) -> bool:
+        return desired == actual
+
+
+# --- the datastore ------------------------------------------------------------------------------
+
+
+class StatusKeys:
+    """reconcile.Target[WorkloadStatusKey, str]: `up` or `down` for each endpoint of this node."""
+
+    def __init__(self, backend: Backend, node: str, region: str) -> None:
+        self._backend = backend
+        self._list = WorkloadStatusList(node, region)
+
+    async def read(self) -> Mapping[WorkloadStatusKey, str]:
+        try:
+            listed = await self._backend.list(self._list)
+        except DatastoreError as err:
+            raise KernelError("list", "endpoint statuses", text=str(err)) from err
+        return {kv.key: kv.value.status for kv in listed.items if isinstance(kv.key, WorkloadStatusKey)}
+
+    async def apply(
+        self, update: Mapping[WorkloadStatusKey, str], delete: Collection[WorkloadStatusKey]
+    ) -> Mapping[WorkloadStatusKey, str]:
+        failed: dict[WorkloadStatusKey, str] = {}
+        for key in [*delete, *update]:
+            try:
+                if key in update:
+                    await self._backend.apply(key, EndpointStatus(status=update[key]))
+                else:
+                    await self._backend.delete(key)
+            except DatastoreError as err:
+                failed[key] = str(err)
+        return failed
+
+    def same(self, desired: str, actual: str) -> bool:
+        return desired == actual
+
+
+class ProcessReports:
+    """Felix's sign of life in the datastore: one key that fades without us, one that stays."""
+
+    def __init__(
+        self, backend: Backend, node: str, region: str, ttl: float, now: Callable[[], float] = time.time
+    ) -> None:
+        self._backend, self._ttl, self._now = backend, ttl, now
+        self._keys = [ProcessStatusKey(node, last, region) for last in (False, True)]
+        self._started = now()
+        self._first = True
+
+    async def report(self) -> None:
+        """Raises DatastoreError."""
+        now = self._now()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+        status = ProcessStatus(time=stamp, uptime=now - self._started, first_update=self._first)
+        for key in self._keys:
+            await self._backend.apply(key, status, None if key.last else self._ttl)
+        self._first = False
