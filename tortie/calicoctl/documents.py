@@ -133,7 +133,7 @@ class _Builder:
         result: dict[str, Any] = {}
         merged: list[Any] = []
         for event in self._until("MappingEndEvent"):
-            is_merge = getattr(event, "value", None) == "<<" and event.style is None and event.tag is None
+            is_merge = type(event).__name__ == "ScalarEvent" and _is_merge(event)
             key = self._value(event, depth + 1)
             value = self._value(next(self._events), depth + 1)
             if is_merge:
@@ -153,7 +153,7 @@ class _Builder:
 
 def _scalar(event: Any) -> Any:
     tag = event.tag
-    if tag in _STR_TAGS or (tag is None and event.style is not None):
+    if tag in _STR_TAGS or (tag is None and event.style):
         return event.value
     if tag is not None and tag not in _PLAIN_TAGS:
         raise _fail(f"line {event.start_mark.line + 1}: cannot decode a value tagged {tag}")
@@ -176,3 +176,7 @@ def _key(key: Any) -> str:
 
 def _quoted(key: Any) -> str:
     return f'"{key}"' if isinstance(key, str) else _key(key)
+
+
+def _is_merge(event: Any) -> bool:
+    return event.value == "<<" and not event.style and event.tag is None
