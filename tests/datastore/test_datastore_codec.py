@@ -196,3 +196,11 @@ def test_endpoints_in_bulk_share_nothing_mutable() -> None:
     one = codec.decode(WorkloadEndpoint, b'{"kind":"WorkloadEndpoint","metadata":{"name":"a"}}')
     two = codec.decode(WorkloadEndpoint, b'{"kind":"WorkloadEndpoint","metadata":{"name":"b"}}')
     assert one.metadata.labels is not two.metadata.labels
+
+
+@pytest.mark.parametrize("bad", [10**30, -(2**63) - 1, float("nan"), float("inf"), "\ud800", {"\ud800": 1}])
+def test_what_json_or_go_cannot_hold_is_refused_wherever_it_stands(bad: Any) -> None:
+    for raw in ({"metadata": {"annotations": {"a": bad}}}, {"unknown": [bad]}, {"spec": {"order": bad}}):
+        with pytest.raises(ValidationError) as caught:
+            codec.from_plain(KINDS["GlobalNetworkPolicy"].type, {"kind": "GlobalNetworkPolicy", **raw})
+        assert str(caught.value).isprintable()

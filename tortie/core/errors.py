@@ -84,13 +84,15 @@ class RevisionGone(DatastoreError):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One wrong field: its path (`IPPool.Spec.CIDR`), the value found, and why it is wrong."""
+    """One wrong field: its path (`IPPool.Spec.CIDR`), what was found (None: nothing), and why it is wrong."""
 
     field: str
     value: object
     reason: str
 
     def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.field} ({self.reason})"
         return f"{self.field} = '{_printable(self.value)}' ({self.reason})"
 
 

@@ -15,8 +15,10 @@ from tortie.core.errors import FieldError, ResourceAlreadyExists, UpdateConflict
 from tortie.datastore import validate
 from tortie.datastore.backend import KV, Backend, Broken
 from tortie.datastore.keys import ResourceKey, ResourceList, key_of
-from tortie.datastore.rules import NO_RULES, RULES, KindRules
+from tortie.datastore.kinds import KINDS
+from tortie.datastore.rules import DEFAULT_ALLOW, DEFAULT_ALLOW_PROFILE, NO_RULES, RULES, KindRules, as_read
 from tortie.datastore.types.meta import Resource
+from tortie.datastore.types.policy import Profile
 
 R = TypeVar("R", bound=Resource)
 
@@ -66,12 +68,13 @@ class Client:
             uid=resource.metadata.uid or self._new_uid(),
             creationTimestamp=resource.metadata.creationTimestamp or self._now(),
         )
-        resource = await _rules(resource).before_create(self, validate.with_defaults(resource))
+        resource = validate.with_defaults(resource)
         validate.check(resource)
+        resource = await _rules(resource).before_create(self, resource)
         try:
             kv = await self.backend.create(key_of(resource), resource)
         except ResourceAlreadyExists as err:
-            raise ResourceAlreadyExists(key_of(resource), current=_seen(err.current)) from None
+            raise ResourceAlreadyExists(key_of(resource), current=self._seen(err.current)) from None
         return self._after_read(resource, kv)
 
     async def update(self, resource: R) -> R:
@@ -91,22 +94,27 @@ class Client:
         ]
         if missing:
             raise ValidationError(missing)
-        resource = await _rules(resource).before_update(self, validate.with_defaults(resource))
+        resource = validate.with_defaults(resource)
         validate.check(resource)
+        resource = await _rules(resource).before_update(self, resource)
         try:
             kv = await self.backend.update(KV(key_of(resource), resource, meta.resourceVersion))
         except UpdateConflict as err:
-            raise UpdateConflict(key_of(resource), current=_seen(err.current)) from None
+            raise UpdateConflict(key_of(resource), current=self._seen(err.current)) from None
         return self._after_read(resource, kv)
 
     async def get(self, kind: type[R], name: str, namespace: str = "") -> R:
         """Raises ResourceDoesNotExist; ValidationError if what is stored cannot be parsed."""
-        kv = await self.backend.get(ResourceKey(kind.KIND, name, namespace))
+        if (kind.KIND, name) == (Profile.KIND, DEFAULT_ALLOW):
+            return cast(R, DEFAULT_ALLOW_PROFILE)
+        kv = await self.backend.get(_key(kind, name, namespace))
         return self._after_read(cast(R, kv.value), kv)
 
     async def list(self, kind: type[R], namespace: str = "", name_prefix: str = "") -> Page[R]:
         listed = await self.backend.list(ResourceList(kind.KIND, namespace, name_prefix))
         items = [self._after_read(kv.value, kv) for kv in listed.items]
+        if kind.KIND == Profile.KIND and DEFAULT_ALLOW.startswith(name_prefix):
+            items.append(cast(R, DEFAULT_ALLOW_PROFILE))
         return Page(items, listed.revision, listed.broken)
 
     async def delete(self, kind: type[R], name: str, namespace: str = "", revision: str = "") -> R | None:
@@ -114,20 +122,30 @@ class Client:
 
         Raises ResourceDoesNotExist, and UpdateConflict if `revision` is given and not current.
         """
-        key = ResourceKey(kind.KIND, name, namespace)
-        if RULES.get(kind.KIND, NO_RULES).before_delete is not NO_RULES.before_delete:
-            await RULES[kind.KIND].before_delete(self, await self.get(kind, name, namespace))
+        key = _key(kind, name, namespace)
+        await RULES.get(kind.KIND, NO_RULES).before_delete(self, key)
         kv = await self.backend.delete(key, revision)
         return self._after_read(kv.value, kv) if kv.value is not None else None
 
     def _after_read(self, resource: R, kv: KV) -> R:
-        stored = resource.with_metadata(resourceVersion=kv.revision)
-        return cast(R, _rules(resource).after_read(stored))
+        return as_read(resource.with_metadata(resourceVersion=kv.revision))
+
+    def _seen(self, current: object) -> object:
+        """What a reader would see of an object that stood in the way of a write."""
+        if isinstance(current, KV) and isinstance(current.value, Resource):
+            return self._after_read(current.value, current)
+        return None
 
 
 def _rules(resource: Resource) -> KindRules:
     return RULES.get(resource.KIND, NO_RULES)
 
 
-def _seen(current: object) -> object:
-    return current.value if isinstance(current, KV) else None
+def _key(kind: type[Resource], name: str, namespace: str) -> ResourceKey:
+    """Raises ValidationError: without its namespace a key would be that of another object."""
+    if not name:
+        raise ValidationError([FieldError("Metadata.Name", name, "field must be set")])
+    if KINDS[kind.KIND].namespaced and not namespace:
+        reason = "namespace is not specified on namespaced resource"
+        raise ValidationError([FieldError("Metadata.Namespace", None, reason)])
+    return ResourceKey(kind.KIND, name, namespace)

@@ -5,6 +5,7 @@ JSON it read. Encoding lays the typed value over that JSON, so that fields which
 not know survive a read-modify-write. Output is Go's JSON: struct order, sorted maps, HTML escapes.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, TypeVar, get_args, get_origin
@@ -145,10 +146,28 @@ def _without_nulls(raw: Any, depth: int = 0) -> Any:
     if depth > _MAX_DEPTH:
         raise ValidationError([FieldError("JSON", "…", f"nested deeper than {_MAX_DEPTH}")])
     if isinstance(raw, dict):
+        if any(_not_json(name) for name in raw):
+            raise ValidationError([FieldError("JSON", "…", "a name is not valid Unicode")])
         return {name: _without_nulls(v, depth + 1) for name, v in raw.items() if v is not None}
     if isinstance(raw, list):
         return [_without_nulls(item, depth + 1) for item in raw]
+    if reason := _not_json(raw):
+        raise ValidationError([FieldError("JSON", ascii(raw), reason)])
     return raw
+
+
+def _not_json(scalar: Any) -> str:
+    """Why a scalar, which may come from YAML, cannot be stored or not be read by Go; '' if it can."""
+    if isinstance(scalar, int):
+        return "" if -(2**63) <= scalar < 2**64 else "integer does not fit 64 bits"
+    if isinstance(scalar, float):
+        return "" if math.isfinite(scalar) else "not a number that JSON has"
+    if isinstance(scalar, str) and not scalar.isascii():
+        try:
+            scalar.encode()
+        except UnicodeEncodeError:
+            return "not valid Unicode"
+    return ""
 
 
 def _from_builtin(kind: type, value: Any) -> Any:

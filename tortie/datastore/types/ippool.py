@@ -53,7 +53,7 @@ class BlockAffinitySpec(Spec, frozen=True, kw_only=True, omit_defaults=False):
     node: str = ""
     type: str | UnsetType = UNSET
     cidr: str = ""
-    deleted: bool = False
+    deleted: bool | str = False  # the etcd datastore holds it as text
 
 
 class BlockAffinity(Resource, frozen=True, kw_only=True, tag="BlockAffinity"):

@@ -1,0 +1,50 @@
+"""Felix's parameters: one table, from which everything that reads or checks them is derived.
+
+The face:
+- `PARAMS`, `BY_FIELD`: the table, by parameter name and by FelixConfiguration field.
+- `from_environment(environ)`, `from_file(text)`: raw values of the local sources;
+  `datastore_layers(configurations, hostname, node, information)`: those of the datastore.
+- `resolve({Source.ENVIRONMENT: …, Source.FILE: …, **datastore_layers(…)}, hostname) -> Resolved`: the
+  parsed value of every parameter with its source. Raises ConfigError for what Felix must not start with.
+- `needs_restart(new.changed(old))`: the changes that take a restart.
+
+Validation of FelixConfiguration is in datastore.validate.felix. Reference: host networking facts, section
+6, and Calico data model, section 2.8.
+"""
+
+from tortie.datastore.felixparams.kinds import ProtoPort
+from tortie.datastore.felixparams.param import FATAL, LIVE, LOCAL, NON_ZERO, Param
+from tortie.datastore.felixparams.resolve import Resolved, Source, datastore_layers, needs_restart, resolve
+from tortie.datastore.felixparams.sources import (
+    DEFAULT_FILE,
+    by_selector,
+    from_cluster,
+    from_environment,
+    from_file,
+    from_node,
+    from_resource,
+)
+from tortie.datastore.felixparams.table import BY_FIELD, PARAMS
+
+__all__ = [
+    "BY_FIELD",
+    "DEFAULT_FILE",
+    "FATAL",
+    "LIVE",
+    "LOCAL",
+    "NON_ZERO",
+    "PARAMS",
+    "Param",
+    "ProtoPort",
+    "Resolved",
+    "Source",
+    "by_selector",
+    "datastore_layers",
+    "from_cluster",
+    "from_environment",
+    "from_file",
+    "from_node",
+    "from_resource",
+    "needs_restart",
+    "resolve",
+]
