@@ -111,11 +111,10 @@ def _tell(call: Call, verb: str, result: outcome.Outcome) -> None:
 
 async def _initialise(client: Client) -> None:
     """A datastore that nothing has used yet gets its first objects; who may not write them goes on."""
-    from tortie import __version__
     from tortie.datastore import initialize
 
     try:
-        await initialize.ensure_initialized(client, __version__, "")
+        await initialize.ensure_initialized(client, "", "")
     except DatastoreError:
         return
 

@@ -55,8 +55,13 @@ def replaced(outcome: Outcome) -> tuple[str, CommandError | None]:
     """
     if not outcome.errors:
         return f"Successfully replaced {outcome.counted(outcome.handled)}\n", None
-    text = _partial(outcome, "replace") if outcome.handled else ""
-    return text, CommandError(f"hit error: {outcome.errors[-1]}")
+    last = outcome.errors[-1]
+    if outcome.handled:
+        return _partial(outcome, "replace"), CommandError(f"hit error: {last}")
+    if all(isinstance(err, CommandError) for err in outcome.errors):  # none was tried: a wrong namespace
+        what = f"'{outcome.kind}' resource" if outcome.total == 1 else f"any {outcome.many()}"
+        return "", CommandError(f"failed to replace {what}: {last}")
+    return "", CommandError(f"hit error: {last}")
 
 
 def deleted(outcome: Outcome) -> tuple[str, CommandError | None]:
