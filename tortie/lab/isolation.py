@@ -7,6 +7,7 @@ lab and with them every namespace, interface, route and mount.
 
 import ctypes
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -35,7 +36,7 @@ def require() -> None:
 
 def prepare() -> None:
     """Inside the new namespaces, once: a loopback, and a /run and /sys of our own."""
-    os.system("ip link set lo up")  # the first command of a lab; everything else goes through netlink
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     mount("tmpfs", "/run", "tmpfs")
     mount("sysfs", "/sys", "sysfs")
 
@@ -52,7 +53,14 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
         raise OSError(errno, f"mount {kind or 'bind'} on {target}: {os.strerror(errno)}")
 
 
-def reexec_isolated() -> None:
-    """Replace this process by the same command line, isolated."""
-    command = isolated([sys.executable, *sys.orig_argv[1:]])
-    os.execvp(command[0], command)
+def main(argv: Sequence[str]) -> int:
+    """`python -m tortie.lab.isolation COMMAND...`: run a command isolated, as ./dev does with the tests."""
+    if not is_isolated():
+        command = isolated([sys.executable, "-m", "tortie.lab.isolation", *argv])
+        os.execvp(command[0], command)
+    prepare()
+    return subprocess.call(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -49,10 +49,9 @@ class AddressWatch:
             listener.cancel()
 
     async def _listen(self, woken: asyncio.Event) -> None:
-        with monitor.Monitor(addresses=True) as events:
-            async for event in events:
-                if isinstance(event, monitor.AddressChanged | monitor.AddressGone | monitor.Overrun):
-                    woken.set()
+        with monitor.Monitor(monitor.ADDRESSES) as events:
+            async for _ in events:  # whatever it is, a look tells more than the event
+                woken.set()
 
     async def _look(self) -> None:
         if (now := self._fingerprint()) != self._known:

@@ -1,0 +1,31 @@
+"""Fixtures shared by all rooms."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # for tests.netns_lab
+
+from tests.netns_lab import Namespace
+
+
+@pytest.fixture
+def make_netns() -> Iterator[Callable[[], Namespace]]:
+    """Makes fresh network namespaces; all end with the test."""
+    made: list[Namespace] = []
+
+    def make() -> Namespace:
+        made.append(Namespace())
+        return made[-1]
+
+    yield make
+    for namespace in made:
+        namespace.close()
+
+
+@pytest.fixture
+def netns(make_netns: Callable[[], Namespace]) -> Namespace:
+    """One fresh network namespace with loopback up."""
+    return make_netns()
