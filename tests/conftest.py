@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # for tests.netns_lab
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # for tests.netns_lab, tests.support
 
 from tests.netns_lab import Namespace
+from tests.support.etcd_fixtures import backend, etcd, etcd_process, make_etcd
+
+__all__ = ["backend", "etcd", "etcd_process", "make_etcd", "make_netns", "netns"]
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ class FieldError:
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.field} ({self.reason})"
-        return f"{self.field} = '{_printable(self.value)}' ({self.reason})"
+        return f"{self.field} = '{printable(self.value)}' ({self.reason})"
 
 
 class ValidationError(DatastoreError):
@@ -107,9 +107,12 @@ class ValidationError(DatastoreError):
             super().__init__("\n".join(["error with the following fields:", *(f"-  {f}" for f in fields)]))
 
 
-def _printable(value: object) -> str:
-    """Hostile values are quoted into logs and terminals: no control bytes, bounded length."""
+def printable(value: object, limit: int = 200) -> str:
+    """Hostile values are quoted into logs and terminals: no control bytes, bounded length.
+
+    200 characters are enough for any legal name (253 cut) or selector to be recognised.
+    """
     text = str(value)
-    if len(text) > 200:  # long enough for any legal name (253 cut) or selector to be recognised
-        text = text[:200] + "…"
+    if len(text) > limit:
+        text = text[:limit] + "…"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -2,17 +2,18 @@
 
 Atomicity is etcd's: create if the key's version is 0, update and delete if its mod revision is the
 one read before. No multi-key transaction is used anywhere (reference: Calico data model, 1.4).
-Connections, endpoints, TLS and login are etcdlink's.
+Connections, endpoints, TLS and login are etcdlink's, messages are etcdproto's.
 """
 
-import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import math
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from tortie.core.errors import (
-    DatastoreUnreachable,
     FieldError,
     ResourceAlreadyExists,
     ResourceDoesNotExist,
@@ -21,24 +22,36 @@ from tortie.core.errors import (
     ValidationError,
 )
 from tortie.datastore import codec
+from tortie.datastore import etcdproto as proto
 from tortie.datastore.backend import KV, Broken, Listed, WatchEvent
 from tortie.datastore.config import DatastoreConfig
+from tortie.datastore.etcdchannel import TIMING, Timing
 from tortie.datastore.etcdlink import EtcdLink
-from tortie.datastore.etcdrpc import rpc_pb2 as pb
-from tortie.datastore.keys import Key, Listing, ResourceKey, parse
+from tortie.datastore.keys import (
+    AffinityKey,
+    BlockKey,
+    HandleKey,
+    Key,
+    Listing,
+    ResourceKey,
+    WorkloadStatusKey,
+    parse,
+)
 from tortie.datastore.types.meta import Resource
 
-# A quiet watch is asked for a sign of life this often, and given up when none comes in time.
-# 10 s matches Calico's gRPC keep-alive timeout; it also catches a server that lives but is stuck.
-_PROGRESS_INTERVAL = 10.0
-_PROGRESS_TIMEOUT = 20.0
+# Entries per request of a list: bounds the memory of one answer and the time the loop is busy decoding
+# it (some 30 ms), and lets a list of any length pass under a call's deadline.
+_PAGE = 500
+_LIST_TRIES = 3  # a list is begun anew if its revision is compacted while it is being read
+_MAX_REVISION = 2**63 - 1  # etcd's are int64
 
 
 class EtcdBackend:
     """Implements datastore.backend.Backend."""
 
-    def __init__(self, config: DatastoreConfig) -> None:
-        self._link = EtcdLink(config)
+    def __init__(self, config: DatastoreConfig, timing: Timing = TIMING, first: int = 0) -> None:
+        """`first` numbers the endpoint to begin with; nodes that differ in it share the load."""
+        self._link = EtcdLink(config, timing, first)
 
     async def close(self) -> None:
         await self._link.close()
@@ -47,209 +60,208 @@ class EtcdBackend:
 
     async def create(self, key: Key, value: msgspec.Struct) -> KV:
         path = _path(key)
-        condition = pb.Compare(key=path, target=pb.Compare.VERSION, result=pb.Compare.EQUAL, version=0)
-        reply = await self._txn(condition, _put(path, _bytes(value)), _get(path))
+        absent = proto.compare_version(path, 0)
+        reply = await self._txn([absent], proto.op_put(path, _bytes(value)), proto.op_range(path))
         if not reply.succeeded:
             raise ResourceAlreadyExists(key, current=_current(key, reply))
-        return _written(key, value, reply)
+        return _stored(key, value, reply.revision)
 
     async def update(self, kv: KV) -> KV:
         path = _path(kv.key)
-        data = _bytes(kv.value, kv.origin)
-        reply = await self._txn(_unchanged(path, kv.revision), _put(path, data), _get(path))
+        put = proto.op_put(path, _bytes(kv.value, kv.origin))
+        reply = await self._txn([_unchanged(path, kv.revision)], put, proto.op_range(path))
         if not reply.succeeded:
             raise _lost(kv.key, reply)
-        return _written(kv.key, kv.value, reply, kv.origin)
+        return _stored(kv.key, kv.value, reply.revision, kv.origin)
 
     async def apply(self, key: Key, value: msgspec.Struct, ttl: float | None = None) -> KV:
-        lease = 0
-        if ttl is not None:
-            granted = await self._link.call("lease", pb.LeaseGrantRequest(TTL=max(1, round(ttl))))
-            lease = granted.ID
-        put = pb.PutRequest(key=_path(key), value=_bytes(value), lease=lease)
-        reply = await self._link.call("put", put)
-        return KV(key, value, str(reply.header.revision))
+        path, data, lease = _path(key), _bytes(value), 0
+        if ttl is not None:  # a fresh lease per put, as Calico does: the put detaches the one before
+            lease = await self._link.call(proto.LEASE, proto.lease_grant(max(1, math.ceil(ttl))))
+        revision = await self._link.call(proto.PUT, proto.put(path, data, lease))
+        return _stored(key, value, revision)
 
     async def delete(self, key: Key, revision: str = "") -> KV:
         path = _path(key)
-        drop = pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=path, prev_kv=True))
-        reply = await self._txn(_unchanged(path, revision) if revision else None, drop, _get(path))
+        condition = [_unchanged(path, revision)] if revision else []
+        reply = await self._txn(condition, proto.op_delete(path), proto.op_range(path))
         if not reply.succeeded:
             raise _lost(key, reply)
-        deleted = reply.responses[0].response_delete_range.prev_kvs
-        if not deleted:
+        if not reply.entries:
             raise ResourceDoesNotExist(key)
-        try:
-            return _kv(key, deleted[0])
-        except ValidationError:  # an unreadable object must still be deletable
-            return KV(key, None, str(deleted[0].mod_revision))
+        # An unreadable object must still be deletable.
+        return _readable(key, reply.entries[0]) or KV(key, None, str(reply.entries[0].revision))
 
     async def get(self, key: Key, revision: str = "") -> KV:
-        request = pb.RangeRequest(key=_path(key), revision=_number(revision or "0"))
-        reply = await self._link.call("range", request)
-        if not reply.kvs:
+        request = proto.range_(_path(key), revision=_number(revision or "0"))
+        reply = await self._link.call(proto.RANGE, request)
+        if not reply.entries:
             raise ResourceDoesNotExist(key)
-        return _kv(key, reply.kvs[0])
+        return _kv(key, reply.entries[0])
 
-    async def _txn(self, condition: Any, success: Any, failure: Any) -> Any:
-        compare = [condition] if condition is not None else []
-        return await self._link.call(
-            "txn", pb.TxnRequest(compare=compare, success=[success], failure=[failure])
-        )
+    async def _txn(self, condition: list[bytes], success: bytes, failure: bytes) -> proto.TxnReply:
+        return await self._link.call(proto.TXN, proto.txn(condition, success, failure))
 
     # --- sets -----------------------------------------------------------------------------------
 
     async def list(self, what: Listing, revision: str = "") -> Listed:
+        for attempt in range(1, _LIST_TRIES + 1):
+            try:
+                return await self._list(what, _number(revision or "0"))
+            except RevisionGone:
+                if revision or attempt == _LIST_TRIES:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _list(self, what: Listing, revision: int) -> Listed:
         start, end = _range(what)
-        request = pb.RangeRequest(key=start, range_end=end, revision=_number(revision or "0"))
-        reply = await self._link.call("range", request)
-        listed = Listed([], str(reply.header.revision))
-        for entry in reply.kvs:
-            event = _interpret(what, entry)
-            if event is not None and event.kv is not None:
-                listed.items.append(event.kv)
-            elif event is not None and event.broken is not None:
-                listed.broken.append(event.broken)
+        listed, more = Listed([], ""), True
+        while more:
+            request = proto.range_(start, end, limit=_PAGE, revision=revision)
+            reply = await self._link.call(proto.RANGE, request)
+            revision = revision or reply.revision  # the following pages are of the first one's moment
+            listed.revision = listed.revision or str(reply.revision)
+            for entry in reply.entries:
+                found = _interpret(what, entry)
+                if isinstance(found, KV):
+                    listed.items.append(found)
+                elif found is not None:
+                    listed.broken.append(found)
+            if more := reply.more:
+                start = reply.entries[-1].key + b"\0"
         return listed
 
     async def watch(self, what: Listing, revision: str) -> AsyncIterator[WatchEvent]:
         start, end = _range(what)
-        create = pb.WatchCreateRequest(
-            key=start, range_end=end, start_revision=_number(revision) + 1, progress_notify=True
-        )
-        requests: asyncio.Queue[Any] = asyncio.Queue()
-        requests.put_nowait(pb.WatchRequest(create_request=create))
-        async with self._link.watch(requests) as replies:
-            while True:
-                reply = await _next_reply(replies, requests)
-                if reply.canceled:
-                    raise _watch_ended(reply)
-                if reply.created:  # the watch stands: whoever waited for the datastore may say so
-                    yield WatchEvent("bookmark", revision)
-                for event in reply.events:
-                    if (told := _event(what, event)) is not None:
-                        yield told
-                # No bookmarks: before 3.4.25 and 3.5.8 etcd may answer a progress request ahead of
-                # events that it has yet to send; resuming from there would lose them.
-
-
-async def _next_reply(replies: AsyncIterator[Any], requests: asyncio.Queue[Any]) -> Any:
-    """The next message, prodding a silent server once; raises DatastoreUnreachable if it stays silent."""
-    pending = asyncio.ensure_future(anext(replies, None))
-    try:
-        for wait in (_PROGRESS_INTERVAL, _PROGRESS_TIMEOUT):
-            done, _ = await asyncio.wait([pending], timeout=wait)
-            if done:
-                if (reply := pending.result()) is None:
-                    raise DatastoreUnreachable("etcd closed the watch stream")
-                return reply
-            requests.put_nowait(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
-        raise DatastoreUnreachable(f"etcd watch silent for {_PROGRESS_INTERVAL + _PROGRESS_TIMEOUT:.0f} s")
-    finally:
-        pending.cancel()
-
-
-def _watch_ended(reply: Any) -> Exception:
-    if reply.compact_revision:
-        return RevisionGone(f"etcd compacted history up to revision {reply.compact_revision}")
-    return DatastoreUnreachable(f"etcd cancelled the watch: {reply.cancel_reason or 'no reason given'}")
+        known = _number(revision)
+        replies = self._link.watch(proto.watch(start, end, known + 1))
+        async with contextlib.aclosing(replies):
+            async for reply in replies:
+                if reply.created:
+                    if reply.revision < known:
+                        # Restored from a backup, or a member that lags: waiting for the future to come
+                        # would miss what happens until then.
+                        raise RevisionGone(f"etcd is at revision {reply.revision}, before {known}")
+                    yield WatchEvent("bookmark", revision)  # the watch stands
+                elif not reply.events and reply.watch_id >= 0:
+                    # etcd's own report of this watch's progress, in order with its events. The answer
+                    # to a request for one (watch_id -1) may overtake events before 3.4.25 and 3.5.8.
+                    yield WatchEvent("bookmark", str(reply.revision))
+                for event in _events(what, reply):
+                    yield event
 
 
 # --- between etcd's messages and ours -----------------------------------------------------------
 
 
+_LISTED = ResourceKey | BlockKey | AffinityKey | HandleKey | WorkloadStatusKey  # keys that parse() knows
+
+
 def _path(key: Key) -> bytes:
     path = key.path()
-    # "/" inside a name would silently address another object; IPAM's host key has no parse() form.
-    if isinstance(key, ResourceKey) and parse(path) != key:
-        raise ValidationError([FieldError("metadata.name", key.name, "invalid resource name")])
-    return path.encode()
+    # "/" inside a name would silently address another object, or one that no list shows.
+    found = parse(path)
+    if found != key and (found is not None or isinstance(key, _LISTED)):
+        raise _bad_name(key, path)
+    try:
+        return path.encode()
+    except UnicodeEncodeError as err:  # JSON can spell half a surrogate pair
+        raise _bad_name(key, ascii(path)) from err
+
+
+def _bad_name(key: Key, path: str) -> ValidationError:
+    field, value = ("metadata.name", key.name) if isinstance(key, ResourceKey) else ("key", path)
+    return ValidationError([FieldError(field, value, "invalid resource name")])
 
 
 def _range(what: Listing) -> tuple[bytes, bytes]:
-    start = what.prefix().encode()
+    start = what.prefix().encode("utf-8", "replace")
     return start, start[:-1] + bytes([start[-1] + 1])
 
 
 def _bytes(value: msgspec.Struct, origin: dict[str, Any] | None = None) -> bytes:
     if isinstance(value, Resource):  # the revision is etcd's, never part of the stored object
         value = value.with_metadata(resourceVersion="")
-        if isinstance(value.origin, dict) and isinstance(value.origin.get("metadata"), dict):
-            value.origin["metadata"].pop("selfLink", None)
+        if isinstance(value.origin, dict) and isinstance(metadata := value.origin.get("metadata"), dict):
+            stored = {name: field for name, field in metadata.items() if name != "selfLink"}
+            value = structs.replace(value, origin=value.origin | {"metadata": stored})
     return codec.encode(value, origin)
 
 
-def _put(path: bytes, data: bytes) -> Any:
-    return pb.RequestOp(request_put=pb.PutRequest(key=path, value=data))
-
-
-def _get(path: bytes) -> Any:
-    return pb.RequestOp(request_range=pb.RangeRequest(key=path))
-
-
-def _unchanged(path: bytes, revision: str) -> Any:
-    number = _number(revision)
-    return pb.Compare(key=path, target=pb.Compare.MOD, result=pb.Compare.EQUAL, mod_revision=number)
+def _unchanged(path: bytes, revision: str) -> bytes:
+    # 0 is etcd's revision of what does not exist; as a condition it must not match that.
+    return proto.compare_revision(path, _number(revision) or -1)
 
 
 def _number(revision: str) -> int:
-    if not revision.isascii() or not revision.isdecimal() or len(revision) > 19:
-        raise ValidationError([FieldError("ResourceVersion", revision, "invalid resource version")])
-    return int(revision)
+    if revision.isascii() and revision.isdecimal() and len(revision) <= 19:
+        number = int(revision)
+        if number <= _MAX_REVISION:
+            return number
+    raise ValidationError([FieldError("ResourceVersion", revision, "invalid resource version")])
 
 
-def _kv(key: Key, entry: Any) -> KV:
+def _kv(key: Key, entry: proto.Entry) -> KV:
     """Raises ValidationError if the stored bytes are not what the key promises."""
-    revision = str(entry.mod_revision)
     value = codec.decode(key.type, entry.value)
-    if isinstance(value, Resource):
-        assert isinstance(key, ResourceKey) and isinstance(value.origin, dict)
+    if isinstance(key, ResourceKey) and isinstance(value, Resource):
         # The key decides who this is: a body that says otherwise must not impersonate another object.
-        value = value.with_metadata(resourceVersion=revision, name=key.name, namespace=key.namespace)
-        return KV(key, value, revision)
-    return KV(key, value, revision, msgspec.json.decode(entry.value or b"{}"))
+        value = value.with_metadata(name=key.name, namespace=key.namespace)
+        return _stored(key, value, entry.revision)
+    return _stored(key, value, entry.revision, msgspec.json.decode(entry.value or b"{}"))
 
 
-def _written(key: Key, value: msgspec.Struct, reply: Any, origin: dict[str, Any] | None = None) -> KV:
-    revision = str(reply.header.revision)
+def _stored(key: Key, value: Any, revision: int, origin: dict[str, Any] | None = None) -> KV:
     if isinstance(value, Resource):
-        value = value.with_metadata(resourceVersion=revision)
-    return KV(key, value, revision, origin)
+        value = value.with_metadata(resourceVersion=str(revision))
+    return KV(key, value, str(revision), origin)
 
 
-def _current(key: Key, reply: Any) -> KV | None:
-    entries = reply.responses[0].response_range.kvs
+def _readable(key: Key, entry: proto.Entry) -> KV | None:
     try:
-        return _kv(key, entries[0]) if entries else None
+        return _kv(key, entry)
     except ValidationError:
         return None
 
 
-def _lost(key: Key, reply: Any) -> Exception:
+def _current(key: Key, reply: proto.TxnReply) -> KV | None:
+    """What a failed condition found instead, as far as it can be understood."""
+    return _readable(key, reply.entries[0]) if reply.entries else None
+
+
+def _lost(key: Key, reply: proto.TxnReply) -> Exception:
     """Why a compare failed: the object is gone, or somebody else wrote it."""
-    if not reply.responses[0].response_range.kvs:
+    if not reply.entries:
         return ResourceDoesNotExist(key)
     return UpdateConflict(key, _current(key, reply))
 
 
-def _interpret(what: Listing, entry: Any) -> WatchEvent | None:
-    """One stored entry as an event, None if it does not belong to the listing."""
-    where = entry.key.decode("utf-8", "replace")
-    revision = str(entry.mod_revision)
+def _interpret(what: Listing, entry: proto.Entry, deleted: bool = False) -> KV | Broken | None:
+    """One stored entry, without a value if it was deleted; None if it does not belong to the listing."""
+    try:
+        where = entry.key.decode()
+    except UnicodeDecodeError:
+        where = repr(entry.key)[2:-1]
+        return Broken(where, None, ValidationError([FieldError("key", where, "not UTF-8")]))
     key = parse(where)
     if key is None or not what.contains(key):
         return None
+    if deleted:
+        return KV(key, None, str(entry.revision))
     try:
-        return WatchEvent("set", revision, _kv(key, entry))
+        return _kv(key, entry)
     except ValidationError as err:
-        return WatchEvent("broken", revision, broken=Broken(where, key, err))
+        return Broken(where, key, err)
 
 
-def _event(what: Listing, event: Any) -> WatchEvent | None:
-    if event.type == event.PUT:
-        return _interpret(what, event.kv)
-    key = parse(event.kv.key.decode("utf-8", "replace"))
-    if key is None or not what.contains(key):
-        return None
-    revision = str(event.kv.mod_revision)
-    return WatchEvent("deleted", revision, KV(key, None, revision))
+def _events(what: Listing, reply: proto.WatchReply) -> Iterator[WatchEvent]:
+    """Events with the revision to resume after: until the last of a transaction, the one before it."""
+    revisions = [entry.revision for _, entry in reply.events]
+    following = [*revisions[1:], revisions[-1] if reply.fragment and revisions else 0]
+    for (deleted, entry), after in zip(reply.events, following, strict=False):
+        resume = str(entry.revision - (after == entry.revision))
+        found = _interpret(what, entry, deleted)
+        if isinstance(found, KV):
+            yield WatchEvent("deleted" if deleted else "set", resume, found)
+        elif found is not None and not deleted:
+            yield WatchEvent("broken", resume, broken=found)

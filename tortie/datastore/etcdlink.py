@@ -1,201 +1,239 @@
-"""One logical connection to an etcd cluster: endpoints in turn, TLS, login, deadlines.
+"""One logical connection to an etcd cluster: endpoints in turn, login, deadlines, repetition.
 
 Every failure leaves as one of core.errors: a definite refusal, or DatastoreUnreachable. A request is
 only repeated here when it certainly was not carried out (no connection yet, expired login) or is a
 read. After a lost connection the next endpoint is tried, so a dead member costs one failure.
+
+Connections are replaced, never repaired: dialling anew reads rotated certificates, logs in again and
+lets another member have its turn. A connection that failed one caller is retired, not closed, so that
+the calls of others still under way on it end in their own time.
 """
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator
-from typing import Any
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
 
-from tortie.core.errors import ConfigError, DatastoreUnreachable, RevisionGone, Unauthorized
+from tortie.core.errors import ConfigError, DatastoreError, DatastoreUnreachable, Unauthorized
+from tortie.datastore import etcdproto as proto
 from tortie.datastore.config import DatastoreConfig
-from tortie.datastore.etcdrpc import AuthStub, KVStub, LeaseStub, WatchStub, grpc
-from tortie.datastore.etcdrpc import rpc_pb2 as pb
+from tortie.datastore.etcdchannel import (
+    END,
+    TIMING,
+    Connection,
+    LoginLost,
+    RpcError,
+    Timing,
+    check_standing,
+    meaning,
+)
 
-_DIAL_TIMEOUT = 10.0  # seconds; Calico's dial timeout
-_CALL_TIMEOUT = 10.0  # seconds; a black-holed server must not hold a CNI call longer than its runtime waits
-_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),  # a list of 10,000 endpoints exceeds gRPC's 4 MiB
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 30_000),  # Calico's 30 s / 10 s: finds a peer that vanished without a FIN
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),  # a restarted etcd is used within half a second
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.enable_http_proxy", 0),  # a node's proxy settings are not meant for its datastore
-    ("grpc.use_local_subchannel_pool", 1),  # links of one process fail and log in independently
-]
+T = TypeVar("T")
 
-_Code = grpc.StatusCode
+_LOGIN_PAUSE = 5.0  # seconds before a refused login is tried again: each costs etcd 0.1 s of hashing
+_LOGIN_FRESH = 60.0  # seconds for which a login cannot have expired; etcd's tokens live 300 s unused
 
 
 class EtcdLink:
-    def __init__(self, config: DatastoreConfig) -> None:
+    """Belongs to the event loop it is used in; in another one it starts anew."""
+
+    def __init__(self, config: DatastoreConfig, timing: Timing = TIMING, first: int = 0) -> None:
+        """Dialling begins with endpoint number `first` (modulo their number)."""
         self._config = config
-        self._targets = list(config.etcdEndpoints)
-        self._current = 0  # index into _targets
-        self._channel: Any = None
-        self._stubs: dict[str, Any] = {}  # method name -> bound gRPC call
-        self._token = ""
-        self._dialing = asyncio.Lock()
+        self._timing = timing
+        self._endpoints = config.etcdEndpoints
+        self._current = first % len(self._endpoints)  # index of the endpoint in use
+        self._connection: Connection | None = None
+        self._alive: weakref.WeakSet[Connection] = weakref.WeakSet()  # also retired ones still in use
+        self._dialing: asyncio.Task[Connection] | None = None  # shared by all who wait for it
+        self._refused = (float("-inf"), "")  # when a login was refused last, and why
+        self._closed = False
 
     async def close(self) -> None:
-        await self._hang_up()
+        """Calls under way fail with DatastoreUnreachable."""
+        self._closed = True
+        if self._dialing is not None:
+            self._dialing.cancel()
+            await asyncio.wait([self._dialing])
+        for connection in list(self._alive):
+            await connection.close()
 
-    async def call(self, method: str, request: Any) -> Any:
-        """One unary call: range, put, txn or lease."""
-        tries = len(self._targets) if method == "range" else 1
-        for attempt in range(1, tries + 1):
+    async def call(self, method: proto.Method[T], request: bytes) -> T:
+        """One unary call. Raises DatastoreUnreachable, and DatastoreError if etcd refused."""
+        repeated = False
+        while True:
+            connection = await self._connect()
+            what = f"etcd {method.name} at {connection.endpoint}"
             try:
-                return await self._call_logged_in(method, request)
+                with self._ended_by_close():
+                    reply = await connection.call(method, request, self._timing.call)
+                return _read(method.read, reply, what)
+            except RpcError as err:
+                fault = meaning(err, what)
+                if isinstance(fault, LoginLost | DatastoreUnreachable):
+                    await self._drop(connection)
+                if repeated or not self._may_repeat(method, fault):
+                    raise fault from err
+                repeated = True
+
+    def _may_repeat(self, method: proto.Method[Any], fault: DatastoreError) -> bool:
+        if isinstance(fault, LoginLost):
+            return self._credentials is not None
+        return method is proto.RANGE and isinstance(fault, DatastoreUnreachable)
+
+    async def watch(self, create: bytes) -> AsyncGenerator[proto.WatchReply, None]:
+        """The replies to one watch, until it fails; close the generator to end it."""
+        connection = await self._connect()
+        what = f"etcd watch at {connection.endpoint}"
+        requests: asyncio.Queue[bytes | None] = asyncio.Queue()
+        requests.put_nowait(create)
+        async with connection:
+            stream = connection.watch(_drain(requests))
+            try:
+                while (data := await self._news(stream, requests, what)) is not END:
+                    reply = _read(proto.read_watch, data, what)
+                    check_standing(reply, what)
+                    yield reply
+                raise DatastoreUnreachable(f"{what}: ended by the server")
+            except RpcError as err:
+                await self._drop(connection)
+                raise meaning(err, what) from err
             except DatastoreUnreachable:
-                if attempt == tries:
-                    raise
-        raise AssertionError("unreachable")
-
-    @contextlib.asynccontextmanager
-    async def watch(self, requests: asyncio.Queue[Any]) -> AsyncIterator[AsyncIterator[Any]]:
-        """A watch stream: what is put into `requests` is sent, the yielded iterator gives the replies."""
-        channel = await self._connect()
-        stream = self._stubs["watch"](_drain(requests), metadata=self._metadata())
-        try:
-            yield self._replies(stream, channel)
-        finally:
-            stream.cancel()
-
-    async def _replies(self, stream: Any, channel: Any) -> AsyncIterator[Any]:
-        try:
-            async for reply in stream:
-                yield reply
-        except grpc.aio.AioRpcError as err:
-            raise await self._relabel(err, "watch", channel) from err
-
-    # --- calls ----------------------------------------------------------------------------------
-
-    async def _call_logged_in(self, method: str, request: Any) -> Any:
-        try:
-            return await self._call_once(method, request)
-        except Unauthorized:
-            if not self._config.etcdUsername or not self._token:
+                await self._drop(connection)
                 raise
-            self._token = ""  # expired, or etcd restarted with simple tokens: log in once more
-            return await self._call_once(method, request)
+            except Unauthorized:
+                # Before 3.5 etcd calls an expired login a missing permission, to a watch. Only a login
+                # of some age can have expired; dropping a fresh one each time would be a login storm.
+                if connection.loop.time() - connection.since > _LOGIN_FRESH:
+                    await self._drop(connection)
+                raise
+            finally:
+                stream.cancel()
+                requests.put_nowait(None)  # gRPC forgets its sender when the stream has failed before
 
-    async def _call_once(self, method: str, request: Any) -> Any:
-        channel = await self._connect()
+    async def _news(self, stream: Any, requests: asyncio.Queue[bytes | None], what: str) -> Any:
+        """The next message, prodding a quiet server once; raises DatastoreUnreachable if it stays silent."""
+        patience = self._timing.quiet + self._timing.silent
+        loop = asyncio.get_running_loop()
+        prod = loop.call_later(self._timing.quiet, requests.put_nowait, proto.watch_progress())
         try:
-            return await self._stubs[method](request, timeout=_CALL_TIMEOUT, metadata=self._metadata())
-        except grpc.aio.AioRpcError as err:
-            raise await self._relabel(err, method, channel) from err
+            async with asyncio.timeout(patience):
+                with self._ended_by_close():
+                    return await stream.read()
+        except TimeoutError:
+            raise DatastoreUnreachable(f"{what}: silent for {patience:g} s") from None
+        finally:
+            prod.cancel()
 
-    def _metadata(self) -> list[tuple[str, str]] | None:
-        return [("token", self._token)] if self._token else None
-
-    async def _relabel(self, err: Any, method: str, channel: Any) -> Exception:
-        """What a gRPC failure means to us; a broken connection is dropped so that the next one is tried."""
-        code, text = err.code(), err.details() or ""
-        where = self._targets[self._current]
-        if code is _Code.OUT_OF_RANGE and "compacted" in text:
-            return RevisionGone(text)
-        if code in (_Code.UNAUTHENTICATED, _Code.PERMISSION_DENIED) or "user name is empty" in text:
-            return Unauthorized(text)
-        broken = code in (_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED, _Code.CANCELLED, _Code.INTERNAL)
-        if broken and channel is self._channel:  # else somebody else has dialled anew already
-            await self._hang_up()
-            self._current = (self._current + 1) % len(self._targets)
-        return DatastoreUnreachable(f"etcd {method} at {where} failed: {code.name}: {text}")
+    @contextlib.contextmanager
+    def _ended_by_close(self) -> Iterator[None]:
+        """close() cancels calls, not their callers: those learn that the datastore is gone."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise DatastoreUnreachable("the connection to etcd was closed") from None
+            raise
 
     # --- connection -----------------------------------------------------------------------------
 
-    async def _connect(self) -> Any:
-        """A ready, logged-in channel, trying each endpoint once. Raises DatastoreUnreachable."""
-        async with self._dialing:
-            failures = []
-            for _ in self._targets:
-                if self._channel is None:
-                    self._open(self._targets[self._current])
-                if (reason := await self._ready()) is None:
-                    if self._config.etcdUsername and not self._token:
-                        await self._login()
-                    return self._channel
-                failures.append(f"{self._targets[self._current]}: {reason}")
-                await self._hang_up()
-                self._current = (self._current + 1) % len(self._targets)
-            raise DatastoreUnreachable("no etcd endpoint answers: " + "; ".join(failures))
+    async def _connect(self) -> Connection:
+        """A connected and logged-in endpoint. Raises DatastoreUnreachable, Unauthorized."""
+        if self._closed:
+            raise DatastoreUnreachable("the connection to etcd was closed")
+        current = self._connection
+        if current is not None and current.loop is asyncio.get_running_loop() and current.up:
+            return current
+        if self._dialing is None:
+            self._dialing = asyncio.create_task(self._dial(), name="etcd dial")
+            self._dialing.add_done_callback(self._dialled)
+        with self._ended_by_close():
+            connection = await asyncio.shield(self._dialing)
+        if connection.retired:  # between the task's end and our turn
+            raise DatastoreUnreachable(f"etcd at {connection.endpoint}: connection lost at once")
+        return connection
 
-    def _open(self, endpoint: str) -> None:
-        scheme, _, target = endpoint.partition("://")
-        target = target.rstrip("/")
-        if scheme == "https":
-            self._channel = grpc.aio.secure_channel(target, self._credentials(), options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        store, lease = KVStub(self._channel), LeaseStub(self._channel)
-        self._stubs = {
-            "range": store.Range,
-            "put": store.Put,
-            "txn": store.Txn,
-            "lease": lease.LeaseGrant,
-            "watch": WatchStub(self._channel).Watch,
-            "login": AuthStub(self._channel).Authenticate,
-        }
+    def _dialled(self, task: asyncio.Task[Connection]) -> None:
+        self._dialing = None
+        if not task.cancelled():
+            task.exception()  # seen, even if every caller gave up waiting
 
-    async def _ready(self) -> str | None:
-        """None when the channel is connected, else why not."""
-        deadline = time.monotonic() + _DIAL_TIMEOUT
-        state = self._channel.get_state(try_to_connect=True)
-        while state is not grpc.ChannelConnectivity.READY:
-            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                return "connection refused, reset or TLS handshake failed"
+    async def _dial(self) -> Connection:
+        """Try each endpoint once, beginning with the current one."""
+        if self._connection is not None:
+            retired, self._connection = self._connection, None
+            await retired.retire()
+        patience = self._timing.dial / len(self._endpoints)
+        failures = []
+        for _ in self._endpoints:
+            endpoint = self._endpoints[self._current]
             try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    await self._channel.wait_for_state_change(state)
-            except TimeoutError:
-                return f"no answer within {_DIAL_TIMEOUT:.0f} s"
-            state = self._channel.get_state(try_to_connect=True)
-        return None
+                self._connection = await self._open(endpoint, patience)
+                return self._connection
+            except (DatastoreUnreachable, ConfigError) as err:
+                failures.append(str(err))
+                self._current = (self._current + 1) % len(self._endpoints)
+        raise DatastoreUnreachable("no etcd endpoint answers: " + "; ".join(failures))
 
-    async def _login(self) -> None:
-        request = pb.AuthenticateRequest(name=self._config.etcdUsername, password=self._config.etcdPassword)
+    async def _open(self, endpoint: str, patience: float) -> Connection:
+        """One that answers, has a leader, and knows us."""
+        connection = Connection(endpoint, self._config, self._timing)
+        self._alive.add(connection)
         try:
-            reply = await self._stubs["login"](request, timeout=_CALL_TIMEOUT)
-        except grpc.aio.AioRpcError as err:
-            if err.code() in (_Code.INVALID_ARGUMENT, _Code.FAILED_PRECONDITION):  # bad password, auth is off
-                raise Unauthorized(f"etcd login of {self._config.etcdUsername}: {err.details()}") from err
-            raise await self._relabel(err, "login", self._channel) from err
-        self._token = reply.token
+            if self._credentials is None:
+                await connection.call(proto.STATUS, b"", patience)
+            else:
+                connection.token = await self._login(connection, *self._credentials, patience)
+        except RpcError as err:
+            await connection.close()
+            fault = meaning(err, endpoint)
+            raise fault if isinstance(fault, Unauthorized) else DatastoreUnreachable(str(fault)) from err
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
-    async def _hang_up(self) -> None:
-        channel, self._channel, self._stubs, self._token = self._channel, None, {}, ""
-        if channel is not None:
-            await channel.close()
+    @property
+    def _credentials(self) -> tuple[str, str] | None:
+        """Like Calico, log in only if both are given."""
+        name, password = self._config.etcdUsername, self._config.etcdPassword
+        return (name, password) if name and password else None
 
-    def _credentials(self) -> Any:
-        """Read anew at each dial, so that rotated certificates are picked up."""
-        config = self._config
-        root = _pem(config.etcdCACert, config.etcdCACertFile, "etcdCACertFile")
-        key = _pem(config.etcdKey, config.etcdKeyFile, "etcdKeyFile")
-        cert = _pem(config.etcdCert, config.etcdCertFile, "etcdCertFile")
-        return grpc.ssl_channel_credentials(root, key, cert)
+    async def _login(self, connection: Connection, name: str, password: str, patience: float) -> str:
+        """A token. Raises Unauthorized; RpcError if there was no answer."""
+        now = connection.loop.time()
+        since, reason = self._refused
+        if now - since < _LOGIN_PAUSE:
+            raise Unauthorized(reason)
+        try:
+            reply = await connection.call(proto.LOGIN, proto.authenticate(name, password), patience)
+            return _read(proto.read_token, reply, f"etcd login at {connection.endpoint}")
+        except RpcError as err:
+            if "authentication is not enabled" in (err.details() or ""):
+                return ""  # as in Calico's client: then everybody may do everything
+            fault = meaning(err, "login")
+            if isinstance(fault, DatastoreUnreachable):
+                raise
+            self._refused = (now, f"etcd login of {name} at {connection.endpoint}: {fault}")
+            raise Unauthorized(self._refused[1]) from err
+
+    async def _drop(self, connection: Connection) -> None:
+        """Use the next endpoint from now on, unless somebody has seen to that already."""
+        if connection is self._connection:
+            self._connection = None
+            self._current = (self._current + 1) % len(self._endpoints)
+            await connection.retire()
 
 
-def _pem(inline: str, path: str, field: str) -> bytes | None:
-    if inline:
-        return inline.encode()
-    if not path:
-        return None
+def _read(read: Callable[[bytes], T], data: bytes, what: str) -> T:
     try:
-        with open(path, "rb") as source:
-            return source.read()
-    except OSError as err:
-        raise ConfigError(field, path, f"cannot be read: {err.strerror}") from err
+        return read(data)
+    except ValueError as err:
+        raise DatastoreError(f"{what}: this is not an answer of etcd: {err}") from err
 
 
-async def _drain(requests: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    while True:
-        yield await requests.get()
+async def _drain(requests: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+    while (request := await requests.get()) is not None:
+        yield request

@@ -1,0 +1,57 @@
+"""A consumer of a Syncer that believes nothing: applies every batch and checks what it may contain."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+from tortie.datastore.keys import Key
+from tortie.datastore.syncer import Batch, Syncer, SyncStatus
+
+
+class Replay:
+    """`state` is the world according to the batches so far."""
+
+    def __init__(self) -> None:
+        self.state: dict[Key, Any] = {}  # key -> value
+        self.revisions: dict[Key, str] = {}
+        self.statuses: list[SyncStatus] = []  # each change
+        self.batches: list[Batch] = []
+        self.reading = asyncio.Event()  # cleared: the consumer is busy with something else
+        self.reading.set()
+
+    @property
+    def status(self) -> SyncStatus:
+        return self.statuses[-1]
+
+    @property
+    def in_sync(self) -> bool:
+        return bool(self.statuses) and self.status is SyncStatus.IN_SYNC
+
+    async def consume(self, syncer: Syncer) -> None:
+        async with aclosing(syncer.batches()) as batches:
+            async for batch in batches:
+                self.take(batch)
+                await self.reading.wait()
+
+    def take(self, batch: Batch) -> None:
+        if not self.batches:
+            assert batch == Batch([], SyncStatus.WAIT_FOR_DATASTORE)
+        else:
+            assert batch.updates or batch.status is not self.status, "an empty batch without news"
+            assert not (batch.updates and batch.status is SyncStatus.WAIT_FOR_DATASTORE)
+        self.batches.append(batch)
+        for update in batch.updates:
+            known = update.key in self.state
+            assert update.type == {
+                (False, False): "new",
+                (True, False): "updated",
+                (True, True): "deleted",
+            }.get((known, update.value is None)), f"{update} although known is {known}"
+            if update.value is None:
+                del self.state[update.key], self.revisions[update.key]
+            else:
+                assert self.revisions.get(update.key) != update.revision, f"{update} came twice"
+                self.state[update.key] = update.value
+                self.revisions[update.key] = update.revision
+        if not self.statuses or batch.status is not self.status:
+            self.statuses.append(batch.status)
