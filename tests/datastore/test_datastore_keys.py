@@ -11,6 +11,8 @@ from tortie.datastore.keys import (
     BlockKey,
     BlockList,
     HandleKey,
+    IPAMConfigKey,
+    IPAMConfigList,
     ResourceKey,
     ResourceList,
     WorkloadStatusKey,
@@ -28,6 +30,7 @@ CASES = [
         AffinityKey("10.0.0.0/26", "load-balancer", "virtual"),
         "/calico/ipam/v2/virtual/load-balancer/ipv4/block/10.0.0.0-26",
     ),
+    (IPAMConfigKey(), "/calico/ipam/v2/config"),
     (HandleKey("k8s-pod-network.abc"), "/calico/ipam/v2/handle/k8s-pod-network.abc"),
     (
         WorkloadStatusKey("n1", "k8s", "default/a%b", "eth0"),
@@ -84,3 +87,9 @@ def test_listings_recheck_what_a_prefix_also_matches() -> None:
     assert not BlockList(6).contains(BlockKey("10.0.0.0/26"))
     assert AffinityList(owner_type="").contains(AffinityKey("10.0.0.0/26", "lb", "virtual"))
     assert not AffinityList(owner_type="").contains(BlockKey("10.0.0.0/26"))
+
+
+def test_the_ipam_configuration_can_be_watched_alone() -> None:
+    what = IPAMConfigList()
+    assert what.contains(IPAMConfigKey()) and not what.contains(HandleKey("config"))
+    assert IPAMConfigKey().path().startswith(what.prefix())

@@ -237,6 +237,17 @@ class HandleList:
 
 
 @dataclass(frozen=True, slots=True)
+class IPAMConfigList:
+    """The one configuration object of IPAM, as something that can be watched."""
+
+    def prefix(self) -> str:
+        return f"{_IPAM}config"
+
+    def contains(self, key: Key) -> bool:
+        return isinstance(key, IPAMConfigKey)
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadStatusList:
     host: str
     region: str = NO_REGION
@@ -248,7 +259,7 @@ class WorkloadStatusList:
         return isinstance(key, WorkloadStatusKey) and key.host == self.host
 
 
-Listing = ResourceList | BlockList | AffinityList | HandleList | WorkloadStatusList
+Listing = ResourceList | BlockList | AffinityList | HandleList | IPAMConfigList | WorkloadStatusList
 
 
 # --- from a path --------------------------------------------------------------------------------
@@ -266,6 +277,8 @@ _PATTERNS = {  # what the path is of -> its pattern
 
 def parse(path: str) -> Key | None:
     """The key of a path, or None if the path is not one of ours (or not well-formed)."""
+    if path == IPAMConfigKey().path():
+        return IPAMConfigKey()
     if match := _PATTERNS["resource"].fullmatch(path):
         plural, namespace, name = match[1], match[2] or "", match[3]
         kind = BY_PLURAL.get(plural)

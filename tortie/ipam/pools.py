@@ -1,0 +1,171 @@
+"""Which pools an address may come from: pure choices over pools, node labels and namespace labels.
+
+(Reference: Calico IPAM, 1.9, 2.2 and section 3.) Pools keep the order of the datastore, by name, except
+that requested pools are used in the order of the request.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_network
+
+from msgspec import UnsetType
+
+from tortie.core.errors import FieldError, ValidationError
+from tortie.datastore.selector import Selector, parse
+from tortie.datastore.types.ippool import IPPool
+from tortie.ipam import addresses
+from tortie.ipam.errors import IPAMError
+
+WORKLOAD, TUNNEL, LOAD_BALANCER = "Workload", "Tunnel", "LoadBalancer"
+_DEFAULT_USES = (WORKLOAD, TUNNEL)
+_DEFAULT_BLOCK_SIZE = {4: 26, 6: 122}  # IP version -> prefix length
+_BLOCK_SIZES = {4: range(20, 33), 6: range(116, 129)}  # IP version -> allowed prefix lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What allocation needs to know of an IPPool, defaults filled in and the CIDR parsed."""
+
+    name: str
+    net: addresses.Network
+    block_size: int  # prefix length
+    enabled: bool  # not disabled, not being deleted, not refused by the pool controller
+    node_selector: str = "all()"
+    namespace_selector: str = ""
+    uses: tuple[str, ...] = _DEFAULT_USES
+    automatic: bool = True  # false: only on request
+
+    @property
+    def cidr(self) -> str:
+        return str(self.net)
+
+    @property
+    def version(self) -> int:
+        return self.net.version
+
+    @property
+    def selects_all_nodes(self) -> bool:
+        return self.node_selector in ("", "all()")
+
+    def selects_node(self, labels: Mapping[str, str]) -> bool:
+        """Raises SelectorError."""
+        return self.selects_all_nodes or _selector(self.node_selector).evaluate(labels)
+
+    def selects_namespace(self, labels: Mapping[str, str]) -> bool:
+        """Raises SelectorError."""
+        return not self.namespace_selector or _selector(self.namespace_selector).evaluate(labels)
+
+
+@lru_cache(maxsize=1024)  # a cluster has a handful of selectors, and each assignment asks all of them
+def _selector(text: str) -> Selector:
+    return parse(text)
+
+
+def pool_of(resource: IPPool) -> Pool:
+    """Raises ValidationError if the stored pool has no usable CIDR or block size."""
+    spec = resource.spec
+    try:
+        net = ip_network(spec.cidr)
+    except ValueError as err:
+        raise _invalid(resource, "CIDR", spec.cidr, str(err)) from None
+    block_size = spec.blockSize or _DEFAULT_BLOCK_SIZE[net.version]
+    if block_size not in _BLOCK_SIZES[net.version]:
+        raise _invalid(resource, "BlockSize", block_size, "not a block size of this IP version")
+    return Pool(
+        name=resource.name,
+        net=net,
+        block_size=block_size,
+        enabled=_is_enabled(resource),
+        node_selector=spec.nodeSelector,
+        namespace_selector=spec.namespaceSelector,
+        uses=spec.allowedUses or _DEFAULT_USES,
+        automatic=spec.assignmentMode in (None, "", "Automatic"),
+    )
+
+
+def _invalid(resource: IPPool, field: str, value: object, reason: str) -> ValidationError:
+    return ValidationError([FieldError(f"IPPool({resource.name}).Spec.{field}", value, reason)])
+
+
+def _is_enabled(resource: IPPool) -> bool:
+    conditions = () if isinstance(resource.status, UnsetType) else resource.status.conditions
+    refused = any(c.type == "Allocatable" and c.status == "False" for c in conditions)
+    return not (resource.spec.disabled or resource.metadata.deletionTimestamp or refused)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request says about pools; `requested` are CIDRs."""
+
+    version: int
+    use: str
+    host: str
+    requested: tuple[str, ...] = ()
+    namespace_labels: Mapping[str, str] | None = None  # None: no namespace known, same as no labels
+    longest_prefix: int = 128  # blocks with a longer one are too small for the host's reserve
+
+
+def choose(pools: Iterable[Pool], wish: Wish, node_labels: Mapping[str, str]) -> tuple[Pool, ...]:
+    """The pools an automatic assignment may use. Raises IPAMError, SelectorError.
+
+    Requested pools need not select the node or the namespace, nor be automatic; they must allow the use.
+    """
+    fit = [p for p in enabled(pools, wish.version) if p.block_size <= wish.longest_prefix]
+    if not fit:
+        raise IPAMError("cannot find a qualified ippool")
+    if wish.requested:
+        chosen = _requested(fit, wish.requested)
+    else:
+        namespace = wish.namespace_labels or {}
+        chosen = [
+            p for p in fit if p.automatic and p.selects_node(node_labels) and p.selects_namespace(namespace)
+        ]
+    if not chosen:
+        raise IPAMError(f"no configured Calico pools for node {wish.host}")
+    allowed = tuple(p for p in chosen if wish.use in p.uses)
+    if not allowed:
+        raise IPAMError(f"cannot find a qualified ippool, no pools match the required use ({wish.use})")
+    return allowed
+
+
+def _requested(pools: Iterable[Pool], requested: Iterable[str]) -> list[Pool]:
+    by_cidr = {pool.cidr: pool for pool in pools}
+    for cidr in requested:
+        if cidr not in by_cidr:
+            raise IPAMError(f"the given pool ({cidr}) does not exist, or is not enabled")
+    return [by_cidr[cidr] for cidr in requested]
+
+
+def enabled(pools: Iterable[Pool], version: int) -> list[Pool]:
+    return [pool for pool in pools if pool.enabled and pool.version == version]
+
+
+def containing(pools: Iterable[Pool], where: addresses.Address | addresses.Network) -> Pool | None:
+    """The first pool that holds an address or a whole CIDR; pools do not overlap."""
+    net = where if isinstance(where, addresses.Network) else ip_network(where)
+    return next((pool for pool in pools if addresses.contains(pool.net, net)), None)
+
+
+def resolve(names: Sequence[str], pools: Iterable[Pool], version: int) -> tuple[str, ...]:
+    """Pool names or CIDRs, as network configurations and annotations give them, as CIDRs.
+
+    That a CIDR is a pool is checked by choose(). Raises IPAMError.
+    """
+    cidrs = {pool.name: pool.net for pool in pools}
+    return tuple(_resolved(name, cidrs, version) for name in names)
+
+
+def _resolved(name: str, by_name: Mapping[str, addresses.Network], version: int) -> str:
+    if "/" in name:
+        try:
+            net = ip_network(name, strict=False)
+        except ValueError:
+            raise IPAMError(f'error parsing pool "{name}": invalid CIDR address: {name}') from None
+    elif name in by_name:
+        net = by_name[name]
+    else:
+        raise IPAMError(f'error parsing pool "{name}": invalid CIDR address: {name}')
+    if net.version != version:
+        raise IPAMError(f'"{net.network_address}" isn\'t a IPv{version} address')
+    return str(net)

@@ -1,0 +1,191 @@
+"""IPAM's objects in the datastore: typed compare-and-swap access, and patience under contention.
+
+Every method is one request; none retries, none decides. What a datastore holds is checked here, so
+that above this line a block is one that block.py can work on.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, cast, overload
+
+from msgspec import structs
+
+from tortie.core.errors import ResourceDoesNotExist, TortieError, ValidationError
+from tortie.datastore.backend import KV, Backend
+from tortie.datastore.keys import AffinityKey, AffinityList, BlockKey, BlockList
+from tortie.datastore.types.ipam import Affinity, Block
+from tortie.ipam import block as blocks
+from tortie.ipam.block import Owner
+from tortie.ipam.soundness import ensure_usable
+
+_log = logging.getLogger(__name__)
+
+RETRIES = 100  # Calico's bound on every loop that retries a lost compare-and-swap
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02  # seconds; from one etcd round trip to ten lost races
+
+PENDING, CONFIRMED, PENDING_DELETION = "pending", "confirmed", "pendingDeletion"
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+
+
+class Store:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rand: Callable[[], float] = random.random,
+    ) -> None:
+        """`clock` gives Unix time in ns, `rand` numbers in [0, 1)."""
+        self.backend = backend
+        self.now = clock
+        self.rand = rand
+        self.sleep = sleep
+        self._complained: set[str] = set()  # paths of unusable blocks already logged
+
+    async def pause(self, attempt: int) -> None:
+        """Wait before try number `attempt` (from 0) of a contended write.
+
+        Not before the first repetition: most races are lost once. Later the racers spread out, else
+        each write of one costs all the others a round trip.
+        """
+        if attempt >= 2:
+            await self.sleep(self.rand() * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(attempt, 16)))
+
+    # --- blocks ---------------------------------------------------------------------------------
+
+    async def block(self, cidr: str) -> KV:
+        """Raises ResourceDoesNotExist; ValidationError if what is stored cannot be worked on."""
+        return _checked(await self.backend.get(BlockKey(cidr)))
+
+    async def find_block(self, cidr: str) -> KV | None:
+        try:
+            return await self.block(cidr)
+        except ResourceDoesNotExist:
+            return None
+
+    async def after_conflict(self, cidr: str, current: object) -> KV:
+        """The block as it is now; the conflict may have brought it along. Raises as block()."""
+        return _checked(current) if isinstance(current, KV) else await self.block(cidr)
+
+    async def blocks(self, version: int = 0) -> dict[str, KV | None]:
+        """CIDR -> block, for all blocks; None: it exists but cannot be worked on (logged once)."""
+        listed = await self.backend.list(BlockList(version))
+        found: dict[str, KV | None] = {}
+        for broken in listed.broken:
+            if isinstance(broken.key, BlockKey):
+                self._complain(broken.where, broken.error)
+                found[broken.key.cidr] = None
+        for kv in listed.items:
+            try:
+                found[cidr_of(kv)] = _checked(kv)
+            except ValidationError as err:
+                self._complain(kv.key.path(), err)
+                found[cidr_of(kv)] = None
+        return found
+
+    async def create_block(self, block: Block) -> KV:
+        """Raises ResourceAlreadyExists."""
+        return await self.backend.create(BlockKey(block.cidr), block)
+
+    async def update_block(self, kv: KV, block: Block) -> KV:
+        """Write `block` over what was read as `kv`. Raises UpdateConflict, ResourceDoesNotExist."""
+        # Attributes have no identity but their index, and the indexes have changed: unknown fields of
+        # an old one must not be carried over to another that now has its place.
+        origin = {k: v for k, v in kv.origin.items() if k != "attributes"} if kv.origin else None
+        return await self.backend.update(KV(kv.key, blocks.advanced(block), kv.revision, origin))
+
+    async def delete_block(self, kv: KV) -> None:
+        """Raises UpdateConflict, ResourceDoesNotExist."""
+        await self.backend.delete(kv.key, kv.revision)
+
+    def _complain(self, where: str, err: ValidationError) -> None:
+        if where not in self._complained:
+            self._complained.add(where)
+            _log.warning("leaving %s alone, which cannot be used: %s", where, err)
+
+    # --- affinities -----------------------------------------------------------------------------
+
+    async def affinity(self, owner: Owner, cidr: str) -> KV:
+        """Raises ResourceDoesNotExist."""
+        return await self.backend.get(AffinityKey(cidr, owner.host, owner.type))
+
+    async def affinities(self, owner: Owner, version: int) -> list[KV]:
+        """An owner's affinities in any state, in the order of their keys."""
+        listed = await self.backend.list(AffinityList(owner.host, owner.type, version))
+        return [kv for kv in listed.items if not kv.value.deleted]
+
+    async def all_affinities(self) -> list[KV]:
+        """Those of every owner, nodes or not."""
+        listings = [self.backend.list(AffinityList(owner_type=kind)) for kind in ("host", "virtual")]
+        return [kv for listed in await together(*listings) for kv in listed.items if not kv.value.deleted]
+
+    async def create_affinity(self, owner: Owner, cidr: str) -> KV:
+        """A new, pending one. Raises ResourceAlreadyExists."""
+        key = AffinityKey(cidr, owner.host, owner.type)
+        return await self.backend.create(key, Affinity(state=PENDING))
+
+    async def set_affinity(self, kv: KV, state: str) -> KV:
+        """Raises UpdateConflict, ResourceDoesNotExist."""
+        value = structs.replace(kv.value, state=state)
+        return await self.backend.update(KV(kv.key, value, kv.revision, kv.origin))
+
+    async def delete_affinity(self, kv: KV) -> None:
+        """Raises UpdateConflict, ResourceDoesNotExist."""
+        await self.backend.delete(kv.key, kv.revision)
+
+
+def cidr_of(kv: KV) -> str:
+    """The block that a block or an affinity is of."""
+    return cast(BlockKey | AffinityKey, kv.key).cidr
+
+
+def owner_of(affinity: KV) -> Owner:
+    key = cast(AffinityKey, affinity.key)
+    return Owner(key.host, key.owner_type)
+
+
+def is_confirmed(kv: KV) -> bool:
+    return kv.value.state in (CONFIRMED, "")  # "" is what old versions wrote
+
+
+def _checked(kv: KV) -> KV:
+    ensure_usable(kv.value, cidr_of(kv))
+    return kv
+
+
+@overload
+async def together(a: Coroutine[Any, Any, A], b: Coroutine[Any, Any, B], /) -> tuple[A, B]: ...
+
+
+@overload
+async def together(
+    a: Coroutine[Any, Any, A], b: Coroutine[Any, Any, B], c: Coroutine[Any, Any, C], /
+) -> tuple[A, B, C]: ...
+
+
+@overload
+async def together(*coroutines: Coroutine[Any, Any, A]) -> tuple[A, ...]: ...
+
+
+async def together(*coroutines: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
+    """Run all at once and wait for all; the first error in the order given is raised."""
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return tuple(results)
+
+
+async def best_effort(what: str, action: Awaitable[object]) -> None:
+    """Do something whose failure must not hide the outcome of what was done before; it is only logged."""
+    try:
+        await action
+    except TortieError as err:
+        _log.warning("%s failed: %s", what, err)
