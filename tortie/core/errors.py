@@ -91,9 +91,9 @@ class FieldError:
     reason: str
 
     def __str__(self) -> str:
-        if self.value is None:
-            return f"{self.field} ({self.reason})"
-        return f"{self.field} = '{printable(self.value)}' ({self.reason})"
+        found = "" if self.value is None else f" = '{printable(self.value)}'"
+        # Path and reason may quote what was found, a map's key for one.
+        return f"{printable(self.field, 500)}{found} ({printable(self.reason, 500)})"
 
 
 class ValidationError(DatastoreError):
@@ -108,9 +108,9 @@ class ValidationError(DatastoreError):
 
 
 def printable(value: object, limit: int = 200) -> str:
-    """Hostile values are quoted into logs and terminals: no control bytes, bounded length.
+    """Hostile values are quoted into logs and terminals: no control characters, bounded length.
 
-    200 characters are enough for any legal name (253 cut) or selector to be recognised.
+    200 is long enough for any legal name (253 cut) or selector to be recognised.
     """
     text = str(value)
     if len(text) > limit:

@@ -53,7 +53,7 @@ def _translate(text: str) -> str:
         if match["escape"]:
             piece = _escape(match["escape"])
         elif in_class:
-            piece = _in_class(match)
+            piece = _in_class(match, pieces[-1])
             in_class = piece != "]" or pieces[-1] in ("[", "[^")
         elif match["group"]:
             piece, new = _group(match["group"])
@@ -80,7 +80,7 @@ def _escape(character: str) -> str:
     return "\\" + character
 
 
-def _in_class(match: re.Match[str]) -> str:
+def _in_class(match: re.Match[str], before: str) -> str:
     piece = match[0]
     if name := match["class"]:
         if name.lstrip("^") not in _CLASSES or name.startswith("^"):
@@ -88,7 +88,8 @@ def _in_class(match: re.Match[str]) -> str:
         return _CLASSES[name]
     if match["plain"] is None:  # "(?" and the like are plain characters here
         return piece
-    return "\\" + piece if piece in "[&|~" else piece  # Python reserves these for sets of sets
+    # Python reserves these, and two dashes, for operations on sets.
+    return "\\" + piece if piece in "[&|~" or piece == before == "-" else piece
 
 
 def _group(group: str) -> tuple[str, str]:

@@ -86,7 +86,7 @@ def _go_int(text: str) -> int:
     return -number if text[0] == "-" else number
 
 
-def integer(low: int = -(2**63), high: int = 2**63 - 1) -> Kind:
+def integer(low: int, high: int = 2**63 - 1) -> Kind:
     def parse(text: str) -> int:
         number = _go_int(text)
         if number < low:
@@ -98,7 +98,6 @@ def integer(low: int = -(2**63), high: int = 2**63 - 1) -> Kind:
     return Kind(parse, 0, fields.integer(low, high))
 
 
-INT = integer()
 _MIN_MARK_BITS = 2  # Felix cannot work with fewer
 
 
@@ -139,7 +138,8 @@ _WHOLE = re.compile(r"([0-9]+(ms|s|m|h))*", re.ASCII)
 
 
 def _whole_duration(value: str) -> None:
-    if not _WHOLE.fullmatch(format_duration(parse_duration(value))):
+    spelled = format_duration(parse_duration(value))
+    if not _WHOLE.fullmatch(spelled) or parse_duration(spelled) != parse_duration(value):
         raise ValueError("must be whole numbers with units ms, s, m or h, such as 1m30s")
 
 

@@ -12,7 +12,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Any
 
-from tortie.core.errors import ConfigError
+from tortie.core.errors import ConfigError, printable
 from tortie.datastore.felixparams.param import FATAL, LIVE, LOCAL, NON_ZERO, Param
 from tortie.datastore.felixparams.sources import Raw, by_selector, from_cluster, from_node, from_resource
 from tortie.datastore.felixparams.table import BY_LOWER_NAME, PARAMS
@@ -130,9 +130,10 @@ def _read(param: Param, source: Source, text: str, decision: _Decision) -> Any:
         return param.kind.parse(text)
     except ValueError as err:
         if FATAL in param.traits:
-            raise ConfigError(_where(param, source), text[:200], str(err)) from err
+            raise ConfigError(_where(param, source), text[:200], printable(err)) from err
         decision.ignored.append(
-            f"{_where(param, source)} = {text[:200]!r}: {err}; using the default {param.default_text!r}"
+            f"{_where(param, source)} = {text[:200]!r}: {printable(err)}; "
+            f"using the default {param.default_text!r}"
         )
         return param.default
 

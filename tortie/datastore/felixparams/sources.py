@@ -4,16 +4,17 @@ Names are taken as they are found, in any case; resolve() knows them. What is me
 (unknown names, parameters that must be local) is not the business of the sources.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tortie.core.errors import ConfigError
+from tortie.datastore.felixparams.param import Param
 from tortie.datastore.felixparams.table import BY_FIELD
 from tortie.datastore.selector import SelectorError
 from tortie.datastore.selector import parse as parse_selector
 from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
 from tortie.datastore.types.node import Node
-from tortie.datastore.validate.fields import Problems, is_empty
 
 Raw = dict[str, str]
 
@@ -54,31 +55,22 @@ def _joined_lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\\\n", "").split("\n")
 
 
+_QUOTED = re.compile(r"""(["'`])(.*)\1\s*(?:[#;].*)?""")
+
+
 def _ini_value(value: str) -> str:
     """Quotes protect a value; without them # and ; begin a comment."""
-    if len(value) > 1 and value[0] == "`" and "`" in value[1:]:
-        return value[1 : value.index("`", 1)]
-    for mark in "#;":
-        value = value.partition(mark)[0].strip()
-    if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
-        return value[1:-1]
-    return value
+    if match := _QUOTED.fullmatch(value):
+        return match[2]
+    return re.split("[#;]", value, maxsplit=1)[0].strip()
 
 
 def from_resource(configuration: FelixConfiguration) -> Raw:
-    """The fields of a resource as text, under its annotations that override them.
-
-    A field that holds nonsense (written past validation) is passed on as whatever text it has: parsing it
-    fails then as it would for any other source.
-    """
+    """The fields of a resource as text, under its annotations that override them."""
     raw: Raw = {}
     for field, value in configuration.spec.items():
-        if (param := BY_FIELD.get(field)) is None or value is None or value == "":
-            continue
-        problems = Problems()
-        if not is_empty(value):
-            param.check(problems, f"spec.{field}", value)
-        raw[param.name] = str(value) if problems.found else param.kind.text(value)
+        if (param := BY_FIELD.get(field)) is not None and value is not None and value != "":
+            raw[param.name] = _text(param, value)
     overrides = {
         name.removeprefix(_ANNOTATION_PREFIX): value
         for name, value in configuration.metadata.annotations.items()
@@ -86,6 +78,14 @@ def from_resource(configuration: FelixConfiguration) -> Raw:
     }
     named = {name.lower() for name in overrides}
     return {name: value for name, value in raw.items() if name.lower() not in named} | overrides
+
+
+def _text(param: Param, value: Any) -> str:
+    """What is not of the field's type at all (written past validation) becomes text that no parser takes."""
+    try:
+        return param.kind.text(value)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return f"invalid {value!r}"
 
 
 def from_node(node: Node) -> Raw:

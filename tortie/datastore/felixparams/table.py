@@ -17,7 +17,6 @@ from tortie.datastore.felixparams.kinds import (
     FILE,
     HOST_ADDRESS,
     HOSTNAME,
-    INT,
     INTERFACE,
     INTERFACE_FILTERS,
     INTERFACE_NAME,
@@ -75,6 +74,7 @@ LISTEN_PORT = integer(1, 65535)
 MTU = integer(0, 65535)  # 0: found out from the host's interfaces
 PRIORITY = integer(1, 2_147_483_646)  # of a kernel route
 MAGLEV = integer(1, 3000)
+SIZE = integer(0, 0xFFFFFFFF)
 RUNTIME = integer(-1)  # of Go's runtime: -1 leaves it alone
 
 # fmt: off
@@ -302,17 +302,17 @@ _TABLE = [
     _p("BPFKubeProxyHealthzPort", "bpfKubeProxyHealthzPort", PORT, "10256"),
     _p("BPFExtToServiceConnmark", "bpfExtToServiceConnmark", integer(0, 0xFFFFFFFF), "0"),
     _p("BPFPSNATPorts", "bpfPSNATPorts", PORT_RANGE, "20000:29999"),
-    _p("BPFMapSizeNATFrontend", "bpfMapSizeNATFrontend", INT, "65536", NON_ZERO),
-    _p("BPFMapSizeNATBackend", "bpfMapSizeNATBackend", INT, "262144", NON_ZERO),
-    _p("BPFMapSizeNATAffinity", "bpfMapSizeNATAffinity", INT, "65536", NON_ZERO),
-    _p("BPFMapSizeRoute", "bpfMapSizeRoute", INT, "262144", NON_ZERO),
-    _p("BPFMapSizeConntrack", "bpfMapSizeConntrack", INT, "512000", NON_ZERO),
-    _p("BPFMapSizePerCPUConntrack", "bpfMapSizePerCpuConntrack", INT, "0"),
+    _p("BPFMapSizeNATFrontend", "bpfMapSizeNATFrontend", SIZE, "65536", NON_ZERO),
+    _p("BPFMapSizeNATBackend", "bpfMapSizeNATBackend", SIZE, "262144", NON_ZERO),
+    _p("BPFMapSizeNATAffinity", "bpfMapSizeNATAffinity", SIZE, "65536", NON_ZERO),
+    _p("BPFMapSizeRoute", "bpfMapSizeRoute", SIZE, "262144", NON_ZERO),
+    _p("BPFMapSizeConntrack", "bpfMapSizeConntrack", SIZE, "512000", NON_ZERO),
+    _p("BPFMapSizePerCPUConntrack", "bpfMapSizePerCpuConntrack", SIZE, "0"),
     _p("BPFMapSizeConntrackScaling", "bpfMapSizeConntrackScaling", any_case("Disabled", "DoubleIfFull"),
        "DoubleIfFull", NON_ZERO),
     _p("BPFMapSizeConntrackCleanupQueue", "bpfMapSizeConntrackCleanupQueue", integer(1), "100000", NON_ZERO),
-    _p("BPFMapSizeIPSets", "bpfMapSizeIPSets", INT, "1048576", NON_ZERO),
-    _p("BPFMapSizeIfState", "bpfMapSizeIfState", INT, "1000", NON_ZERO),
+    _p("BPFMapSizeIPSets", "bpfMapSizeIPSets", SIZE, "1048576", NON_ZERO),
+    _p("BPFMapSizeIfState", "bpfMapSizeIfState", SIZE, "1000", NON_ZERO),
     _p("BPFHostConntrackBypass", "bpfHostConntrackBypass", BOOL, "false"),
     _p("BPFIPFragmentReassemblyEnabled", "bpfIPFragmentReassemblyEnabled", BOOL, "true"),
     _p("BPFEnforceRPF", "bpfEnforceRPF", any_case("Disabled", "Strict", "Loose"), "Loose", NON_ZERO),
@@ -323,7 +323,7 @@ _TABLE = [
     _p("BPFRedirectToPeer", "bpfRedirectToPeer", one_of("Disabled", "Enabled", "L2Only"), "Enabled",
        NON_ZERO, check=fields.one_of("Enabled", "Disabled")),
     _p("BPFAttachType", "bpfAttachType", one_of("Netkit", "TCX", "TC"), "Netkit", NON_ZERO),
-    _p("BPFExportBufferSizeMB", "bpfExportBufferSizeMB", INT, "1", NON_ZERO),
+    _p("BPFExportBufferSizeMB", "bpfExportBufferSizeMB", SIZE, "1", NON_ZERO),
     _p("BPFProfiling", "bpfProfiling", ENABLED, "Disabled", NON_ZERO),
     _p("BPFMaglevMaxEndpointsPerService", "bpfMaglevMaxEndpointsPerService", MAGLEV, "100"),
     _p("BPFMaglevMaxServices", "bpfMaglevMaxServices", MAGLEV, "100"),

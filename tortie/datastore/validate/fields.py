@@ -32,10 +32,8 @@ Check = Callable[[Problems, str, Any], None]
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a writer may as well have left this out."""
-    return (
-        value is None or value is msgspec.UNSET or (isinstance(value, (str, Sequence, Mapping)) and not value)
-    )
+    """Whether a writer may as well have left this out; an object without members is said to be there."""
+    return value is None or value is msgspec.UNSET or (isinstance(value, (str, Sequence)) and not value)
 
 
 # --- single values ------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def _spec_of_action(problems: Problems, path: str, spec: Any) -> None:
     if spec.stagedAction != "Delete":
         return
     for field in ("podSelector", "ingress", "egress", "policyTypes"):
-        if not is_empty(getattr(spec, field)):
+        if getattr(spec, field) not in (UNSET, {}, ()):
             reason = "Spec fields should all be zero-value if stagedAction is Delete"
             problems.add(f"{path}.{field}", None, reason)
 

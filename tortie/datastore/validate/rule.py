@@ -113,7 +113,7 @@ def _http_path(problems: Problems, path: str, value: HTTPPath) -> None:
     elif not wanted:
         reason = "Invalid path match. Either 'exact' or 'prefix' must be set"
     elif not wanted.startswith("/") or set("? #") & set(wanted):
-        reason = f"Invalid path {wanted}. (must start with `/` and not contain `?` or `#`"
+        reason = "Invalid path. (must start with `/` and not contain `?` or `#`"
     else:
         return
     problems.add(path, wanted, reason)
