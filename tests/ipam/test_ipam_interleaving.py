@@ -33,6 +33,7 @@ from tortie.ipam.allocator import Allocator
 from tortie.ipam.block import ReleaseRequest, is_empty
 from tortie.ipam.errors import BlockNotEmpty, IPAMError
 from tortie.ipam.requests import AssignAddress
+from tortie.ipam.view import DirectView
 
 pytestmark = pytest.mark.unit
 
@@ -225,6 +226,7 @@ async def play(
     config: dict[str, Any],
 ) -> None:
     config = dict(config)
+    known = config.pop("known")
     world = World()
     await world.pool("pool", POOL, config.pop("block_size"))
     await world.nodes("a", "b", "c")
@@ -239,9 +241,12 @@ async def play(
         after_write=story.check_write,
     )
     client = Client(ScheduledBackend(scheduler, memory))
+    # Half of the time pools and labels are known without asking, as in a server: fewer requests lie
+    # between those that race.
+    view = DirectView(world.client if known else client)
 
     async def act(host: str, script: list[Operation]) -> None:
-        allocator = world.allocator(host, client)
+        allocator = world.allocator(host, client, view=view)
         for operation in script:
             await operation(allocator, story)
             if len(scheduler.history) > 3000:
@@ -305,6 +310,7 @@ configs = st.fixed_dictionaries(
         "block_size": st.sampled_from([30, 30, 32, 28]),
         "strict_affinity": st.booleans(),
         "ipCooldownSeconds": st.sampled_from([0, 0, 60]),
+        "known": st.booleans(),
     }
 )
 
