@@ -1,0 +1,140 @@
+"""Starts ExaBGP 5 with the settings the agent needs: `python -m tortie.bgp.exabgp [CONFIG]`.
+
+This is the process that node supervision runs; it starts the agent as ExaBGP's helper. ExaBGP runs
+in this very process, with five of its edges replaced by the subclasses below:
+
+- The reactor sleeps while nothing happens. Its own loop wakes 100 times a second, or 1,000 times at
+  the speed that sending routes needs: 1.4 or 3.6 % of a core, idle. Ours waits for the sockets and
+  never waits while commands or routes are in hand.
+- A reload is not dropped because a neighbour that is down has routes in its queue.
+- A lost peer is dialled every few seconds, as BIRD does, not after a minute; a dial into nothing is
+  given up after seconds, not after the kernel's two minutes.
+- The minimum TTL of one neighbour (RFC 5082) is not put on the listening socket, which all share,
+  but on the accepted connection.
+
+The rest is settings, in environment(). Only this module may import ExaBGP.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tortie.bgp import paths
+
+_RETRY_CAP = 5  # seconds between dials, BIRD's connect retry time
+_SYN_RETRIES = 2  # a dial is given up after 1 + 2 + 4 s without an answer
+_TCP_SYNCNT = 7  # linux/tcp.h
+_WAIT_FOR_CONFIG = 0.2  # seconds between looks for the file that confd makes
+
+
+def argv(config: str = "") -> list[str]:
+    """The command line that supervision starts; the environment needs nothing but its own."""
+    return [sys.executable, "-m", "tortie.bgp.exabgp", config or paths.exabgp_conf()]
+
+
+def validation_argv(config: str) -> list[str]:
+    """A command that ends with status 0 exactly if ExaBGP accepts the file; run it in environment()."""
+    return [sys.executable, "-m", "exabgp", "validate", config]
+
+
+def environment(given: Mapping[str, str], log_level: str = "WARNING") -> dict[str, str]:
+    """`given` with ExaBGP's settings; `log_level` is DEBUG, INFO, WARNING or ERROR.
+
+    INFO writes a line for every route that is sent.
+    """
+    settings = {
+        "EXABGP_ENVFILE": "",  # nothing but this function decides
+        "exabgp.daemon.user": "root",  # ExaBGP would drop to nobody, and its helper could set no routes
+        "exabgp.daemon.drop": "false",
+        "exabgp.api.cli": "false",  # no named pipes: the agent is the only one to give commands
+        "exabgp.api.ack": "false",  # the agent trusts what it sees sent, not what was queued
+        "exabgp.api.respawn": "true",
+        "exabgp.api.terminate": "true",  # after a failed write to the helper it would drop all peers for good
+        "exabgp.api.chunk": "100",  # routes of an adj-RIB listing per turn
+        "exabgp.api.show-routes-format": "v2",  # with attributes
+        "exabgp.tcp.bind": "",  # each neighbour says `listen`, so that listening follows a reload
+        "exabgp.reactor.speed": "10",  # 100 ms between looks at timers and at the listening socket
+        "exabgp.log.level": log_level,
+        "exabgp.log.destination": "stderr",
+    }
+    clean = {key: value for key, value in given.items() if not key.startswith(("exabgp.", "exabgp_"))}
+    return clean | settings
+
+
+def main() -> None:
+    """Become ExaBGP, as soon as there is a configuration; returns never."""
+    config = sys.argv[1] if len(sys.argv) > 1 else paths.exabgp_conf()
+    while not os.path.exists(config):
+        time.sleep(_WAIT_FOR_CONFIG)
+    os.environ.update(environment(os.environ, os.environ.get(paths.LOG_LEVEL_VARIABLE, "WARNING")))
+    _replace_edges()
+    from exabgp.application import server
+    from exabgp.environment import getenv
+    from exabgp.logger import log
+
+    log.init(getenv())
+    server.run("", [config])  # not its main(), which complains of a missing environment file
+
+
+def _replace_edges() -> None:
+    """Put the subclasses in the places of their bases. ExaBGP reads its settings when it is imported."""
+    from exabgp.application import server
+    from exabgp.bgp.fsm import FSM
+    from exabgp.reactor import listener, peer, protocol
+    from exabgp.reactor.delay import Delay
+    from exabgp.reactor.listener import Listener
+    from exabgp.reactor.loop import Reactor
+    from exabgp.reactor.network.outgoing import Outgoing
+    from exabgp.reactor.network.tcp import set_minimum_ttl
+
+    class PatientReactor(Reactor):  # type: ignore[misc]
+        def __init__(self, configuration: Any) -> None:
+            super().__init__(configuration)
+            self.listener = SharedListener(self)
+
+        def _wait_for_io(self, sleeptime: int) -> Any:
+            busy = not self.asynchronous.ready() or self._pending_adjribout()
+            return super()._wait_for_io(0 if busy else sleeptime)
+
+        def _pending_adjribout(self) -> bool:
+            """Whether a neighbour that is up has routes yet to be sent."""
+            return any(
+                one.fsm == FSM.ESTABLISHED and one.neighbor.rib.outgoing.pending()
+                for one in self._peers.values()
+            )
+
+    class SharedListener(Listener):  # type: ignore[misc]
+        def listen_on(self, local: Any, remote: Any, port: int, md5: Any, base64: Any, _ttl: Any) -> Any:
+            return super().listen_on(local, remote, port, md5, base64, None)
+
+    class EagerDelay(Delay):  # type: ignore[misc]
+        def increase(self) -> None:
+            super().increase()
+            self._next: int = min(self._next, _RETRY_CAP)
+
+    class BriefOutgoing(Outgoing):  # type: ignore[misc]
+        def _setup(self) -> Any:
+            issue = super()._setup()
+            if self.io is not None:
+                import socket
+
+                self.io.setsockopt(socket.IPPROTO_TCP, _TCP_SYNCNT, _SYN_RETRIES)
+            return issue
+
+    sending_only = listener.set_accepted_ttl
+
+    def set_accepted_ttl(connection: Any, neighbor: Any) -> None:
+        sending_only(connection, neighbor)
+        if connection.io is not None:
+            set_minimum_ttl(connection.io, connection.afi, connection.peer, neighbor["incoming-ttl"])
+
+    server.Reactor = PatientReactor
+    peer.Delay = EagerDelay
+    protocol.Outgoing = BriefOutgoing
+    listener.set_accepted_ttl = set_accepted_ttl
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The kernel as the agent's router needs it: our routes made so, everything else watched.
+
+One Reconciler owns all routes of protocol 186 in the main table, both families. The picture of foreign
+routes, interface names and addresses is kept by events and listed again every 90 s.
+
+After start nothing is deleted, and no route loses a next hop, until release(): see startup.py.
+"""
+
+import asyncio
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Callable
+from math import inf
+from random import Random
+
+from tortie.bgp.fib import Interfaces
+from tortie.bgp.nexthop import Resolver
+from tortie.core.reconcile import Outcome, Reconciler
+from tortie.linux import addresses, links, monitor, routes
+from tortie.linux.codec import RTM_NEWROUTE
+from tortie.linux.monitor import Monitor
+from tortie.linux.netlink import NetlinkSocket
+from tortie.linux.route_target import RouteTarget
+from tortie.linux.routes import PROTOCOL_BGP, TABLE_MAIN, Route, RouteKey
+
+_RELIST = (
+    90.0  # seconds, Felix's RouteRefreshInterval; up to a tenth more, so that nodes do not march in step
+)
+_PROTOCOL_OFFSET = 5  # of the protocol in an undecoded route (struct rtmsg)
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+
+
+class _Target(RouteTarget):
+    """While `holding`, a multipath route may stand with more next hops than we know of yet."""
+
+    holding = True
+
+    def same(self, desired: Route, actual: Route) -> bool:
+        if super().same(desired, actual):
+            return True
+        wanted, found = set(desired.hops), set(routes.normalise(actual).hops)
+        return self.holding and bool(wanted) and wanted < found and desired.type is actual.type
+
+
+class Kernel:
+    """`gateways`: prefixes of our own routes that lead to next hops (reachableBy), set by the agent."""
+
+    def __init__(self) -> None:
+        self.resolver = Resolver()
+        self.interfaces = Interfaces({}, {})
+        self.gateways: frozenset[str] = frozenset()
+        self._netlink = NetlinkSocket()
+        watching = NetlinkSocket(monitor.LINKS | monitor.ADDRESSES | monitor.ROUTES)
+        _mute_own_routes(watching)
+        self._monitor = Monitor(netlink=watching)  # before the first listing: no change is missed
+        self._target = _Target(self._netlink, owned, protocol=PROTOCOL_BGP)
+        self._reconciler: Reconciler[RouteKey, Route] = Reconciler(
+            "BGP routes",
+            self._target,
+            spare=lambda _key, _route: inf if self._target.holding else 0.0,
+        )
+        self._random = Random()
+
+    def close(self) -> None:
+        self._monitor.close()
+        self._netlink.close()
+
+    # --- our routes -----------------------------------------------------------------------------
+
+    @property
+    def routes(self) -> Reconciler[RouteKey, Route]:
+        """Desired and actual routes with their status; put() and drop(), then sync()."""
+        return self._reconciler
+
+    async def sync(self) -> Outcome:
+        """Make the kernel's routes what they should be, as far as the kernel lets us."""
+        return await self._reconciler.sync()
+
+    def release(self) -> None:
+        """Start-up is over: what is not wanted goes with the next sync."""
+        self._target.holding = False
+
+    # --- everybody's ----------------------------------------------------------------------------
+
+    def list_all(self) -> bool:
+        """Read interfaces, addresses and foreign routes; whether anything is different now."""
+        names = {link.name: link.ifindex for link in links.dump(self._netlink)}
+        owners = {one.address: one.ifindex for one in addresses.dump(self._netlink)}
+        different = names != self.interfaces.by_name or owners != self.interfaces.by_address
+        _replace(self.interfaces.by_name, names)
+        _replace(self.interfaces.by_address, owners)
+        return self.resolver.replace(self._foreign()) or different
+
+    def _foreign(self) -> list[Route]:
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in routes.dump_frames(self._netlink, family, TABLE_MAIN):
+                if body[_PROTOCOL_OFFSET] == PROTOCOL_BGP and not self.gateways:
+                    continue  # ours may be very many, and need not be decoded
+                route = routes.decode(body)
+                if route is not None and self._is_foreign(route):
+                    found.append(route)
+        return found
+
+    def _is_foreign(self, route: Route) -> bool:
+        return not owned(route) or route.dst in self.gateways
+
+    async def watch(self, changed: Callable[[], None], resync: Callable[[], None]) -> None:
+        """For ever: keep the picture; `changed()` when it is different, `resync()` when ours may be.
+
+        Raises KernelError if watching fails for good.
+        """
+        async for event in self._monitor:
+            if self._take(event, resync):
+                changed()
+
+    async def relist(self, changed: Callable[[], None], resync: Callable[[], None]) -> None:
+        """For ever: trust nothing but a fresh listing, every 90 s."""
+        while True:
+            await asyncio.sleep(_RELIST * (1 + self._random.random() / 10))
+            self._reconciler.forget()
+            resync()
+            if self.list_all():
+                changed()
+
+    def _take(self, event: monitor.Event, resync: Callable[[], None]) -> bool:
+        """Take over one event; whether the picture is different now."""
+        match event:
+            case monitor.LinkChanged(link):
+                lost = not link.up and self._lose_link(link.ifindex, resync)
+                return _set(self.interfaces.by_name, link.name, link.ifindex) or lost
+            case monitor.LinkGone(link):
+                lost = self._lose_link(link.ifindex, resync)
+                return self.interfaces.by_name.pop(link.name, None) is not None or lost
+            case monitor.AddressChanged(address):
+                return _set(self.interfaces.by_address, address.address, address.ifindex)
+            case monitor.AddressGone(address):
+                return self.interfaces.by_address.pop(address.address, None) is not None
+            case monitor.RouteChanged(route):
+                return self._route(route, False, resync)
+            case monitor.RouteGone(route):
+                return self._route(route, True, resync)
+            case monitor.Overrun():
+                self._reconciler.forget()
+                resync()
+                return self.list_all()
+
+    def _lose_link(self, ifindex: int, resync: Callable[[], None]) -> bool:
+        """The kernel deletes IPv4 routes over an interface that goes down or away without a word."""
+        if any(_uses(route, ifindex) for route in self._reconciler.desired.values()):
+            self._reconciler.forget()
+            resync()
+        lost = [route for route in self.resolver.routes if _uses(route, ifindex)]
+        for route in lost:
+            self.resolver.change(route, gone=True)
+        return bool(lost)
+
+    def _route(self, route: Route, gone: bool, resync: Callable[[], None]) -> bool:
+        if route.table != TABLE_MAIN:
+            return False
+        wanted = self._reconciler.desired.get(route.key)
+        if wanted is not None and (gone if owned(route) else not gone):
+            self._reconciler.forget()  # deleted behind our back, or taken over by somebody else
+            resync()
+        return self._is_foreign(route) and self.resolver.change(route, gone)
+
+
+def _mute_own_routes(netlink: NetlinkSocket) -> None:
+    """Have the kernel not report new routes of our protocol: we make them by the thousand, and know them.
+
+    A classic BPF program on the socket: `type == RTM_NEWROUTE and protocol == 186` is dropped. That ours
+    are deleted is still reported, and that somebody else's takes the place of one.
+    """
+    load_type, load_protocol = (0x28, 0, 0, 4), (0x30, 0, 0, 16 + _PROTOCOL_OFFSET)
+    new_route = socket.htons(RTM_NEWROUTE)  # netlink is in host order, BPF reads in network order
+    program = (
+        load_type,
+        (0x15, 0, 2, new_route),  # not a new route: accept
+        load_protocol,
+        (0x15, 1, 0, PROTOCOL_BGP),  # ours: drop
+        (0x06, 0, 0, 0xFFFFFFFF),
+        (0x06, 0, 0, 0),
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    with socket.socket(fileno=os.dup(netlink.fileno())) as same:
+        same.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code))
+        )
+
+
+def _uses(route: Route, ifindex: int) -> bool:
+    return any(hop.ifindex == ifindex for hop in route.hops)
+
+
+def owned(route: Route) -> bool:
+    """Routes that are ours alone to write and delete."""
+    return route.protocol == PROTOCOL_BGP and route.table == TABLE_MAIN
+
+
+def _replace(target: dict[str, int], content: dict[str, int]) -> None:
+    target.clear()
+    target.update(content)
+
+
+def _set(target: dict[str, int], key: str, value: int) -> bool:
+    different = target.get(key) != value
+    target[key] = value
+    return different

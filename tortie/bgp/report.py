@@ -1,0 +1,73 @@
+"""The agent's state as a Status: what calicoctl and readiness are shown. Pure."""
+
+import os
+
+from tortie.bgp.config import PeerKind
+from tortie.bgp.reload import Reload
+from tortie.bgp.router import Router
+from tortie.bgp.session import Session
+from tortie.bgp.status import PeerStatus, PeerType, RouteStatus, Status
+from tortie.core.reconcile import Reconciler, State
+from tortie.linux.routes import Route, RouteKey
+
+_TYPES: dict[PeerKind, PeerType] = {
+    "mesh": "node-to-node mesh",
+    "node": "node specific",
+    "global": "global",
+}
+
+
+def report(
+    router: Router,
+    routes: Reconciler[RouteKey, Route],
+    reload: Reload,
+    started: float,
+    now: float,
+    error: str,
+) -> Status:
+    """`now` and `started` are times of day, `error` says why bgp.json could not be read."""
+    local = router.config.local if router.config else None
+    sessions = [session for session in router.sessions.values() if session.peer is not None]
+    return Status(
+        pid=os.getpid(),
+        started=started,
+        updated=now,
+        node=local.name if local else "",
+        router_id=local.router_id if local else "",
+        as_number=local.as_number if local else 0,
+        configuration=reload.state,
+        configuration_error=error,
+        starting=router.startup is None or not router.startup.over,
+        peers=tuple(_peer(router, session) for session in sorted(sessions, key=lambda one: one.address)),
+        routes=_routes(routes),
+    )
+
+
+def _peer(router: Router, session: Session) -> PeerStatus:
+    assert session.peer is not None
+    state = session.state
+    if not session.up and session.peer.passive and state in ("Idle", "Active"):
+        state = "Passive"
+    info = state if session.up or not session.last_error else f"{state} {session.last_error}"
+    return PeerStatus(
+        address=session.address,
+        type=_TYPES[session.peer.kind],
+        family=6 if session.version == 6 else 4,
+        port=session.peer.port,
+        state="up" if session.up else "start",
+        since=session.since,
+        bgp_state=state,
+        info=info,
+        last_error=session.last_error,
+        last_error_at=session.last_error_at,
+        hold_time=session.hold_time,
+        received=router.rib.count(session.address),
+        stale=router.rib.stale_count(session.address),
+        announced=session.outbox.sent_count,
+        end_of_rib=session.end_of_rib_received,
+    )
+
+
+def _routes(routes: Reconciler[RouteKey, Route]) -> RouteStatus:
+    reasons = [one.reason for one in routes.statuses().values() if one.state is State.FAILED]
+    return RouteStatus(wanted=len(routes.desired), failed=len(reasons), reason=reasons[0] if reasons else "")

@@ -1,0 +1,90 @@
+"""bgp-status.json: what the agent is doing and why, for `calicoctl node status`, readiness and people.
+
+The agent replaces the file in one step whenever something in it changes. `pid` tells whether it is
+still alive; a file of a dead agent says what was true last.
+"""
+
+import os
+from typing import Literal
+
+import msgspec
+
+from tortie.bgp import paths
+from tortie.core.errors import ConfigError
+from tortie.core.files import read_or_none
+
+PeerType = Literal["node-to-node mesh", "node specific", "global"]  # calicoctl's words
+
+
+class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One session. Times are seconds since 1970."""
+
+    address: str
+    type: PeerType
+    family: Literal[4, 6]
+    port: int  # of the peer; 0: 179
+    state: Literal["up", "start"]  # BIRD's protocol states that we know
+    since: float  # of `state`
+    bgp_state: str  # Idle Connect Active OpenSent OpenConfirm Established; Passive: idle and waiting
+    info: str  # as calicoctl prints it: the BGP state, and after it the last error while down
+    last_error: str = ""
+    last_error_at: float = 0.0
+    hold_time: int = 0  # seconds, what the peer offered
+    received: int = 0  # prefixes, stale ones included
+    stale: int = 0  # of those, kept while the peer restarts
+    announced: int = 0  # prefixes that were sent to it
+    end_of_rib: bool = False  # it has told all it knows
+
+
+class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts of kernel routes; `failed`: the kernel refused, `reason` is that of one of them."""
+
+    wanted: int = 0
+    failed: int = 0
+    reason: str = ""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    pid: int
+    started: float
+    updated: float
+    node: str = ""
+    router_id: str = ""
+    as_number: int = 0
+    configuration: str = ""  # what is being done about ExaBGP's configuration; see reload.py
+    configuration_error: str = ""  # why bgp.json could not be read
+    starting: bool = True  # routes of the last run are still kept
+    peers: tuple[PeerStatus, ...] = ()
+    routes: RouteStatus = RouteStatus()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the agent that wrote this still runs."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+
+def read(path: str = "") -> Status | None:
+    """The last status, None if there was never one. Raises ConfigError if the file is none of ours."""
+    path = path or paths.status_json()
+    data = read_or_none(path)
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=Status)
+    except msgspec.DecodeError as err:
+        raise ConfigError(path, "", str(err)) from err
+
+
+def encode(status: Status) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(status), indent=1) + b"\n"
+
+
+def at(status: Status, time: float) -> Status:
+    """The same status, as written at another time."""
+    return msgspec.structs.replace(status, updated=time)

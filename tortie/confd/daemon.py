@@ -1,0 +1,123 @@
+"""confd: watches the datastore and keeps exabgp.conf and bgp.json what they should be.
+
+`python -m tortie.confd.daemon`, started by node supervision. What it cannot render or ExaBGP would
+not accept leaves the files as they are, and is said once. When the datastore is away, the files stay.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+from tortie.bgp import paths
+from tortie.confd import context, files, render
+from tortie.confd.snapshot import Snapshot, listings
+from tortie.core import log, tasks
+from tortie.core.backoff import Backoff, Retry
+from tortie.core.errors import ConfigError
+from tortie.datastore import config, validate
+from tortie.datastore.backend import Backend
+from tortie.datastore.syncer import Syncer, SyncStatus
+from tortie.datastore.types.meta import Resource
+
+_log = logging.getLogger(__name__)
+
+_SETTLE = 0.05  # seconds in which a burst of changes becomes one rendering
+_RETRY = Backoff(first=1.0, cap=60.0)  # a full disk or a busy machine passes
+
+
+class Confd:
+    """One node's rendering; `environment` gives CALICO_ROUTER_ID."""
+
+    def __init__(self, backend: Backend, node: str, environment: Mapping[str, str]) -> None:
+        self._backend = backend
+        self._node = node
+        self._router_id = environment.get("CALICO_ROUTER_ID", "")
+        self._snapshot = Snapshot()
+        self._dirty = asyncio.Event()
+        self._told: set[str] = set()  # problems that were logged and still hold
+        self._retry = Retry(_RETRY)
+
+    async def watch(self) -> None:
+        """For ever: keep the snapshot; have it rendered whenever it is whole and has changed."""
+        self._snapshot = Snapshot()
+        syncer = Syncer(self._backend, listings(self._node), check=_check)
+        async with aclosing(syncer.batches()) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                self._snapshot.apply(batch.updates)
+                if batch.status is SyncStatus.IN_SYNC:
+                    self._dirty.set()
+                else:
+                    self._dirty.clear()  # half a snapshot would take sessions and routes away
+
+    async def render(self) -> None:
+        """For ever: bring the files up to date with the snapshot."""
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(_SETTLE)
+            if not self._dirty.is_set():
+                continue
+            self._dirty.clear()
+            if not await self.render_once():
+                asyncio.get_running_loop().call_later(self._retry.wait(), self._dirty.set)
+            else:
+                self._retry.reset()
+
+    async def render_once(self) -> bool:
+        """Whether the files are what they should be now."""
+        try:
+            made = context.build(self._snapshot, self._node, self._router_id)
+            conf, digest = render.exabgp_conf(made)
+            changed = await files.install(conf, render.bgp_json(made, digest))
+        except (ConfigError, OSError) as err:
+            self._tell([f"keeping the files as they are: {err}"])
+            return False
+        self._tell(made.problems)
+        if changed:
+            _log.info("%d sessions, %d blocks, %d pools", *map(len, (made.neighbors, *_parts(made))))
+        return True
+
+    def _tell(self, problems: Any) -> None:
+        """Log each problem once, and again only after it was gone."""
+        for problem in problems:
+            if problem not in self._told:
+                _log.warning("%s", problem)
+        for problem in self._told - set(problems):
+            _log.info("no longer: %s", problem)
+        self._told = set(problems)
+
+
+def _parts(made: context.Context) -> tuple[Any, Any]:
+    return made.config.blocks, made.config.pools
+
+
+def _check(value: Any) -> None:
+    if isinstance(value, Resource):
+        validate.check(value)
+
+
+def main() -> None:
+    """NODENAME names this node, CALICO_ROUTER_ID its router ID; datastore as in config.from_env()."""
+    log.setup()
+    node = os.environ.get("NODENAME") or os.uname().nodename.lower()
+    os.makedirs(paths.config_dir(), exist_ok=True)
+    os.makedirs(paths.run_dir(), exist_ok=True)
+
+    async def run() -> None:
+        # Only the daemon itself needs etcd's client: rendering, and its tests, do not.
+        from tortie.datastore.etcd import EtcdBackend
+
+        backend = EtcdBackend(config.load())
+        confd = Confd(backend, node, os.environ)
+        try:
+            await tasks.run_until_stopped([("watching", confd.watch), ("rendering", confd.render)])
+        finally:
+            await backend.close()
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()

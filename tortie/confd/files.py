@@ -1,0 +1,77 @@
+"""Putting the rendered files in place: checked by ExaBGP itself, replaced in one step, the agent told.
+
+One bad file would end ExaBGP, or make it deaf to all later ones; so a new exabgp.conf is first parsed
+by ExaBGP's own code in a process of its own. It is replaced before bgp.json, whose digest makes the
+agent ask ExaBGP to reload: a change of bgp.json alone reloads nothing.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import tempfile
+
+from tortie.bgp import exabgp, paths
+from tortie.core.errors import ConfigError
+from tortie.core.files import read_or_none, write_atomic
+
+_SECRET_MODE = 0o600  # exabgp.conf holds passwords
+_CHECK_TIMEOUT = 30.0  # seconds; a check takes half a second, more on a node that is just starting
+
+
+async def install(exabgp_conf: str, bgp_json: bytes) -> bool:
+    """Make the two files be these; whether anything changed. Raises ConfigError, OSError."""
+    conf_path, json_path = paths.exabgp_conf(), paths.bgp_json()
+    new_conf = read_or_none(conf_path) != exabgp_conf.encode()
+    new_json = read_or_none(json_path) != bgp_json
+    if new_conf:
+        await _replace_checked(conf_path, exabgp_conf)
+    if new_json:
+        write_atomic(json_path, bgp_json, _SECRET_MODE)
+    if new_conf or new_json:
+        nudge()
+    return new_conf or new_json
+
+
+async def _replace_checked(path: str, content: str) -> None:
+    folder, name = os.path.split(path)
+    fd, staged = tempfile.mkstemp(prefix=f".{name}.", dir=folder)  # readable by us alone
+    try:
+        with os.fdopen(fd, "w", encoding="ascii") as out:
+            out.write(content)
+        await check(staged)
+        os.replace(staged, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(staged)
+        raise
+
+
+async def check(path: str) -> None:
+    """Raises ConfigError with ExaBGP's reason unless it accepts the file."""
+    checker = await asyncio.create_subprocess_exec(
+        *exabgp.validation_argv(path),
+        env=exabgp.environment(os.environ),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        said, _ = await asyncio.wait_for(checker.communicate(), _CHECK_TIMEOUT)
+    except TimeoutError as err:
+        raise ConfigError("exabgp.conf", "", f"ExaBGP's check took over {_CHECK_TIMEOUT:.0f} s") from err
+    finally:
+        if checker.returncode is None:
+            checker.kill()
+            await checker.wait()
+    if checker.returncode:
+        raise ConfigError("exabgp.conf", "", f"ExaBGP refuses it: {said.decode('utf-8', 'replace').strip()}")
+
+
+def nudge() -> None:
+    """Have the agent look at its file now; if it is not there, it will read it when it starts."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender,
+        contextlib.suppress(FileNotFoundError, ConnectionRefusedError, BlockingIOError),
+    ):
+        sender.sendto(b"!", paths.nudge_socket())

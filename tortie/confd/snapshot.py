@@ -1,0 +1,57 @@
+"""What the datastore holds, as far as BGP needs it: kept up to date from the syncer's updates."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tortie.datastore.keys import AffinityKey, AffinityList, Key, Listing, ResourceKey, ResourceList
+from tortie.datastore.syncer import Update
+from tortie.datastore.types.bgp import BGPConfiguration, BGPPeer
+from tortie.datastore.types.cluster import FelixConfiguration
+from tortie.datastore.types.ipam import Affinity
+from tortie.datastore.types.ippool import IPPool
+from tortie.datastore.types.node import Node
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Each dict: name -> object; `affinities`: block -> this node's claim on it."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    pools: dict[str, IPPool] = field(default_factory=dict)
+    bgp: dict[str, BGPConfiguration] = field(default_factory=dict)
+    peers: dict[str, BGPPeer] = field(default_factory=dict)
+    felix: dict[str, FelixConfiguration] = field(default_factory=dict)
+    affinities: dict[str, Affinity] = field(default_factory=dict)
+
+    def apply(self, updates: Iterable[Update]) -> None:
+        for update in updates:
+            place = self._place(update.key)
+            if place is None:
+                continue
+            table, name = place
+            if update.value is None:
+                table.pop(name, None)
+            else:
+                table[name] = update.value
+
+    def _place(self, key: Key) -> tuple[dict[str, Any], str] | None:
+        if isinstance(key, AffinityKey):
+            return self.affinities, key.cidr
+        if not isinstance(key, ResourceKey):
+            return None
+        tables: dict[str, dict[str, Any]] = {
+            "Node": self.nodes,
+            "IPPool": self.pools,
+            "BGPConfiguration": self.bgp,
+            "BGPPeer": self.peers,
+            "FelixConfiguration": self.felix,
+        }
+        table = tables.get(key.kind)
+        return None if table is None else (table, key.name)
+
+
+def listings(node: str) -> list[Listing]:
+    """What to follow for a snapshot of this node's view."""
+    kinds = ("Node", "IPPool", "BGPConfiguration", "BGPPeer", "FelixConfiguration")
+    return [*(ResourceList(kind) for kind in kinds), AffinityList(host=node)]
