@@ -34,7 +34,9 @@ _GET = Command(
         ),
         Flag("all-namespaces", "show the resources of all namespaces", "A", "bool"),
         Flag("all-namespaces-a", "the same as --all-namespaces", "a", "bool", hidden=True),
-        Flag("export", "leave out what belongs to this cluster: namespace, UID, revision, times", kind="bool"),
+        Flag(
+            "export", "leave out what belongs to this cluster: namespace, UID, revision, times", kind="bool"
+        ),
     ),
     "crud:get",
     _ANY,
@@ -97,7 +99,9 @@ _PATCH = Command(
         _CONFIG,
         _NAMESPACE,
         Flag("patch", "the patch", "p"),
-        Flag("type", "accepted for compatibility; every patch is a strategic merge", "t", default="strategic"),
+        Flag(
+            "type", "accepted for compatibility; every patch is a strategic merge", "t", default="strategic"
+        ),
     ),
     "crud:patch",
     (2, 2),
@@ -127,14 +131,18 @@ _IPAM = Command(
         Command(
             "show",
             "Show the usage of pools and blocks, or of one address",
-            "Shows how full each IP pool is; the flags ask for blocks, one address, borrowed addresses or the\n"
-            "configuration instead.",
+            "Shows how full each IP pool is; the flags ask for blocks, one address, borrowed addresses\n"
+            "or the configuration instead.",
             example="  calicoctl ipam show --show-blocks\n  calicoctl ipam show --ip 10.0.0.1",
             flags=(
                 _CONFIG,
                 Flag("ip", "tell whether this address is in use, and by whom"),
                 Flag("show-blocks", "show the blocks of each pool as well", kind="bool"),
-                Flag("show-borrowed", "show addresses used by a node that does not own their block", kind="bool"),
+                Flag(
+                    "show-borrowed",
+                    "show addresses used by a node that does not own their block",
+                    kind="bool",
+                ),
                 Flag("show-configuration", "show the configuration of IPAM", kind="bool"),
             ),
             run="ipamshow:show",

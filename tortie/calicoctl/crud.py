@@ -70,9 +70,7 @@ def delete(call: Call) -> None:
     _write(call, "delete", operations.delete, skip=skip)
 
 
-def _write(
-    call: Call, verb: str, operation: Operation, skip: type[TortieError] | tuple[()] = ()
-) -> None:
+def _write(call: Call, verb: str, operation: Operation, skip: type[TortieError] | tuple[()] = ()) -> None:
     async def work(current: Session) -> None:
         await current.check_version()
         resources = _wanted(call)

@@ -114,9 +114,8 @@ def _set(parsed: Parsed, flag: Flag, text: str) -> None:
 
 
 def _invalid(flag: Flag, text: str, parser: str) -> CommandError:
-    return CommandError(
-        f'invalid argument "{text}" for "{flag.label}" flag: strconv.{parser}: parsing "{text}": invalid syntax'
-    )
+    reason = f'strconv.{parser}: parsing "{text}": invalid syntax'
+    return CommandError(f'invalid argument "{text}" for "{flag.label}" flag: {reason}')
 
 
 def takes_next(flags: Iterable[Flag], argument: str) -> bool:

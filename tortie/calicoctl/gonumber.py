@@ -37,3 +37,8 @@ def _shortest(number: float) -> tuple[str, str, int]:
     leading = len(whole + fraction) - len(digits)
     digits = digits.rstrip("0") or "0"
     return sign, digits, point - leading - 1
+
+
+def format_significant(number: float, digits: int) -> str:
+    """%.{digits}g of Go and C: 65531, 9.2234e+18."""
+    return f"{float(number):.{digits}g}"

@@ -35,8 +35,8 @@ def resolve(text: str) -> Scalar:
         return _WORDS[text]
     if text and text[0] in "+-.0123456789" and len(text) <= _LONGEST_NUMBER:
         plain = text if text[0] == "." else text.replace("_", "")
-        if _INTEGER.fullmatch(plain) and (number := _integer(plain)) is not None:
-            return number
+        if _INTEGER.fullmatch(plain) and (whole := _integer(plain)) is not None:
+            return whole
         if _FLOAT.fullmatch(plain) and not math.isinf(number := float(plain)):
             return number
     return text

@@ -36,12 +36,14 @@ def usage(path: tuple[Command, ...]) -> str:
 
 def _children(command: Command) -> str:
     shown = [child for child in command.children if not child.hidden]
-    width = max(_NAME_WIDTH, max(len(child.name) for child in shown))
+    width = max(_NAME_WIDTH, *(len(child.name) for child in shown))
     return "Available Commands:\n" + "".join(f"  {c.name.ljust(width)} {c.short}\n" for c in shown)
 
 
 def _flags(flags: Iterable[Flag]) -> str:
-    lines = [(_label(flag), _meaning(flag)) for flag in sorted(flags, key=lambda f: f.name) if not flag.hidden]
+    lines = [
+        (_label(flag), _meaning(flag)) for flag in sorted(flags, key=lambda f: f.name) if not flag.hidden
+    ]
     width = max(len(label) for label, _ in lines)
     return "".join(f"{label.ljust(width)}   {meaning}\n" for label, meaning in lines)
 
@@ -54,7 +56,11 @@ def _label(flag: Flag) -> str:
 def _meaning(flag: Flag) -> str:
     if not flag.default:
         return flag.help
-    return f'{flag.help} (default "{flag.default}")' if flag.kind == "string" else f"{flag.help} (default {flag.default})"
+    return (
+        f'{flag.help} (default "{flag.default}")'
+        if flag.kind == "string"
+        else f"{flag.help} (default {flag.default})"
+    )
 
 
 def help_command(call: Call) -> None:

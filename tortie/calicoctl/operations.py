@@ -95,8 +95,20 @@ async def delete(client: Client, resource: Resource) -> Resource:
     meta = resource.metadata
     if not meta.name:
         raise CommandError("resource name may not be empty")
+    if resource.KIND in ("IPPool", "Node"):
+        return await _delete_with_addresses(client, resource) or resource
     deleted = await client.delete(type(resource), meta.name, meta.namespace, meta.resourceVersion)
     return deleted or resource
+
+
+async def _delete_with_addresses(client: Client, resource: Resource) -> Resource | None:
+    """A pool or a node goes together with what IPAM keeps of it."""
+    from tortie.ipam import cluster  # only these two kinds need the allocator
+    from tortie.ipam.allocator import Allocator
+
+    name, revision = resource.metadata.name, resource.metadata.resourceVersion
+    remove = cluster.delete_pool if resource.KIND == "IPPool" else cluster.delete_node
+    return await remove(client, Allocator(client), name, revision=revision)
 
 
 async def patch(client: Client, resource: Resource, text: str) -> Resource:
@@ -149,5 +161,7 @@ def _refuse_managed_elsewhere(resource: Resource, operation: str) -> None:
         raise OperationNotSupported(operation, "ClusterInformation")
     if resource.KIND == "NetworkPolicy" and resource.metadata.name.startswith(_KUBERNETES_POLICY):
         raise OperationNotSupported(
-            operation, key_of(resource), "kubernetes network policies must be managed through the kubernetes API"
+            operation,
+            key_of(resource),
+            "kubernetes network policies must be managed through the kubernetes API",
         )

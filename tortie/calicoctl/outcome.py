@@ -73,6 +73,5 @@ def deleted(outcome: Outcome) -> tuple[str, CommandError | None]:
 
 
 def _partial(outcome: Outcome, verb: str) -> str:
-    return (
-        f"Partial success: {_PAST[verb]} the first {outcome.handled} out of {outcome.total} {outcome.many()}:\n"
-    )
+    done = f"{_PAST[verb]} the first {outcome.handled} out of {outcome.total} {outcome.many()}"
+    return f"Partial success: {done}:\n"

@@ -120,7 +120,7 @@ def _single_or_all(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values or None
 
 
-def _plain(result: Result) -> dict[str, Any]:
+def _plain(result: Result) -> Any:
     if not isinstance(result, Listing):
         return _numbers(codec.to_plain(_known(result)))
     items = [_plain(item) for item in result.items]

@@ -15,7 +15,7 @@ class Command:
     """One node of the tree. `run` is `module:function` in this room, imported when the command runs.
 
     `usage` is what follows the name in the usage line; `arity` is how many words the command takes,
-    (least, most), None for any number; `complete` is what its words are, for shell completion.
+    (least, most), None for any number.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Command:
     arity: tuple[int, int | None] = (0, None)
     children: tuple["Command", ...] = ()
     hidden: bool = False
-    complete: str = ""  # "": nothing; kinds | shells
+    complete: str = ""  # kinds: the first word is a kind
 
     def child(self, name: str) -> "Command | None":
         return next((child for child in self.children if child.name == name), None)

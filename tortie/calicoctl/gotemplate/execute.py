@@ -45,9 +45,7 @@ class Run:
         line = self._text.count("\n", 0, node.at) + 1
         column = node.at - (self._text.rfind("\n", 0, node.at) + 1)
         shown = source(node)
-        return CommandError(
-            f'template: get:{line}:{column}: executing "{self._name}" at <{shown}>: {reason}'
-        )
+        return CommandError(f'template: get:{line}:{column}: executing "{self._name}" at <{shown}>: {reason}')
 
     # --- statements -------------------------------------------------------------------------------
 
@@ -155,10 +153,9 @@ class Run:
         if isinstance(first, nodes.Nil):
             raise self._fail(first, "nil is not a command")
         if rest or final is not _MISSING:
-            if isinstance(first, nodes.Field | nodes.Chain | nodes.Variable) and getattr(first, "names", ()):
-                name = first.names[-1]  # type: ignore[union-attr]
+            if isinstance(first, nodes.Field | nodes.Chain | nodes.Variable) and first.names:
                 self._value(first, dot)
-                raise self._fail(first, f"{name} is not a method but has arguments")
+                raise self._fail(first, f"{first.names[-1]} is not a method but has arguments")
             raise self._fail(first, f"can't give argument to non-function {source(first)}")
         return self._value(first, dot)
 
@@ -215,9 +212,7 @@ class Run:
             types = ", ".join(map(type_name, given))
             raise self._fail(whole, f"wrong type for value: {node.name} of {types}") from None
 
-    def _short_circuit(
-        self, node: nodes.Function, arguments: Sequence[Node], dot: Any, final: Any
-    ) -> Any:
+    def _short_circuit(self, node: nodes.Function, arguments: Sequence[Node], dot: Any, final: Any) -> Any:
         """`or` gives its first true argument, `and` its first false one, else the last."""
         value: Any = _MISSING
         for argument in arguments:

@@ -108,4 +108,3 @@ def _next(source: str, at: int) -> Token:
         raise SyntaxProblem(source, at, reason)
     kind = "keyword" if match.lastgroup == "word" and match[0] in _KEYWORDS else match.lastgroup
     return Token(kind, match[0], at)
-

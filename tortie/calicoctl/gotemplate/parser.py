@@ -22,7 +22,7 @@ class _Parser:
     def __init__(self, source: str, functions: frozenset[str]) -> None:
         self._source = source
         self._functions = functions
-        self._tokens = [token for token in tokens(source)]
+        self._tokens = list(tokens(source))
         self._index = 0
         self._variables = ["$"]
         self._loops = 0
@@ -298,4 +298,6 @@ def _number(text: str) -> int | float:
 
 
 def _named(token: Token) -> str:
-    return {"end": "EOF", "close": '"}}"'}.get(token.kind, f"<{token.text}>" if token.kind == "keyword" else f'"{token.text}"')
+    return {"end": "EOF", "close": '"}}"'}.get(
+        token.kind, f"<{token.text}>" if token.kind == "keyword" else f'"{token.text}"'
+    )

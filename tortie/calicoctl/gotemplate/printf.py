@@ -63,7 +63,11 @@ def _formatted(letter: str, flags: str, precision: int | None, value: Any) -> st
         return "[" + " ".join(_formatted(letter, flags, precision, item) for item in value) + "]"
     if isinstance(value, dict):
         pairs = ((key, _formatted(letter, flags, precision, value[key])) for key in sorted(value))
-        return "map[" + " ".join(f"{_formatted(letter, flags, precision, key)}:{item}" for key, item in pairs) + "]"
+        return (
+            "map["
+            + " ".join(f"{_formatted(letter, flags, precision, key)}:{item}" for key, item in pairs)
+            + "]"
+        )
     if isinstance(value, bool):
         return text_of(value) if letter == "t" else wrong
     if isinstance(value, int):
@@ -111,7 +115,9 @@ def _string(letter: str, flags: str, precision: int | None, value: str) -> str:
         case "s":
             return text_of(text)
         case "q":
-            return f"`{text}`" if "#" in flags and "`" not in text and text.isprintable() else _quoted(text, '"')
+            return (
+                f"`{text}`" if "#" in flags and "`" not in text and text.isprintable() else _quoted(text, '"')
+            )
         case "x":
             return text.encode().hex(" ") if " " in flags else text.encode().hex()
         case "X":
