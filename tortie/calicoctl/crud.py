@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import structs
 
-from tortie.calicoctl import kinds, manifest, operations, outcome, output, session
+from tortie.calicoctl import kinds, operations, outcome, output, session
 from tortie.calicoctl.call import Call
-from tortie.calicoctl.errors import CommandError
+from tortie.calicoctl.errors import CommandError, InvalidFile, Refusal
 from tortie.calicoctl.session import Session
 from tortie.core.errors import (
     DatastoreError,
@@ -30,6 +30,8 @@ Operation = Callable[[Client, Resource], Awaitable[object]]
 def _wanted(call: Call) -> list[Resource]:
     """The resources of the file, or those named on the command line; without a name: all of the kind."""
     if path := call.flags["filename"]:
+        from tortie.calicoctl import manifest  # most calls of `get` read no file
+
         recursive, skip_empty = call.flags["recursive"], call.flags["skip-empty"]
         return manifest.read(manifest.Source(path, call.stdin, recursive, skip_empty))
     if not call.words:
@@ -168,10 +170,10 @@ def get(call: Call) -> None:
             resources = _wanted(call)
             client = current.client()
             _checked_names(call, resources)
-        except manifest.InvalidFile:
+        except (InvalidFile, Refusal):
             raise
         except CommandError as err:
-            raise _prefixed(err) from err
+            raise CommandError(f"failed to get resources: {err}") from err
         results: list[output.Result] = []
         errors: list[TortieError] = []
         for resource in resources:
@@ -189,12 +191,6 @@ def get(call: Call) -> None:
             raise CommandError("\n".join(map(str, errors)))
 
     session.run(call, work)
-
-
-def _prefixed(err: CommandError) -> CommandError:
-    from tortie.calicoctl.errors import Refusal
-
-    return err if isinstance(err, Refusal) else CommandError(f"failed to get resources: {err}")
 
 
 def _read_template(path: str) -> str:

@@ -15,6 +15,13 @@ class Refusal(CommandError):
     """The few errors that Calico prints to stdout; exit code 1."""
 
 
+class InvalidFile(CommandError):
+    """A file cannot be read or understood; nothing of the whole input is carried out."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(f"failed to execute command: {reason}")
+
+
 def friendly(text: str) -> str:
     """An error as a user sees it: of a misplaced field only the field's name is worth saying."""
     if found := _UNKNOWN_FIELD.search(text):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from tortie.calicoctl import documents
-from tortie.calicoctl.errors import CommandError
+from tortie.calicoctl.errors import CommandError, InvalidFile
 from tortie.calicoctl.shape import shaped
 from tortie.core.errors import ValidationError
 from tortie.datastore import codec
@@ -16,13 +16,6 @@ from tortie.datastore.types.meta import API_VERSION, Resource
 _EXTENSIONS = {".yaml", ".yml", ".json"}
 _UNSTORED = {"BlockAffinity", "LiveMigration"}  # kinds that calicoctl does not manage
 _LIST_FIELDS = {"kind", "apiVersion", "metadata", "items"}
-
-
-class InvalidFile(CommandError):
-    """A file cannot be read or understood; nothing of the whole input is carried out."""
-
-    def __init__(self, reason: object) -> None:
-        super().__init__(f"failed to execute command: {reason}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, structs
 
-from tortie.calicoctl import manifest, strategicpatch
 from tortie.calicoctl.errors import CommandError
 from tortie.calicoctl.kinds import of
 from tortie.core.errors import (
@@ -113,6 +112,8 @@ async def _delete_with_addresses(client: Client, resource: Resource) -> Resource
 
 async def patch(client: Client, resource: Resource, text: str) -> Resource:
     """Apply a strategic merge patch to what is stored."""
+    from tortie.calicoctl import manifest, strategicpatch  # no other operation reads documents
+
     stored = await _stored(client, resource)
     try:
         changes = msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
