@@ -84,9 +84,9 @@ def shown(result: Result) -> list[str]:
         if not text:
             return []
         end = "$" if text.endswith("\n") else ""
-        return [f"{mark} {line}" for line in text.removesuffix("\n").replace("\n", "$\n").split("\n")[:-1]] + [
-            f"{mark} {text.removesuffix(chr(10)).split(chr(10))[-1]}{end}"
-        ]
+        return [
+            f"{mark} {line}" for line in text.removesuffix("\n").replace("\n", "$\n").split("\n")[:-1]
+        ] + [f"{mark} {text.removesuffix(chr(10)).split(chr(10))[-1]}{end}"]
 
     code = [f"= {result.code}"] if result.code else []
     return lines(">", result.out) + lines("!", result.err) + code

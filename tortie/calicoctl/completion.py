@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from tortie.calicoctl.call import Call
 from tortie.calicoctl.errors import CommandError
-from tortie.calicoctl.flags import Flag
+from tortie.calicoctl.flags import Flag, parse
 from tortie.calicoctl.tree import Command, Found, find
 
 _OUTPUTS = ("custom-columns=", "go-template-file=", "go-template=", "json", "ps", "wide", "yaml")
@@ -86,7 +86,7 @@ def candidates(root: Command, words: Sequence[str]) -> list[str]:
             given = next((flag for flag in flags if f"--{flag.name}" == name), None)
             return [f"{name}={v}" for v in _starting(_values(given), value)] if given else []
         return _starting([f"--{flag.name}" for flag in flags], partial)
-    return _starting(_words(found, before), partial)
+    return _starting(_words(found, _given_words(found)), partial)
 
 
 def _starting(values: Iterable[str], partial: str) -> list[str]:
@@ -104,11 +104,17 @@ def _values(flag: Flag) -> Iterable[str]:
     return {"output": _OUTPUTS, "log-level": _LEVELS}.get(flag.name, ())
 
 
-def _words(found: Found, before: Sequence[str]) -> Iterable[str]:
+def _given_words(found: Found) -> list[str]:
+    try:
+        return parse(found.flags(), found.rest).words
+    except CommandError:
+        return found.rest
+
+
+def _words(found: Found, given: Sequence[str]) -> Iterable[str]:
     if found.command.children:
         return [child.name for child in found.command.children if not child.hidden]
-    own = [word for word in before if not word.startswith("-")][len(found.path) - 1 :]
-    if found.command.complete == "kinds" and not own:
+    if found.command.complete == "kinds" and not given:
         from tortie.calicoctl.kinds import MANAGED  # with all resource types, for this case only
 
         return [kind.aliases[1] for kind in MANAGED.values()]
