@@ -50,6 +50,23 @@ def test_a_session_of_processes(ctl: Ctl) -> None:
     assert missing.stderr == "resource does not exist: IPPool(nope) with error: <nil>\n"
 
 
+def test_a_log_level_brings_log_lines(ctl: Ctl) -> None:
+    assert process("get", "nodes", env=ctl.env).stderr == ""
+    logged = process("apply", "-l", "info", "-f", "-", env=ctl.env, stdin=POOL % ("p", 1))
+    assert logged.returncode == 0 and "[INFO]" in logged.stderr
+
+
+@pytest.mark.parametrize("name", ["\udcff", "a/b", "../x", "", " ", "\n", "x" * 5000])
+def test_any_name_is_looked_up_or_refused(ctl: Ctl, name: str) -> None:
+    for line in (["get", "node", name], ["delete", "np", name], ["label", "node", name, "a=b"], ["get", "np", "-n", name]):
+        result = ctl.run(*line)
+        assert result.code == 1 or name == "" or line[2] == "-n"
+    for line in (["get", name], ["ipam", "show", "--ip", name or "x"], ["get", "nodes", "-c", name or "x"]):
+        assert ctl.run(*line).code == 1
+    patch = '{"metadata":{"labels":{"a":"' + name + '"}}}'
+    assert ctl.run("patch", "node", "n", "-p", patch).code == 1
+
+
 def test_names_beyond_the_terminals_encoding(ctl: Ctl, etcd: Etcd) -> None:
     etcd.put("/calico/resources/v3/projectcalico.org/tiers/naïve", '{"kind":"Tier"}')
     shown = process(

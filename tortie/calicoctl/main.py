@@ -10,7 +10,7 @@ from tortie.calicoctl import flags as flag_syntax
 from tortie.calicoctl import tree
 from tortie.calicoctl.call import Call
 from tortie.calicoctl.commands import root
-from tortie.calicoctl.errors import CommandError, Refusal, friendly
+from tortie.calicoctl.errors import CommandError, Refusal, friendly, printable
 from tortie.core.errors import TortieError
 
 _LOG_LEVELS = {"panic", "fatal", "error", "warn", "warning", "info", "debug", "trace"}
@@ -51,7 +51,7 @@ def run(
     try:
         _dispatch(call, arguments)
     except Refusal as err:
-        call.out(f"{err}\n")
+        call.out(printable(str(err), keep="\n\t") + "\n")
         return 1
     except TortieError as err:
         call.err(friendly(str(err)))

@@ -15,6 +15,7 @@ from tortie.datastore.client import Client
 from tortie.datastore.connect import connect
 from tortie.datastore.types.cluster import ClusterInformation
 
+_SILENCE = logging.NullHandler()
 _OVERRIDE = "Use --allow-version-mismatch to override"
 
 
@@ -80,7 +81,7 @@ def _release(version: str) -> str:
 def run(call: Call, work: Callable[[Session], Awaitable[None]]) -> None:
     """Run a command's work in a session. Raises what the work raises."""
     # Without --log-level this program says everything itself; Python would print warnings on its own.
-    logging.getLogger("tortie").addHandler(logging.NullHandler())
+    logging.getLogger("tortie").addHandler(_SILENCE)
 
     async def whole() -> None:
         session = Session(call)

@@ -30,9 +30,7 @@ class _Parser:
         self._templates: Templates = {}
 
     def templates(self) -> Templates:
-        body, ending = self._block(("end of template",))
-        assert ending == "end of template"
-        self._templates["get"] = body
+        self._templates["get"], _ = self._block(("end of template",))
         return self._templates
 
     # --- tokens -----------------------------------------------------------------------------------
