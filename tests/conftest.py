@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(
     0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-)  # for tests.support and others
+)  # for tests.netns_lab, tests.support
 
 from tests.netns_lab import Namespace
 from tests.support.etcd_fixtures import backend, etcd, etcd_process, make_etcd

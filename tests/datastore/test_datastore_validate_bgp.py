@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.resources import problems, resource
-from tortie.datastore import validate
+from tortie.datastore import codec, validate
 
 pytestmark = pytest.mark.unit
 
@@ -17,6 +17,21 @@ def test_configuration_defaults() -> None:
     assert filled.spec.logSeverityScreen == "Info"
     assert filled.spec.serviceLoadBalancerAggregation == "Enabled"
     assert filled.spec.nodeMeshMaxRestartTime == "1m30s"
+
+
+def test_bare_addresses_that_older_calicos_took_become_cidrs() -> None:
+    blocks = {"serviceClusterIPs": [{"cidr": "10.0.0.1"}], "serviceExternalIPs": [{"cidr": "fd00::1"}]}
+    advertised = {"prefixAdvertisements": [{"cidr": "10.0.0.1", "communities": ["1:2"]}]}
+    spec: Any = codec.to_plain(validate.with_defaults(resource("BGPConfiguration", blocks | advertised)))[
+        "spec"
+    ]
+    assert spec["serviceClusterIPs"] == [{"cidr": "10.0.0.1/32"}]
+    assert spec["serviceExternalIPs"] == [{"cidr": "fd00::1/128"}]
+    assert spec["prefixAdvertisements"][0]["cidr"] == "10.0.0.1/32"
+    rules: Any = validate.with_defaults(resource("BGPFilter", {"importV4": [V4 | {"cidr": "10.0.0.1"}]}))
+    assert rules.spec.importV4[0].cidr == "10.0.0.1/32"
+    reserved: Any = validate.with_defaults(resource("IPReservation", {"reservedCIDRs": ["10.0.0.1"]}))
+    assert reserved.spec.reservedCIDRs == ("10.0.0.1/32",)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +46,8 @@ def test_configuration_defaults() -> None:
         ({"listenPort": -1}, "spec.listenPort"),
         ({"serviceClusterIPs": [{"cidr": "10.96.0.0/12"}]}, None),
         ({"serviceClusterIPs": [{"cidr": "10.96.0.1/12"}]}, "spec.serviceClusterIPs[0].cidr"),
-        ({"serviceExternalIPs": [{"cidr": "10.96.0.1"}]}, "spec.serviceExternalIPs[0].cidr"),
+        ({"serviceExternalIPs": [{"cidr": "10.96.0.1"}]}, None),
+        ({"serviceExternalIPs": [{"cidr": "10.96.0.1/"}]}, "spec.serviceExternalIPs[0].cidr"),
         ({"serviceLoadBalancerIPs": [{"cidr": "x; y"}]}, "spec.serviceLoadBalancerIPs[0].cidr"),
         ({"serviceLoadBalancerAggregation": "On"}, "spec.serviceLoadBalancerAggregation"),
         ({"nodeMeshPassword": {"secretKeyRef": {"name": "bgp", "key": "pass_word.1"}}}, None),
@@ -85,8 +101,7 @@ ADVERTISED = [{"cidr": "10.0.0.0/8", "communities": ["65000:1"]}]
          "spec.prefixAdvertisements[0].communities[0]"),
         ({"prefixAdvertisements": [{"cidr": "10.0.0.0/8"}]}, "spec.prefixAdvertisements[0].communities"),
         ({"prefixAdvertisements": [{"communities": ["1:2"]}]}, "spec.prefixAdvertisements[0].cidr"),
-        ({"prefixAdvertisements": [{"cidr": "10.0.0.0", "communities": ["1:2"]}]},
-         "spec.prefixAdvertisements[0].cidr"),
+        ({"prefixAdvertisements": [{"cidr": "10.0.0.1", "communities": ["1:2"]}]}, None),
         ({"prefixAdvertisements": ADVERTISED * 501}, "spec.prefixAdvertisements"),
     ],
 )  # fmt: skip
@@ -190,7 +205,7 @@ V4 = ACCEPT | {"cidr": "10.0.0.0/8", "matchOperator": "In"}
         (ACCEPT | {"matchOperator": "In"}, "matchOperator"),
         (V4 | {"matchOperator": "Within"}, "matchOperator"),
         (V4 | {"cidr": "10.0.0.1/8"}, "cidr"),
-        (V4 | {"cidr": "10.0.0.1"}, "cidr"),
+        (V4 | {"cidr": "10.0.0.1"}, None),
         (V4 | {"cidr": "fd00::/8"}, "cidr"),
         (ACCEPT | {"prefixLength": {"min": 1}}, "cidr"),
         (V4 | {"prefixLength": {"min": -1}}, "prefixLength.min"),

@@ -51,7 +51,7 @@ async def eventually(condition: Callable[[], object], deadline: float = 10.0, wh
     """Wait until `condition()` is true. Raises TimeoutError."""
     try:
         async with asyncio.timeout(deadline):
-            while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+            while not condition():
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise TimeoutError(f"waited {deadline:g} s for {what or condition}") from None

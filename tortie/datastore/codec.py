@@ -30,14 +30,19 @@ def decode(kind: type[S], data: bytes) -> S:
         raw = msgspec.json.decode(data or b"{}")  # an empty value is {} in old data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise _invalid(kind, data[:64].decode("utf-8", "replace"), f"malformed JSON: {err}") from err
-    return from_plain(kind, raw)
+    # What has neither nulls nor depth need not be searched for them: most objects, at half their cost.
+    plain = b"null" not in data and data.count(b"{") + data.count(b"[") <= _MAX_DEPTH
+    return _typed(kind, raw if plain else _without_nulls(raw))
 
 
 def from_plain(kind: type[S], raw: Any) -> S:
     """A typed value from decoded JSON or YAML. Raises ValidationError."""
-    if not isinstance(raw, dict):
-        raise _invalid(kind, type(raw).__name__, "expected a JSON object")
-    clean = _without_nulls(raw)
+    return _typed(kind, _without_nulls(raw))
+
+
+def _typed(kind: type[S], clean: Any) -> S:
+    if not isinstance(clean, dict):
+        raise _invalid(kind, type(clean).__name__, "expected a JSON object")
     try:
         value = msgspec.convert(clean, kind, dec_hook=_from_builtin)
     except msgspec.ValidationError as err:

@@ -203,12 +203,12 @@ def _number(revision: str) -> int:
 
 def _kv(key: Key, entry: proto.Entry) -> KV:
     """Raises ValidationError if the stored bytes are not what the key promises."""
-    value = codec.decode(key.type, entry.value)
+    value, revision = codec.decode(key.type, entry.value), str(entry.revision)
     if isinstance(key, ResourceKey) and isinstance(value, Resource):
         # The key decides who this is: a body that says otherwise must not impersonate another object.
-        value = value.with_metadata(name=key.name, namespace=key.namespace)
-        return _stored(key, value, entry.revision)
-    return _stored(key, value, entry.revision, msgspec.json.decode(entry.value or b"{}"))
+        value = value.with_metadata(name=key.name, namespace=key.namespace, resourceVersion=revision)
+        return KV(key, value, revision)
+    return KV(key, value, revision, msgspec.json.decode(entry.value or b"{}"))
 
 
 def _stored(key: Key, value: Any, revision: int, origin: dict[str, Any] | None = None) -> KV:

@@ -96,6 +96,16 @@ class LabNode:
     def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
         wait_until(condition, f"{self.name}: {what}", timeout, lambda: tail(self.log))
 
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        """Until felix and BGP are ready; at once an error if calico-node gave up."""
+
+        def ready_or_ended() -> bool:
+            return self._agent is None or self._agent.poll() is not None or self.ready()
+
+        self.wait_until(ready_or_ended, "calico-node to be ready", timeout)
+        if self._agent is None or self._agent.poll() is not None:
+            raise LabError(f"{self.name}: calico-node ended\n{tail(self.log)}")
+
     def routes(self, *args: str) -> list[dict[str, object]]:
         """`ip -j route show ARGS` on this node."""
         return json.loads(self.box.output("ip", "-j", "route", "show", *args) or "[]")  # type: ignore[no-any-return]
@@ -131,8 +141,9 @@ class Lab:
             tell(f"{node.name} at {node.ip}: calico-node")
             node.start_agent()
         for node in self.nodes.values():
-            node.wait_until(node.ready, "calico-node to be ready", 60)
+            node.wait_ready()
             tell(f"{node.name} is ready")
+        self.add_namespace("default")
 
     def _build_underlay(self) -> None:
         ip("link", "add", "underlay", "type", "bridge")
@@ -194,6 +205,24 @@ class Lab:
         subprocess.run(["ip", "link", "del", "underlay"], check=False, capture_output=True)
 
     # --- pods -----------------------------------------------------------------------------------
+
+    def add_namespace(self, name: str, labels: Mapping[str, str] | None = None) -> None:
+        """What kube-controllers write for a Kubernetes namespace: its profile, which allows everything."""
+        applied = {f"pcns.{key}": value for key, value in (labels or {}).items()}
+        allow = [{"action": "Allow"}]
+        profile = {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "Profile",
+            "metadata": {"name": f"kns.{name}"},
+            "spec": {
+                "ingress": allow,
+                "egress": allow,
+                "labelsToApply": {**applied, "pcns.projectcalico.org/name": name},
+            },
+        }
+        answer = self.calicoctl("apply", "-f", "-", stdin=json.dumps(profile))
+        if answer.returncode != 0:
+            raise LabError(f"namespace {name}: {answer.stderr}")
 
     def add_pod(
         self,

@@ -57,14 +57,16 @@ def _demo(nodes: int) -> int:
     command = isolation.isolated([sys.executable, "-m", "tortie.lab.main", "_keeper", str(nodes)])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    # The keeper outlives a command whose output is piped, so it writes to a file and we copy.
+    with (STATE / "story").open("wb") as story:
+        keeper = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=story, stderr=story, start_new_session=True
+        )
     (STATE / "keeper").write_text(f"{keeper.pid} {_started(keeper.pid)}")
     try:
-        while not (STATE / _UP).exists():
-            if keeper.poll() is not None:
-                _remove_state()
-                return keeper.returncode or 1
-            time.sleep(0.1)
+        if not _follow(keeper):
+            _remove_state()
+            return keeper.returncode or 1
         if not sys.stdin.isatty():
             print("The cluster stays up; remove it with: sudo ./dev demo --down")
             return 0
@@ -74,6 +76,17 @@ def _demo(nodes: int) -> int:
         print("\nremoving the cluster", flush=True)
         _down(quiet=True)
         return 130
+
+
+def _follow(keeper: subprocess.Popen[bytes]) -> bool:
+    """Print what the keeper tells until the cluster is up; False if it ended instead."""
+    with (STATE / "story").open() as story:
+        while True:
+            ended, up = keeper.poll() is not None, (STATE / _UP).exists()
+            print(story.read(), end="", flush=True)
+            if ended or up:
+                return not ended
+            time.sleep(0.1)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -64,10 +64,11 @@ class Health:
         component = self._components[name]
         return self.live(name) and component.report is not None and component.report.ready
 
-    def judge(self, what: str) -> tuple[bool, str]:
-        """(`liveness` or `readiness` holds for all, the table that says why)."""
-        rows = [self._row(name) for name in sorted(self._components)]
-        good = all((self.live if what == "liveness" else self.ready)(name) for name in self._components)
+    def judge(self, what: str, only: str = "") -> tuple[bool, str]:
+        """(`liveness` or `readiness` holds for all, or for one component; the table that says why)."""
+        names = [name for name in sorted(self._components) if only in ("", name)]
+        rows = [self._row(name) for name in names]
+        good = bool(names) and all((self.live if what == "liveness" else self.ready)(name) for name in names)
         return good, boxed(["Component", "Timeout", "Liveness", "Readiness", "Detail"], rows)
 
     def _row(self, name: str) -> list[str]:
@@ -141,10 +142,11 @@ class HealthServer:
     def _answer(self, head: bytes) -> bytes:
         request = head.split(b"\r\n", 1)[0].split(b" ")
         path = request[1].decode("latin-1").split("?")[0] if len(request) == 3 else ""
-        if request[0] not in (b"GET", b"HEAD") or path not in ("/liveness", "/readiness"):
+        what, _, component = path[1:].partition("/")  # /readiness, or /readiness/felix for one alone
+        if request[0] not in (b"GET", b"HEAD") or what not in ("liveness", "readiness"):
             status, body = "404 Not Found", "404 page not found\n"
         else:
-            good, body = self._health.judge(path[1:])
+            good, body = self._health.judge(what, component)
             status = "200 OK" if good else "503 Service Unavailable"
         payload = b"" if request[0] == b"HEAD" else body.encode()
         lines = [

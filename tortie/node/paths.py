@@ -15,7 +15,12 @@ class Paths:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Paths":
-        return cls(run=env.get("CALICO_RUN_DIR") or cls.run)
+        default = cls()
+        return cls(
+            run=env.get("CALICO_RUN_DIR") or default.run,
+            lib=env.get("CALICO_LIB_DIR") or default.lib,
+            confd=env.get("CALICO_CONFD_CONFIG_DIR") or default.confd,
+        )
 
     @property
     def health_socket(self) -> str:

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from tortie.core import tasks
 from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
+from tortie.node import nodename
 from tortie.node.addresswatch import AddressWatch
-from tortie.node.components import components
+from tortie.node.components import components, role
 from tortie.node.health import Health, HealthServer
 from tortie.node.paths import Paths
 from tortie.node.supervisor import Supervisor
@@ -45,7 +46,7 @@ async def _run(env: Mapping[str, str]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if not await _start_up(stop, "-startup"):
         return 0 if stop.is_set() else 1
-    parts = components(env, paths)
+    parts = components(env, paths, nodename.read(env)[0])
     health = Health([part.name for part in parts])
     supervisor = Supervisor(parts, health)
     loops = [asyncio.create_task(supervisor.run(), name="supervisor")]
@@ -65,7 +66,7 @@ async def _run(env: Mapping[str, str]) -> int:
 
 async def _start_up(stop: asyncio.Event, step: str) -> bool:
     """Run one start-up step as a process of its own, so that its memory is gone afterwards."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tortie.node.main", step)
+    process = await asyncio.create_subprocess_exec(*role(step))
     waiting = asyncio.create_task(stop.wait())
     ended = asyncio.create_task(process.wait())
     await asyncio.wait([waiting, ended], return_when=asyncio.FIRST_COMPLETED)

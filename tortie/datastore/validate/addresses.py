@@ -89,6 +89,12 @@ cidr, cidrv4, cidrv6 = _is_cidr(0), _is_cidr(4), _is_cidr(6)
 real_cidr = tested(lambda value: parse_cidr(value) is not None, "must be a valid CIDR, e.g. 10.0.0.0/24")
 
 
+def canonical_cidr(text: str) -> str:
+    """A bare address as the CIDR of one, which the schema wants where older Calicos took either."""
+    address = parse_ip(text)
+    return text if address is None else str(_network(address, address.max_prefixlen))
+
+
 def _is_mac(value: str) -> bool:
     """48, 64 or 160 bits, with colons, dashes or dots, as Go's net.ParseMAC reads them."""
     for separator, digits in ((":", 2), ("-", 2), (".", 4)):

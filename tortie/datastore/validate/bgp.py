@@ -1,18 +1,26 @@
 """BGPConfiguration and BGPPeer."""
 
 import re
+from typing import TypeVar
 
 from msgspec import structs
 
-from tortie.datastore.types.bgp import BGPConfiguration, BGPConfigurationSpec, BGPPeer, BGPPeerSpec
+from tortie.datastore.types.bgp import (
+    BGPConfiguration,
+    BGPConfigurationSpec,
+    BGPPeer,
+    BGPPeerSpec,
+    CIDRBlock,
+    PrefixAdvertisement,
+)
 from tortie.datastore.validate.addresses import (
+    canonical_cidr,
     ip,
     ipv4,
     ipv6,
     net,
     parse_ip,
     parse_peer,
-    real_cidr,
 )
 from tortie.datastore.validate.addresses import (
     peer as peer_address,
@@ -20,7 +28,6 @@ from tortie.datastore.validate.addresses import (
 from tortie.datastore.validate.fields import (
     Check,
     Problems,
-    all_of,
     integer,
     is_empty,
     listing,
@@ -37,6 +44,8 @@ from tortie.datastore.validate.formats import (
     name,
     selector,
 )
+
+B = TypeVar("B", CIDRBlock, PrefixAdvertisement)
 
 MAX_PRIORITY = 2_147_483_646  # of a kernel route; 2^31-1 is no valid metric
 _MAX_ITEMS = 500  # communities and advertisements, the schema's limit
@@ -67,8 +76,16 @@ def configuration_defaults(configuration: BGPConfiguration) -> BGPConfiguration:
         logSeverityScreen=spec.logSeverityScreen or "Info",
         serviceLoadBalancerAggregation=spec.serviceLoadBalancerAggregation or "Enabled",
         nodeMeshMaxRestartTime=canonical_duration(spec.nodeMeshMaxRestartTime),
+        serviceLoadBalancerIPs=_canonical(spec.serviceLoadBalancerIPs),
+        serviceExternalIPs=_canonical(spec.serviceExternalIPs),
+        serviceClusterIPs=_canonical(spec.serviceClusterIPs),
+        prefixAdvertisements=_canonical(spec.prefixAdvertisements),
     )
     return structs.replace(configuration, spec=spec)
+
+
+def _canonical(blocks: tuple[B, ...]) -> tuple[B, ...]:
+    return tuple(structs.replace(block, cidr=canonical_cidr(block.cidr)) for block in blocks)
 
 
 _ONLY_GLOBAL = {  # field that only the resource `default` may have -> its name in Calico's message
@@ -115,7 +132,7 @@ def _communities_used(problems: Problems, path: str, spec: BGPConfigurationSpec)
 _secret_key = matching(r"[-._a-zA-Z0-9]+", "invalid key of a Secret", 253)  # Kubernetes' form and limit
 _secret = struct({"name": name, "key": _secret_key}, required=("key",))
 _password = struct({"secretKeyRef": _secret})
-_blocks = listing(struct({"cidr": all_of(real_cidr, net)}))
+_blocks = listing(struct({"cidr": net}))
 _priority = integer(1, MAX_PRIORITY)
 
 configuration: Check = struct(
@@ -134,7 +151,7 @@ configuration: Check = struct(
                 ),
                 "prefixAdvertisements": listing(
                     struct(
-                        {"cidr": all_of(real_cidr, net), "communities": listing(text(), most=50)},
+                        {"cidr": net, "communities": listing(text(), most=50)},
                         required=("cidr", "communities"),
                     ),
                     most=_MAX_ITEMS,

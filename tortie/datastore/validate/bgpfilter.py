@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from tortie.datastore.types.bgp import FilterRule
-from tortie.datastore.validate.addresses import netv4, netv6, real_cidr
+from msgspec import structs
+
+from tortie.datastore.types.bgp import BGPFilter, FilterRule
+from tortie.datastore.validate.addresses import canonical_cidr, netv4, netv6
 from tortie.datastore.validate.bgp import MAX_PRIORITY, is_community
 from tortie.datastore.validate.fields import (
     Check,
     Problems,
-    all_of,
     anything,
     integer,
     listing,
@@ -18,6 +19,17 @@ from tortie.datastore.validate.fields import (
 )
 from tortie.datastore.validate.formats import bgp_interface
 
+
+def filter_defaults(filter_: BGPFilter) -> BGPFilter:
+    fields = ("exportV4", "importV4", "exportV6", "importV6")
+    rules = {field: tuple(map(_canonical, getattr(filter_.spec, field))) for field in fields}
+    return structs.replace(filter_, spec=structs.replace(filter_.spec, **rules))
+
+
+def _canonical(rule: FilterRule) -> FilterRule:
+    return structs.replace(rule, cidr=canonical_cidr(rule.cidr))
+
+
 # The schema's pattern for these has no leading zeros and is otherwise that of BGPConfiguration.
 _community = tested(
     lambda value: is_community(value) and all(str(int(part)) == part for part in value.split(":")),
@@ -25,16 +37,6 @@ _community = tested(
     32,
 )
 _priority = integer(1, MAX_PRIORITY)
-
-
-def _exactly_one_value(problems: Problems, path: str, values: Any) -> None:
-    if len(values) != 1:
-        problems.add(path, f"{len(values)} items", "must have exactly one item")
-
-
-def _one_to_ten(problems: Problems, path: str, values: Any) -> None:
-    if not 1 <= len(values) <= 10:
-        problems.add(path, f"{len(values)} items", "must have between 1 and 10 items")
 
 
 def _one_action(problems: Problems, path: str, operation: Any) -> None:
@@ -48,7 +50,7 @@ def _one_action(problems: Problems, path: str, operation: Any) -> None:
 _operation = struct(
     {
         "addCommunity": struct({"value": _community}, required=("value",)),
-        "prependASPath": struct({"prefix": _one_to_ten}, required=("prefix",)),
+        "prependASPath": struct({"prefix": listing(anything, most=10)}, required=("prefix",)),
         "setPriority": struct({"value": _priority}, required=("value",)),
     },
     _one_action,
@@ -76,19 +78,17 @@ def _rule(cidr: Check, longest: int) -> Check:
     length = integer(0, longest)
     return struct(
         {
-            "cidr": all_of(real_cidr, cidr),
+            "cidr": cidr,
             "prefixLength": struct({"min": length, "max": length}),
             "source": one_of("RemotePeers"),
             "interface": bgp_interface,
             "matchOperator": one_of("Equal", "NotEqual", "In", "NotIn"),
             "peerType": one_of("eBGP", "iBGP"),
-            "communities": struct(
-                {"values": all_of(_exactly_one_value, listing(_community))}, required=("values",)
-            ),
+            "communities": struct({"values": listing(_community, most=1)}, required=("values",)),
             "asPathPrefix": listing(anything),
             "priority": _priority,
             "action": one_of("Accept", "Reject"),
-            "operations": all_of(_one_to_ten, listing(_operation)),
+            "operations": listing(_operation, most=10),
         },
         _rules,
         required=("action",),

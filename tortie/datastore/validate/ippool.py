@@ -5,8 +5,8 @@ from typing import Any
 
 from msgspec import structs
 
-from tortie.datastore.types.ippool import IPPool, IPPoolSpec
-from tortie.datastore.validate.addresses import Network, net, parse_cidr, real_cidr
+from tortie.datastore.types.ippool import IPPool, IPPoolSpec, IPReservation
+from tortie.datastore.validate.addresses import Network, canonical_cidr, cidr, net, parse_cidr, real_cidr
 from tortie.datastore.validate.fields import (
     Check,
     Problems,
@@ -163,7 +163,13 @@ pool: Check = struct(
 
 # --- the others ---------------------------------------------------------------------------------
 
-reservation: Check = struct({"spec": struct({"reservedCIDRs": listing(real_cidr, unique=True)})})
+
+def reservation_defaults(reservation: IPReservation) -> IPReservation:
+    cidrs = tuple(map(canonical_cidr, reservation.spec.reservedCIDRs))
+    return structs.replace(reservation, spec=structs.replace(reservation.spec, reservedCIDRs=cidrs))
+
+
+reservation: Check = struct({"spec": struct({"reservedCIDRs": listing(cidr, unique=True)})})
 
 
 ipam: Check = struct(

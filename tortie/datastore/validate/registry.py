@@ -29,11 +29,13 @@ def _felix_check(problems: Problems, path: str, configuration: Any) -> None:
 
 _DEFAULTS: dict[str, Callable[[Any], Any]] = {  # kind name -> fills in what a writer may leave out
     "BGPConfiguration": bgp.configuration_defaults,
+    "BGPFilter": bgpfilter.filter_defaults,
     "BGPPeer": bgp.peer_defaults,
     "FelixConfiguration": _felix_defaults,
     "GlobalNetworkPolicy": policy.policy_defaults,
     "HostEndpoint": endpoint.host_defaults,
     "IPPool": ippool.pool_defaults,
+    "IPReservation": ippool.reservation_defaults,
     "KubeControllersConfiguration": cluster.controllers_defaults,
     "NetworkPolicy": policy.policy_defaults,
     "Profile": policy.profile_defaults,

@@ -1,0 +1,35 @@
+"""The lab of the cluster tier: one per module, three nodes, real everything."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tortie.lab.cluster import Lab, wait_until
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Three ready nodes and no pods."""
+    lab = Lab(tmp_path_factory.mktemp("lab"), 3)
+    try:
+        lab.up()
+        yield lab
+    finally:
+        lab.down()
+
+
+@pytest.fixture
+def pods(lab: Lab) -> Iterator[Lab]:
+    """The lab with four pods that reach each other: a and d on node-1, b on node-2, c on node-3."""
+    for name, node in [("a", "node-1"), ("b", "node-2"), ("c", "node-3"), ("d", "node-1")]:
+        lab.add_pod(name, node, labels={"app": name})
+    wait_until(lambda: all(a.ok for a in lab.matrix().values()), "the pods to reach each other", 30)
+    yield lab
+    for name in list(lab.pods):
+        lab.delete_pod(name)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    return tmp_path

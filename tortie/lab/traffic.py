@@ -1,0 +1,122 @@
+"""Running traffic between two pods, counted packet by packet, while other things happen.
+
+A Flow sends numbered UDP packets at a fixed rate to a lab echo server and notes which answers came; a
+Stream keeps one TCP connection busy and notes its longest silence. Both run in a thread of their own
+until stopped.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from tortie.lab.pods import Pod
+from tortie.linux import netns
+
+
+class _Running:
+    """A thread that runs `_loop` until the `with` block ends."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def _loop(self) -> None:
+        """The traffic; ends soon after `_stop` is set."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Flow(_Running):
+    """Numbered UDP packets from one pod to another; `lost` after the `with` block."""
+
+    def __init__(self, client: Pod, server: Pod, *, version: int = 4, interval: float = 0.005) -> None:
+        super().__init__()
+        self.sent = 0
+        self.answered: set[int] = set()
+        self._interval = interval
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        self._socket = netns.call_in(client.netns_fd, socket.socket, family, socket.SOCK_DGRAM)
+        self._socket.connect((server.address(version), 80))
+        self._socket.setblocking(False)
+
+    @property
+    def lost(self) -> list[int]:
+        """Numbers of the packets that were not answered."""
+        return sorted(set(range(self.sent)) - self.answered)
+
+    def _loop(self) -> None:
+        following = time.monotonic()
+        while not self._stop.is_set():
+            with contextlib.suppress(OSError):  # no route, refused: it counts as lost
+                self._socket.send(b"%d" % self.sent)
+            self.sent += 1
+            self._collect()
+            following += self._interval
+            time.sleep(max(0.0, following - time.monotonic()))
+        deadline = time.monotonic() + 2.0  # for answers on their way
+        while len(self.answered) < self.sent and time.monotonic() < deadline:
+            self._collect()
+            time.sleep(0.01)
+        self._socket.close()
+
+    def _collect(self) -> None:
+        while True:
+            try:
+                answer = self._socket.recv(4096)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error for an earlier packet
+            self.answered.add(int(answer.rpartition(b"\n")[2]))
+
+
+class Stream(_Running):
+    """One TCP connection, always with a small message on its way; `failure` and `longest_silence` after.
+
+    `longest_silence` (seconds) includes TCP's own retransmission time-outs: a lost segment costs at
+    least 0.2 s.
+    """
+
+    def __init__(self, client: Pod, server: Pod, *, version: int = 4) -> None:
+        super().__init__()
+        self.exchanged = 0
+        self.longest_silence = 0.0
+        self.failure = ""
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        self._socket = netns.call_in(client.netns_fd, socket.socket, family, socket.SOCK_STREAM)
+        self._socket.settimeout(10.0)
+        self._socket.connect((server.address(version), 80))
+        self._socket.recv(4096)  # the greeting
+
+    def _loop(self) -> None:
+        try:
+            while not self._stop.is_set():
+                started = time.monotonic()
+                message = b"%016d" % self.exchanged
+                self._socket.sendall(message)
+                answer = b""
+                while len(answer) < len(message):
+                    part = self._socket.recv(4096)
+                    if not part:
+                        raise OSError("closed by the server")
+                    answer += part
+                if answer != message:
+                    raise OSError(f"sent {message!r}, got {answer!r}")
+                self.exchanged += 1
+                self.longest_silence = max(self.longest_silence, time.monotonic() - started)
+                time.sleep(0.002)
+        except OSError as err:
+            self.failure = str(err)
+        finally:
+            self._socket.close()
