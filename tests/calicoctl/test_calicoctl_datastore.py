@@ -131,6 +131,20 @@ def test_unreadable_entries_are_told_and_the_others_shown(ctl: Ctl, etcd: Etcd) 
     assert ctl.ok("delete", "tier", "kube-admin-x", "-s")
 
 
+def test_tiers_are_shown_by_order(ctl: Ctl, etcd: Etcd) -> None:
+    tiers = {
+        "a": '{"order":2e6}',
+        "b": '{"order":20}',
+        "c": '{"order":-1.5}',
+        "d-none": "{}",
+        "e": '{"order":3}',
+    }
+    for name, spec in tiers.items():
+        etcd.put(f"{PREFIX}tiers/{name}", f'{{"kind":"Tier","spec":{spec}}}')
+    rows = [row.split() for row in ctl.ok("get", "tiers").splitlines()[1:-1]]
+    assert rows == [["c", "-1.5"], ["e", "3"], ["b", "20"], ["d-none", "1e+06"], ["a", "2e+06"]]
+
+
 def test_hostile_values_reach_the_terminal_as_text(ctl: Ctl, etcd: Etcd) -> None:
     hostile = "all()\x1b]0;owned\x07\nNAME\tx\u202e"
     value = {

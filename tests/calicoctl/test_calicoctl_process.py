@@ -58,7 +58,12 @@ def test_a_log_level_brings_log_lines(ctl: Ctl) -> None:
 
 @pytest.mark.parametrize("name", ["\udcff", "a/b", "../x", "", " ", "\n", "x" * 5000])
 def test_any_name_is_looked_up_or_refused(ctl: Ctl, name: str) -> None:
-    for line in (["get", "node", name], ["delete", "np", name], ["label", "node", name, "a=b"], ["get", "np", "-n", name]):
+    for line in (
+        ["get", "node", name],
+        ["delete", "np", name],
+        ["label", "node", name, "a=b"],
+        ["get", "np", "-n", name],
+    ):
         result = ctl.run(*line)
         assert result.code == 1 or name == "" or line[2] == "-n"
     for line in (["get", name], ["ipam", "show", "--ip", name or "x"], ["get", "nodes", "-c", name or "x"]):
@@ -157,8 +162,9 @@ def node() -> Iterator[subprocess.Popen[bytes]]:
     running.wait()
 
 
-def test_node_status_without_a_node(netns: Namespace) -> None:
-    # A namespace of its own: whatever runs on the machine is another node's.
+def test_a_node_in_another_network_namespace_is_another_node(
+    netns: Namespace, node: subprocess.Popen[bytes]
+) -> None:
     ran = netns.call(process, "node", "status")
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", "Calico process is not running.\n")
 
