@@ -66,7 +66,7 @@ class Rule(Spec, frozen=True, kw_only=True):
     metadata: RuleMetadata | None = None
 
     def __post_init__(self) -> None:
-        """An empty side is left out when written, as by Calico; msgspec leaves out only the default itself."""
+        """An empty side is not written, as by Calico; msgspec itself leaves out only the very default."""
         for side in ("source", "destination"):
             if getattr(self, side) == _ANYTHING:
                 structs.force_setattr(self, side, _ANYTHING)
