@@ -6,8 +6,6 @@ parameter tables), so their specs are plain JSON here and are checked by those t
 
 from typing import Any
 
-from msgspec import UNSET, UnsetType
-
 from tortie.datastore.types.meta import Resource, Spec
 
 
@@ -29,4 +27,4 @@ class FelixConfiguration(Resource, frozen=True, kw_only=True, tag="FelixConfigur
 
 class KubeControllersConfiguration(Resource, frozen=True, kw_only=True, tag="KubeControllersConfiguration"):
     spec: dict[str, Any] = {}
-    status: dict[str, Any] | UnsetType = UNSET
+    status: dict[str, Any] = {}

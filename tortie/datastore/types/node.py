@@ -1,5 +1,7 @@
 """Node and CalicoNodeStatus."""
 
+from msgspec import UNSET, UnsetType
+
 from tortie.datastore.types.meta import ASNumber, Resource, Spec
 
 
@@ -80,13 +82,13 @@ class PeerStatus(Spec, frozen=True, kw_only=True):
     since: str = ""
 
 
-class BGPStatus(Spec, frozen=True, kw_only=True):
+class BGPStatus(Spec, frozen=True, kw_only=True, omit_defaults=False):
     numberEstablishedV4: int = 0
     numberNotEstablishedV4: int = 0
     numberEstablishedV6: int = 0
     numberNotEstablishedV6: int = 0
-    peersV4: tuple[PeerStatus, ...] = ()
-    peersV6: tuple[PeerStatus, ...] = ()
+    peersV4: tuple[PeerStatus, ...] | UnsetType = UNSET
+    peersV6: tuple[PeerStatus, ...] | UnsetType = UNSET
 
 
 class LearnedFrom(Spec, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from tortie.datastore.types.meta import Condition, Resource, Spec
 
@@ -36,6 +36,9 @@ class EntityRule(Spec, frozen=True, kw_only=True):
     serviceAccounts: ServiceAccountMatch | None = None
 
 
+_ANYTHING = EntityRule()  # a side without criteria
+
+
 class HTTPPath(Spec, frozen=True, kw_only=True):
     exact: str = ""
     prefix: str = ""
@@ -57,10 +60,16 @@ class Rule(Spec, frozen=True, kw_only=True):
     icmp: ICMPFields | None = None
     notProtocol: int | str | None = None
     notICMP: ICMPFields | None = None
-    source: EntityRule = EntityRule()
-    destination: EntityRule = EntityRule()
+    source: EntityRule = _ANYTHING
+    destination: EntityRule = _ANYTHING
     http: HTTPMatch | None = None
     metadata: RuleMetadata | None = None
+
+    def __post_init__(self) -> None:
+        """An empty side is not written, as by Calico; msgspec itself leaves out only the very default."""
+        for side in ("source", "destination"):
+            if getattr(self, side) == _ANYTHING:
+                structs.force_setattr(self, side, _ANYTHING)
 
 
 class NetworkPolicySpec(Spec, frozen=True, kw_only=True):

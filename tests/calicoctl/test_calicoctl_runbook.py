@@ -1,0 +1,114 @@
+"""Runbooks: what a person types, and exactly what comes back.
+
+Each file of runbook/ is one session with a fresh datastore. `-- name --` starts a file that the session
+finds in its directory; `$ ` is a command line; below it follow its stdout (`> `) and stderr (`! `), each
+line ending in `$` so that trailing spaces are seen, and its exit code (`= `, 0 if not said). UIDs, times,
+revisions and cluster IDs are written as words. `stdin: NAME` before a command feeds it that file.
+
+With UPDATE_GOLDENS=1 the files are rewritten with what came back.
+"""
+
+import os
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.calicoctl.conftest import Ctl, Result
+
+pytestmark = pytest.mark.kernel
+
+RUNBOOKS = sorted((Path(__file__).parent / "runbook").glob("*.txt"))
+
+_CHANGING = [
+    (re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "UID"),
+    (re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "TIME"),
+    (re.compile(r'(resourceVersion"?: )"\d+"'), r'\1"REV"'),
+    (re.compile(r"\b[0-9a-f]{32}\b"), "GUID"),
+]
+
+
+@dataclass
+class Step:
+    line: str
+    stdin: str = ""
+    expected: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Runbook:
+    comment: list[str]
+    files: dict[str, str]
+    steps: list[Step]
+
+
+def read(path: Path) -> Runbook:
+    book = Runbook([], {}, [])
+    name, stdin = "", ""
+    for line in path.read_text().splitlines():
+        if header := re.fullmatch(r"-- (\S+) --", line):
+            name = header[1]
+            book.files[name] = ""
+        elif line.startswith("$ "):
+            name = ""
+            book.steps.append(Step(line[2:], stdin))
+            stdin = ""
+        elif name:
+            book.files[name] += line + "\n"
+        elif line.startswith("stdin: "):
+            stdin = line.removeprefix("stdin: ")
+        elif book.steps and line[:2] in ("> ", "! ", "= "):
+            book.steps[-1].expected.append(line)
+        elif line:
+            book.comment.append(line)
+    # The empty line that parts a file from what follows is not the file's.
+    book.files = {name: text.rstrip("\n") + "\n" for name, text in book.files.items()}
+    return book
+
+
+def write(path: Path, book: Runbook) -> None:
+    parts = [f"{line}\n" for line in book.comment]
+    parts += [f"-- {name} --\n{text}" for name, text in book.files.items()]
+    for step in book.steps:
+        parts.append("\n" + (f"stdin: {step.stdin}\n" if step.stdin else "") + f"$ {step.line}\n")
+        parts += [f"{line}\n" for line in step.expected]
+    path.write_text("".join(parts))
+
+
+def shown(result: Result) -> list[str]:
+    def lines(mark: str, text: str) -> list[str]:
+        for pattern, word in _CHANGING:
+            text = pattern.sub(word, text)
+        if not text:
+            return []
+        end = "$" if text.endswith("\n") else ""
+        return [
+            f"{mark} {line}" for line in text.removesuffix("\n").replace("\n", "$\n").split("\n")[:-1]
+        ] + [f"{mark} {text.removesuffix(chr(10)).split(chr(10))[-1]}{end}"]
+
+    code = [f"= {result.code}"] if result.code else []
+    return lines(">", result.out) + lines("!", result.err) + code
+
+
+@pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.stem)
+def test_runbook(path: Path, ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    book = read(path)
+    for name, text in book.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for step in book.steps:
+        stdin = book.files[step.stdin] if step.stdin else ""
+        found = shown(ctl.run(*shlex.split(step.line), stdin=stdin))
+        if os.environ.get("UPDATE_GOLDENS"):
+            step.expected = found
+        else:
+            assert found == step.expected, f"$ {step.line}"
+    if os.environ.get("UPDATE_GOLDENS"):
+        write(path, book)
+
+
+def test_there_are_enough_invocations() -> None:
+    assert sum(len(read(path).steps) for path in RUNBOOKS) >= 200

@@ -1,0 +1,225 @@
+"""Every command and flag of calicoctl, as data; what they do is imported when they run."""
+
+from tortie.calicoctl.flags import Flag
+from tortie.calicoctl.tree import Command
+
+CONFIG_PATH = "/etc/calico/calicoctl.cfg"  # datastore.config.DEFAULT_PATH, without importing it
+
+_CONFIG = Flag("config", "file with the connection to the datastore, YAML or JSON", "c", default=CONFIG_PATH)
+_NAMESPACE = Flag("namespace", "namespace of the resource", "n")
+_CRUD = (
+    Flag("filename", "file or directory with resources, - for standard input", "f"),
+    Flag("recursive", "also read the directories below the directory given with -f", "R", "bool"),
+    Flag("skip-empty", "accept files that contain no resources", kind="bool"),
+    _CONFIG,
+    _NAMESPACE,
+)
+_KINDS = "[KIND [NAME...]]"
+_ANY = (0, None)
+
+_GET = Command(
+    "get",
+    "Show resources, given by kind and name or by file, directory or stdin",
+    "Shows all resources of a kind, those that are named, or those that a file describes. What -o yaml and\n"
+    "-o json print can be edited and given back to apply or replace.",
+    _KINDS,
+    "  calicoctl get nodes -o wide\n  calicoctl get ippool default-ipv4-ippool -o yaml > pool.yaml",
+    (
+        *_CRUD,
+        Flag(
+            "output",
+            "ps, wide, yaml, json, custom-columns=..., go-template=... or go-template-file=...",
+            "o",
+            default="ps",
+        ),
+        Flag("all-namespaces", "show the resources of all namespaces", "A", "bool"),
+        Flag("all-namespaces-a", "the same as --all-namespaces", "a", "bool", hidden=True),
+        Flag(
+            "export", "leave out what belongs to this cluster: namespace, UID, revision, times", kind="bool"
+        ),
+    ),
+    "crud:get",
+    _ANY,
+    complete="kinds",
+)
+_CREATE = Command(
+    "create",
+    "Create resources by file, directory or stdin",
+    "Creates resources and fails for those that exist already; apply updates these.",
+    example="  calicoctl create -f policy.yaml\n  cat policy.json | calicoctl create -f -",
+    flags=(*_CRUD, Flag("skip-exists", "count resources that exist already as done", kind="bool")),
+    run="crud:create",
+    arity=_ANY,
+)
+_APPLY = Command(
+    "apply",
+    "Create or update resources by file, directory or stdin",
+    "Creates the resources that do not exist and updates those that do.",
+    example="  calicoctl apply -f policy.yaml\n  calicoctl apply -R -f manifests/",
+    flags=_CRUD,
+    run="crud:apply",
+    arity=_ANY,
+)
+_REPLACE = Command(
+    "replace",
+    "Replace existing resources by file, directory or stdin",
+    "Replaces resources and fails for those that do not exist; apply creates these.",
+    example="  calicoctl replace -f policy.yaml",
+    flags=_CRUD,
+    run="crud:replace",
+    arity=_ANY,
+)
+_VALIDATE = Command(
+    "validate",
+    "Check resources by file, directory or stdin without storing them",
+    "Checks resources as create would, without a datastore.",
+    example="  calicoctl validate -f policy.yaml",
+    flags=_CRUD,
+    run="crud:validate",
+    arity=_ANY,
+)
+_DELETE = Command(
+    "delete",
+    "Delete resources, given by kind and name or by file, directory or stdin",
+    "Deletes resources; one that does not exist is an error unless --skip-not-exists is given.",
+    _KINDS,
+    "  calicoctl delete networkpolicy allow-db -n shop\n  calicoctl delete -f policy.yaml",
+    (*_CRUD, Flag("skip-not-exists", "count resources that do not exist as done", "s", "bool")),
+    "crud:delete",
+    _ANY,
+    complete="kinds",
+)
+_PATCH = Command(
+    "patch",
+    "Change some fields of one resource in place",
+    "Changes the fields that the patch names, by a strategic merge patch in JSON, and keeps the others.",
+    "KIND NAME",
+    """  calicoctl patch node node-0 -p '{"spec":{"bgp":{"routeReflectorClusterID":"224.0.0.1"}}}'""",
+    (
+        _CONFIG,
+        _NAMESPACE,
+        Flag("patch", "the patch", "p"),
+        Flag(
+            "type", "accepted for compatibility; every patch is a strategic merge", "t", default="strategic"
+        ),
+    ),
+    "crud:patch",
+    (2, 2),
+    complete="kinds",
+)
+_LABEL = Command(
+    "label",
+    "Set or remove one label of a resource",
+    "Sets a label, KEY=VALUE, or removes it, KEY with --remove.",
+    "KIND NAME KEY=VALUE",
+    "  calicoctl label node node-0 rack=r7\n  calicoctl label node node-0 rack --remove",
+    (
+        _CONFIG,
+        _NAMESPACE,
+        Flag("overwrite", "change the label if it has another value", kind="bool"),
+        Flag("remove", "remove the label", kind="bool"),
+    ),
+    "label:label",
+    (3, None),
+    complete="kinds",
+)
+_IPAM = Command(
+    "ipam",
+    "Addresses: how many are used, and by whom",
+    "Shows how the addresses of the IP pools are used.",
+    children=(
+        Command(
+            "show",
+            "Show the usage of pools and blocks, or of one address",
+            "Shows how full each IP pool is; the flags ask for blocks, one address, borrowed addresses\n"
+            "or the configuration instead.",
+            example="  calicoctl ipam show --show-blocks\n  calicoctl ipam show --ip 10.0.0.1",
+            flags=(
+                _CONFIG,
+                Flag("ip", "tell whether this address is in use, and by whom"),
+                Flag("show-blocks", "show the blocks of each pool as well", kind="bool"),
+                Flag(
+                    "show-borrowed",
+                    "show addresses used by a node that does not own their block",
+                    kind="bool",
+                ),
+                Flag("show-configuration", "show the configuration of IPAM", kind="bool"),
+            ),
+            run="ipamshow:show",
+            arity=_ANY,
+        ),
+    ),
+)
+_NODE = Command(
+    "node",
+    "This host as a node",
+    "Commands about the node that runs on this host.",
+    children=(
+        Command(
+            "status",
+            "Show whether the node runs, and its BGP sessions",
+            "Shows whether this host's node runs, and the state of each of its BGP sessions. Needs root.",
+            example="  sudo calicoctl node status",
+            run="nodestatus:status",
+            arity=_ANY,
+        ),
+    ),
+)
+_VERSION = Command(
+    "version",
+    "Show the version of this program and of the cluster",
+    "Shows the version of this program and, if the datastore answers, of the cluster.",
+    example="  calicoctl version --client",
+    flags=(
+        Flag("config", "file with the connection to the datastore, YAML or JSON", "c"),
+        Flag("poll", "ask again at this interval (10s, 1m), printing what has changed"),
+        Flag("client", "show the version of this program only", kind="bool"),
+    ),
+    run="version:version",
+    arity=_ANY,
+)
+
+
+def _shell(name: str, load: str) -> Command:
+    return Command(
+        name,
+        f"Print the completion script for {name}",
+        f"Prints the completion script for {name}. To use it in every new shell:\n\n  {load}",
+        run=f"completion:print_{name}",
+    )
+
+
+_COMPLETION = Command(
+    "completion",
+    "Print a shell's completion script",
+    "Prints the script that lets a shell complete commands, flags and kinds.",
+    children=(
+        _shell("bash", "calicoctl completion bash > /etc/bash_completion.d/calicoctl"),
+        _shell("fish", "calicoctl completion fish > ~/.config/fish/completions/calicoctl.fish"),
+        _shell("zsh", 'calicoctl completion zsh > "${fpath[1]}/_calicoctl"'),
+    ),
+)
+_HELP = Command("help", "Help about any command", usage="[COMMAND]", run="help:help_command", arity=_ANY)
+_COMPLETE = Command(
+    "__complete", "The candidates for a command line's last word", run="completion:complete", hidden=True
+)
+
+GLOBAL = (
+    Flag("log-level", "panic, fatal, error, warn, info or debug", "l", default="panic"),
+    Flag("context", "the kubeconfig context to use"),
+    Flag("allow-version-mismatch", "work with a cluster of another version", kind="bool"),
+)
+
+
+def root(name: str = "calicoctl") -> Command:
+    """The whole tree, under the name that the program was called by."""
+    return Command(
+        name,
+        "Manage Calico resources",
+        "Manages Calico's network and policy resources, addresses, and the node on this host.",
+        flags=GLOBAL,
+        children=(
+            _APPLY, _COMPLETION, _CREATE, _DELETE, _GET, _HELP, _IPAM, _LABEL, _NODE, _PATCH, _REPLACE,
+            _VALIDATE, _VERSION, _COMPLETE,
+        ),
+    )  # fmt: skip

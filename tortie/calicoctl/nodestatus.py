@@ -1,0 +1,93 @@
+"""`node status`: whether this host's node runs, and the state of its BGP sessions.
+
+(Reference: BGP, 6.1.) What BIRD tells Calico, the BGP agent's status file tells here.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Sequence
+
+from tortie.bgp import status as bgp_status
+from tortie.bgp.status import PeerStatus, Status
+from tortie.calicoctl.call import Call
+from tortie.calicoctl.errors import CommandError, Refusal, printable
+from tortie.core.tables import boxed
+
+_HEADING = ["Peer address", "Peer type", "State", "Since", "Info"]
+_CLOCK_TIME_FOR = 20 * 3600  # seconds: BIRD writes older times as a date
+_BGP_PORT = 179
+
+
+def status(call: Call) -> None:
+    if os.geteuid() != 0:
+        raise Refusal("Need super user privileges: Operation not permitted")
+    if not any(is_node(command) for command in _commands()):
+        raise CommandError("Calico process is not running.")
+    call.out("Calico process is running.\n")
+    found = bgp_status.read()
+    if found is not None and not found.alive:
+        found = None
+    call.out(text(found, time.time()))
+    if found is not None and found.configuration_error:
+        call.err(f"Warning: the BGP configuration is not in use: {found.configuration_error}")
+
+
+def text(found: Status | None, now: float) -> str:
+    """Everything after the first line; `now` is Unix time, None means that no BGP agent runs. Pure."""
+    if found is None:
+        return "\nThe BGP backend process (BIRD) is not running.\n\n"
+    parts = []
+    for version in (4, 6):
+        peers = [peer for peer in found.peers if peer.family == version]
+        table = (
+            boxed(_HEADING, [_row(peer, now) for peer in peers])
+            if peers
+            else f"No IPv{version} peers found.\n"
+        )
+        parts.append(f"\nIPv{version} BGP status\n{table}")
+    return "".join(parts) + "\n"
+
+
+def _row(peer: PeerStatus, now: float) -> list[str]:
+    cells = [_address(peer), peer.type, peer.state, since(peer.since, now), peer.info]
+    return [printable(cell) for cell in cells]
+
+
+def _address(peer: PeerStatus) -> str:
+    if peer.port in (0, _BGP_PORT):
+        return peer.address
+    return f"[{peer.address}]:{peer.port}" if peer.family == 6 else f"{peer.address}:{peer.port}"
+
+
+def since(moment: float, now: float) -> str:
+    """A Unix time as BIRD writes it: the clock time of today, the date of what is older."""
+    form = "%H:%M:%S" if now - moment < _CLOCK_TIME_FOR else "%Y-%m-%d"
+    return time.strftime(form, time.localtime(moment))
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def is_node(command: Sequence[str]) -> bool:
+    """Whether a command line is a node's: ours, Calico's of any age, or `calico component felix`. Pure."""
+    names = [os.path.basename(word) for word in command[:3]]
+    if "calico-felix" in names[:1] or names[1:2] == ["-felix"]:
+        return True
+    if "calico-node" in names[:2] or "tortie.node.main" in names:  # also under an interpreter
+        return True
+    return any(list(command[at : at + 2]) == ["component", "felix"] for at in (0, 1, 2))
+
+
+def _commands() -> Iterable[list[str]]:
+    """The command lines of all processes in our network namespace: a node's processes are in its own."""
+    ours = _network("self")
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if ours == _network(pid):
+                with open(f"/proc/{pid}/cmdline", "rb") as source:
+                    yield source.read().decode("utf-8", "replace").split("\0")
+
+
+def _network(pid: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/net")
