@@ -1,4 +1,4 @@
-"""BGP: 10,000 prefixes into the kernel beside BIRD 2, memory and idle CPU. `sudo python bench/bgp.py [PREFIXES]`
+"""BGP: 10,000 prefixes into the kernel beside BIRD 2, memory and idle CPU. `sudo ./dev bench bgp [PREFIXES]`
 
 A BIRD 2 router announces the prefixes to a node of ours and to a BIRD 2 that programs them the way
 Calico's does; each is measured on its own, in fresh network namespaces, in turns. The clock runs from

@@ -349,28 +349,6 @@ def wait(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-class Writer:
-    """A connection to etcd that stays open: opening one takes longer than what is measured."""
-
-    def __init__(self, etcd: Etcd) -> None:
-        self._loop = asyncio.Runner()
-        self._backend = self._loop.run(self._open(etcd))
-
-    async def _open(self, etcd: Etcd) -> EtcdBackend:
-        return EtcdBackend(DatastoreConfig(etcdEndpoints=(etcd.endpoint,)))
-
-    def put(self, *objects: tuple[Key, Any]) -> None:
-        for key, value in objects:
-            self._loop.run(self._apply(key, value))
-
-    async def _apply(self, key: Key, value: Any) -> None:
-        await self._backend.apply(key, value)
-
-    def close(self) -> None:
-        self._loop.run(self._backend.close())
-        self._loop.close()
-
-
 def profile() -> tuple[Key, Any]:
     rule = V3Rule(action="Allow")
     spec = ProfileSpec(ingress=(rule,), egress=(rule,))
