@@ -101,3 +101,18 @@ def test_the_agent_imports_only_what_it_needs(module: str) -> None:
         env=os.environ | {"PYTHONPATH": root},
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_no_dns_is_asked(tmp_path: Path) -> None:
+    """Where a name server is set but none answers, each question would take ten seconds."""
+    config = tmp_path / "exabgp.conf"
+    config.write_text("process a { run /bin/cat; encoder json; }\n")
+    program = (
+        "import socket, sys; socket.getfqdn = None; "
+        f"sys.argv = ['exabgp', '--validate', {str(config)!r}]; "
+        "from tortie.bgp import exabgp; exabgp.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=exabgp.environment(os.environ), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
