@@ -16,7 +16,7 @@ TCP, UDP, SCTP, ICMP, ICMP6, ODD = 6, 17, 132, 1, 58, 253  # ODD: for experiment
 
 @dataclass(frozen=True)
 class PodKind:
-    """One pod of every cell. `ports`: name -> (protocol, number)."""
+    """One pod of a cell, or the host itself if it has no namespace. `ports`: name -> (protocol, number)."""
 
     namespace: str
     node: str
@@ -39,7 +39,16 @@ PODS: dict[str, PodKind] = {  # name in a cell -> what it is
     "near": _client("ns@", "node-1", "front", "bot"),  # beside srv
     "far": _client("ns@", "node-2", "back"),  # beside alt
     "ext": _client("other@", "node-2", "front", "bot"),  # of another namespace
+    # Of the one cell that is about host endpoints: all of these serve and ask.
+    "in3": PodKind("ns@", "node-3", {"app": "in3"}, {}),
+    "by3": PodKind("ns@", "node-3", {"app": "by3"}, {}),
+    "out1": PodKind("ns@", "node-1", {"app": "out1"}, {}),
+    "host3": PodKind("", "node-3", {}, {}),
+    "host1": PodKind("", "node-1", {}, {}),
 }
+CELL = ("srv", "alt", "near", "far", "ext")
+SERVERS = ("srv", "alt")
+CELL_OF_HOSTS = ("in3", "by3", "out1", "host3", "host1")
 NAMESPACES = {"ns@": {"env": "prod"}, "other@": {"env": "dev"}}  # name -> labels
 ACCOUNTS = {("ns@", "bot"): {"team": "a"}, ("other@", "bot"): {"team": "b"}}  # (namespace, name) -> labels
 LOW_PORTS = range(1000, 2000)  # source ports of probes that say so; the others' are higher
@@ -47,7 +56,7 @@ LOW_PORTS = range(1000, 2000)  # source ports of probes that say so; the others'
 
 @dataclass(frozen=True)
 class Probe:
-    """One attempt, by names: `client` and `server` are pods of the cell or hosts `host:node-3`."""
+    """One attempt, by the names of pods and hosts."""
 
     client: str
     server: str
@@ -124,7 +133,7 @@ STANDARD = (*kit(4), *kit(6))
 
 @dataclass(frozen=True)
 class Cell:
-    """One copy of the pods. `addresses`: pod -> (IPv4, IPv6); `pools`: of each version, as CIDRs."""
+    """One copy of the pods. `addresses`: pod or host -> (IPv4, IPv6); `pools`: of each version, as CIDRs."""
 
     number: int
     addresses: Mapping[str, tuple[str, str]]
@@ -162,7 +171,13 @@ class Cell:
 
     def endpoints(self) -> list[Json]:
         """The pods' WorkloadEndpoints, as the CNI plugin writes them."""
-        return [self.endpoint(pod) for pod in self.addresses]
+        return [self.endpoint(pod) for pod in self.addresses if PODS[pod].namespace]
+
+    def hosts(self) -> dict[str, list[str]]:
+        """Node -> its addresses."""
+        return {
+            PODS[one].node: list(self.addresses[one]) for one in self.addresses if not PODS[one].namespace
+        }
 
     def endpoint(self, pod: str) -> Json:
         kind = PODS[pod]
@@ -202,10 +217,10 @@ def _profile(name: str, labels: dict[str, str], *, allow: bool) -> Json:
     return {"kind": "Profile", "metadata": {"name": name}, "spec": spec}
 
 
-def imaginary(number: int) -> Cell:
+def imaginary(number: int, pods: tuple[str, ...] = CELL) -> Cell:
     """A cell for tests without a cluster."""
     addresses = {
-        pod: (f"192.168.{number}.{index}", f"fd10::{number:x}:{index:x}") for index, pod in enumerate(PODS, 1)
+        pod: (f"192.168.{number}.{index}", f"fd10::{number:x}:{index:x}") for index, pod in enumerate(pods, 1)
     }
     return Cell(number, addresses)
 

@@ -183,7 +183,7 @@ def completed(fragment: Json, holds: Holds) -> tuple[Json, Holds] | None:
 
 def _versions(fragment: Json) -> set[int]:
     """What IP versions a rule can be about, where it says so; Calico refuses a rule that names both."""
-    found = {"ICMP": {4}, "ICMPv6": {6}}.get(fragment.get("protocol"), set())
+    found = {"ICMP": {4}, "ICMPv6": {6}}.get(str(fragment.get("protocol")), set())
     if "ipVersion" in fragment:
         found = found | {fragment["ipVersion"]}
     for side in ("source", "destination"):

@@ -265,7 +265,8 @@ _NAMESPACE, _ACCOUNT = "projectcalico.org/namespace", "projectcalico.org/service
 
 
 def _prefixed(selector: str, prefix: str, instead_of_all: str) -> str:
-    return parse(selector).prefixed(prefix).canonical.replace("all()", f"has({instead_of_all})")
+    text: str = parse(selector).prefixed(prefix).canonical
+    return text.replace("all()", f"has({instead_of_all})")
 
 
 def _joined(*parts: str) -> str:
@@ -292,7 +293,7 @@ def _peer_selector(side: Json, namespace: str) -> str:
 
 def _policy_selector(policy: Json) -> str:
     spec, namespace = policy["spec"], policy["metadata"].get("namespace", "")
-    text = spec.get("selector", "")
+    text: str = spec.get("selector", "")
     if policy["kind"] == "NetworkPolicy":
         text = _joined(text, f"{_NAMESPACE} == '{namespace}'")
     elif spaces := spec.get("namespaceSelector", ""):
@@ -344,7 +345,7 @@ def _icmp(wanted: Json, packet: Packet) -> bool:
     if packet.protocol != (1 if packet.version == 4 else 58):
         return False
     kind, code = packet.icmp
-    return wanted.get("type", kind) == kind and wanted.get("code", code) == code
+    return (wanted.get("type", kind), wanted.get("code", code)) == (kind, code)
 
 
 def _number(protocol: int | str) -> int:
