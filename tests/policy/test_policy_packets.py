@@ -1,6 +1,7 @@
 """The truth table with real packets, in both dataplanes."""
 
 from collections.abc import Iterator
+
 import pytest
 
 from tests.policy.stage import Stage
