@@ -76,6 +76,8 @@ class World:
     def side_matches(
         self, side: Json, namespace: str, address: str, port: int, protocol: int, of: Any
     ) -> bool:
+        if "services" in side:
+            return False  # they have endpoints in Kubernetes' datastore only
         if side.get("nets") and not any(_within(address, net) for net in side["nets"]):
             return False
         if any(_within(address, net) for net in side.get("notNets", ())):

@@ -1,5 +1,5 @@
 """All cases of the truth table."""
 
-from tests.policy import fields
+from tests.policy import fields, kubernetes, scenarios
 
-CASES = [*fields.cases()]
+CASES = [*scenarios.cases(), *kubernetes.cases(), *fields.cases()]
