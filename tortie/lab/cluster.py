@@ -154,7 +154,7 @@ class Lab:
     def _add_machine(self, name: str, number: int) -> LabNode:
         node = LabNode(name, number, self)
         self.nodes[name] = node
-        port = f"to-{name}"[:15]
+        port = _port(name)
         ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(node.box.pid))
         ip("link", "set", port, "master", "underlay", "up")
         node.box.run("ip", "addr", "add", f"{node.ip}/24", "dev", "eth0")
@@ -200,9 +200,11 @@ class Lab:
         self.pods.clear()
         for node in self.nodes.values():
             node.box.power_off()
-        self.nodes.clear()
         self.etcd.stop()
-        subprocess.run(["ip", "link", "del", "underlay"], check=False, capture_output=True)
+        # A dead namespace's interfaces go in the kernel's own time; the next lab has the same names.
+        for link in ["underlay", *map(_port, self.nodes)]:
+            subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
+        self.nodes.clear()
 
     # --- pods -----------------------------------------------------------------------------------
 
@@ -258,6 +260,11 @@ class Lab:
         if node:
             argv = self.nodes[node].box.command(argv)
         return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=60)
+
+
+def _port(node: str) -> str:
+    """The bridge's interface towards a node."""
+    return f"to-{node}"[:15]
 
 
 def wait_until(
