@@ -4,6 +4,7 @@ Everything is real: calico-node runs in each box as in its container, pods are a
 installed CNI binary, the datastore is etcd. Only the machines are made of namespaces.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -42,6 +43,11 @@ class LabNode:
         self.runtime = Runtime(self.box, NETWORK)
         self._lab = lab
         self._agent: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> str:
+        """Its end of the cable, on the underlay bridge."""
+        return f"to-{self.name}"
 
     @property
     def log(self) -> Path:
@@ -136,8 +142,8 @@ class Lab:
         self._build_underlay()
         tell(f"etcd at {self.etcd.endpoint}")
         self.etcd.start()
-        for number in range(1, self._count + 1):
-            node = self._add_machine(f"node-{number}", number)
+        for _ in range(self._count):
+            node = self.add_machine()
             tell(f"{node.name} at {node.ip}: calico-node")
             node.start_agent()
         for node in self.nodes.values():
@@ -151,10 +157,13 @@ class Lab:
         ip("-6", "addr", "add", "fd00:18::1/64", "dev", "underlay", "nodad")
         ip("link", "set", "underlay", "up")
 
-    def _add_machine(self, name: str, number: int) -> LabNode:
+    def add_machine(self) -> LabNode:
+        """One more machine, with the CNI plugins installed; nothing runs on it yet."""
+        number = next(n for n in itertools.count(1) if f"node-{n}" not in self.nodes)
+        name = f"node-{number}"
         node = LabNode(name, number, self)
         self.nodes[name] = node
-        port = f"to-{name}"[:15]
+        port = node.port
         ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(node.box.pid))
         ip("link", "set", port, "master", "underlay", "up")
         node.box.run("ip", "addr", "add", f"{node.ip}/24", "dev", "eth0")
@@ -164,6 +173,14 @@ class Lab:
         node.box.run("ip", "route", "add", "default", "via", f"{UNDERLAY}.1")
         self._install_cni(node)
         return node
+
+    def remove_machine(self, name: str) -> None:
+        """Switch a machine without pods off for good, and have the cluster forget it."""
+        node = self.nodes.pop(name)
+        node.box.power_off()
+        ip("link", "del", node.port)
+        if (answer := self.calicoctl("delete", "node", name)).returncode != 0:
+            raise LabError(f"calicoctl delete node {name}: {answer.stderr}")
 
     def _install_cni(self, node: LabNode) -> None:
         """What the install-cni container does on a host."""
