@@ -45,11 +45,6 @@ class LabNode:
         self._agent: subprocess.Popen[bytes] | None = None
 
     @property
-    def port(self) -> str:
-        """Its end of the cable, on the underlay bridge."""
-        return f"to-{self.name}"
-
-    @property
     def log(self) -> Path:
         return self._lab.folder / f"{self.name}.log"
 
@@ -163,7 +158,7 @@ class Lab:
         name = f"node-{number}"
         node = LabNode(name, number, self)
         self.nodes[name] = node
-        port = node.port
+        port = _port(name)
         ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(node.box.pid))
         ip("link", "set", port, "master", "underlay", "up")
         node.box.run("ip", "addr", "add", f"{node.ip}/24", "dev", "eth0")
@@ -178,7 +173,7 @@ class Lab:
         """Switch a machine without pods off for good, and have the cluster forget it."""
         node = self.nodes.pop(name)
         node.box.power_off()
-        ip("link", "del", node.port)
+        _unplug(name)
         if (answer := self.calicoctl("delete", "node", name)).returncode != 0:
             raise LabError(f"calicoctl delete node {name}: {answer.stderr}")
 
@@ -217,8 +212,10 @@ class Lab:
         self.pods.clear()
         for node in self.nodes.values():
             node.box.power_off()
-        self.nodes.clear()
         self.etcd.stop()
+        for name in self.nodes:
+            _unplug(name)
+        self.nodes.clear()
         subprocess.run(["ip", "link", "del", "underlay"], check=False, capture_output=True)
 
     # --- pods -----------------------------------------------------------------------------------
@@ -275,6 +272,16 @@ class Lab:
         if node:
             argv = self.nodes[node].box.command(argv)
         return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=60)
+
+
+def _port(node: str) -> str:
+    """The bridge's interface towards a node."""
+    return f"to-{node}"[:15]
+
+
+def _unplug(node: str) -> None:
+    """A dead namespace's interfaces go in the kernel's own time; whoever is next has the same names."""
+    subprocess.run(["ip", "link", "del", _port(node)], check=False, capture_output=True)
 
 
 def wait_until(
