@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tortie.lab import echo, isolation
+from tortie.lab import isolation
 from tortie.lab.cluster import Lab, LabNode, wait_until
 from tortie.linux import netns
 
@@ -132,9 +132,8 @@ class Process:
 
 
 def processes(node: LabNode) -> dict[int, Process]:
-    """The node's processes, without the machine's first one and the pods' servers; pid -> process."""
-    foreign = {node.box.pid, *node.box.pids(echo.__file__)}
-    return {pid: look(pid) for pid in node.box.pids() if pid not in foreign}
+    """Pid -> process."""
+    return {pid: look(pid) for pid in node.node_pids()}
 
 
 def look(pid: int) -> Process:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tortie.core.errors import TortieError
-from tortie.lab import isolation, pods, probe
+from tortie.lab import echo, isolation, pods, probe
 from tortie.lab.box import Box
 from tortie.lab.etcd import Etcd
 from tortie.lab.pods import Pod
@@ -64,10 +64,10 @@ class LabNode:
         }
         self._agent = self.box.start([command("calico-node")], self.log, settings)
 
-    def stop_agent(self) -> None:
+    def stop_agent(self, number: signal.Signals = signal.SIGTERM) -> None:
         """SIGTERM and wait, as `docker stop` does; the dataplane stays."""
         for pid in self.agent_pids():
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, number)
         if self._agent is not None:
             self._agent.wait(timeout=30)
             self._agent = None
@@ -76,11 +76,16 @@ class LabNode:
         """SIGKILL calico-node and everything it started, as a killed container."""
         for pid in self.agent_pids():
             os.kill(pid, signal.SIGKILL)
-        self.wait_until(lambda: not self.agent_pids() and not self.box.pids("exabgp"), "the agent to be gone")
+        self.wait_until(lambda: not self.node_pids(), "the agent to be gone")
 
     def agent_pids(self) -> list[int]:
         """The supervisor's own process."""
         return [pid for pid in self.box.pids("calico-node") if self._is_supervisor(pid)]
+
+    def node_pids(self) -> list[int]:
+        """calico-node and all it started: whatever runs but the machine's first process and the pods'."""
+        foreign = {self.box.pid, *self.box.pids(echo.__file__)}
+        return [pid for pid in self.box.pids() if pid not in foreign]
 
     @staticmethod
     def _is_supervisor(pid: int) -> bool:
@@ -133,10 +138,7 @@ class Lab:
 
     def up(self, tell: Callable[[str], None] = lambda _text: None) -> None:
         """Bring the cluster up and wait until every node is ready."""
-        tell(f"underlay bridge {UNDERLAY}.0/24")
-        self._build_underlay()
-        tell(f"etcd at {self.etcd.endpoint}")
-        self.etcd.start()
+        self.lay_ground(tell)
         for _ in range(self._count):
             node = self.add_machine()
             tell(f"{node.name} at {node.ip}: calico-node")
@@ -146,11 +148,15 @@ class Lab:
             tell(f"{node.name} is ready")
         self.add_namespace("default")
 
-    def _build_underlay(self) -> None:
+    def lay_ground(self, tell: Callable[[str], None] = lambda _text: None) -> None:
+        """What the machines of a cluster need: a network between them, and a datastore, empty."""
+        tell(f"underlay bridge {UNDERLAY}.0/24")
         ip("link", "add", "underlay", "type", "bridge")
         ip("addr", "add", f"{UNDERLAY}.1/24", "dev", "underlay")
         ip("-6", "addr", "add", "fd00:18::1/64", "dev", "underlay", "nodad")
         ip("link", "set", "underlay", "up")
+        tell(f"etcd at {self.etcd.endpoint}")
+        self.etcd.start()
 
     def add_machine(self) -> LabNode:
         """One more machine, with the CNI plugins installed; nothing runs on it yet."""
@@ -169,11 +175,14 @@ class Lab:
         self._install_cni(node)
         return node
 
-    def remove_machine(self, name: str) -> None:
-        """Switch a machine without pods off for good, and have the cluster forget it."""
-        node = self.nodes.pop(name)
-        node.box.power_off()
+    def unplug_machine(self, name: str) -> None:
+        """Switch a machine without pods off for good; the datastore keeps what it says of it."""
+        self.nodes.pop(name).box.power_off()
         _unplug(name)
+
+    def remove_machine(self, name: str) -> None:
+        """The same, and have the cluster forget it."""
+        self.unplug_machine(name)
         if (answer := self.calicoctl("delete", "node", name)).returncode != 0:
             raise LabError(f"calicoctl delete node {name}: {answer.stderr}")
 
