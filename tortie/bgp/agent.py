@@ -26,7 +26,7 @@ from tortie.bgp.speaker import Answer, Speaker
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.core.files import write_atomic
-from tortie.core.health import INTERVAL, HealthSender
+from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.linux.routes import Route
 
 _log = logging.getLogger("tortie.bgp.agent")  # not __name__: it runs as __main__
@@ -272,7 +272,7 @@ class Agent:
         while True:
             ready = self._router.config is not None and self._reload.state == "loaded"
             health.report(live=True, ready=ready, reason="" if ready else self._reload.state)
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(INTERVAL if ready else UNREADY_INTERVAL)
 
     def _report(self) -> None:
         found = report(

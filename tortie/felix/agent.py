@@ -17,7 +17,7 @@ from typing import Any
 
 from tortie.core import tasks
 from tortie.core.errors import ConfigError, DatastoreError
-from tortie.core.health import INTERVAL, HealthSender
+from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.core.reconcile import Reconciler
 from tortie.datastore.backend import Backend
 from tortie.datastore.felixparams import Resolved
@@ -277,7 +277,7 @@ class Agent:
             stuck = self._passing and time.monotonic() - self._pass_began > self._config.watchdog
             reason = "one pass over the dataplane does not end" if stuck else self._unready()
             self._health.report(live=not stuck, ready=not reason, reason=reason)
-            await asyncio.sleep(INTERVAL if self._applied else 0.5)
+            await asyncio.sleep(INTERVAL if self._applied else UNREADY_INTERVAL)
 
     def _unready(self) -> str:
         """Why felix is not ready, '' if it is."""
