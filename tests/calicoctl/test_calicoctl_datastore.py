@@ -131,6 +131,19 @@ def test_unreadable_entries_are_told_and_the_others_shown(ctl: Ctl, etcd: Etcd) 
     assert ctl.ok("delete", "tier", "kube-admin-x", "-s")
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["{}", "{not json", '{"spec":3}', '{"spec":{"cidr":"x"}}', '{"spec":{"cidr":"x","disabled":true}}'],
+)
+@pytest.mark.parametrize("kind", ["ippool", "node", "tier"])
+def test_what_is_unreadable_or_invalid_can_still_be_deleted(
+    ctl: Ctl, etcd: Etcd, kind: str, value: str
+) -> None:
+    etcd.put(f"{PREFIX}{kind}s/broken", value)
+    assert ctl.ok("delete", kind, "broken").startswith("Successfully deleted 1")
+    assert f"{PREFIX}{kind}s/broken" not in etcd.entries(PREFIX)
+
+
 def test_tiers_are_shown_by_order(ctl: Ctl, etcd: Etcd) -> None:
     tiers = {
         "a": '{"order":2e6}',
