@@ -677,7 +677,6 @@ def _odds() -> Iterator[Case]:
     )
     yield at("nets of no pod", _nothing, rule(source={"nets": ["203.0.113.0/24"]}))
     yield at("all of IPv4 by net", lambda p: p.version == 4, rule(source={"nets": ["0.0.0.0/0"]}))
-    yield at("nothing of IPv4 by net", _nothing, rule(source={"notNets": ["0.0.0.0/0"]}))
     yield at("all of IPv6 by net", lambda p: p.version == 6, rule(source={"nets": ["::/0"]}))
     yield at("a hint changes nothing", _web, _to(8080), performanceHints=["AssumeNeededOnEveryNode"])
     yield at(

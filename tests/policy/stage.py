@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from msgspec import structs
+
 from tests.policy.board import (
     CELL,
     CELL_OF_HOSTS,
@@ -32,6 +34,7 @@ from tortie.datastore.connect import connect
 from tortie.datastore.kinds import KINDS
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.meta import Resource
+from tortie.datastore.types.policy import NetworkPolicy
 from tortie.lab.cluster import Lab, wait_until
 from tortie.lab.packets import Attempt, Listeners
 from tortie.linux import netns
@@ -126,6 +129,7 @@ class Stage:
         for node in _NODES:
             self.lab.add_pod(f"canary-{node}", node, "canary", {"canary": "yes"}, serving=False)
             self.lab.add_pod(f"asker-{node}", node, "canary", {"asker": "yes"}, serving=False)
+        self._do(self._client.create(_typed(self._canary())))
 
     # --- playing --------------------------------------------------------------------------------
 
@@ -192,9 +196,11 @@ class Stage:
         for old in reversed(self._standing):
             self._do(self._client.delete(type(old), old.name, old.namespace))
         self._standing = sorted((_typed(raw) for raw in resources), key=_rank)
-        self._standing.append(_typed(self._canary()))
         for new in self._standing:
             self._do(self._client.create(new))
+        old = self._do(self._client.get(NetworkPolicy, "canary", "canary"))
+        new = _typed(self._canary())
+        self._do(self._client.update(structs.replace(new, metadata=old.metadata)))
 
     def _canary(self) -> Json:
         """Only echo requests with this round's code reach the canaries."""

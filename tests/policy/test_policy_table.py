@@ -6,6 +6,9 @@ from tests.policy import fields
 from tests.policy.board import Case, Cell, Probe, imaginary
 from tests.policy.naive import Packet, World
 from tests.policy.table import CASES
+from tortie.datastore import validate
+from tortie.datastore.codec import from_plain
+from tortie.datastore.kinds import KINDS
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +45,12 @@ def test_expectations_are_the_specifications(case: Case) -> None:
         if world.allowed(packet_of(probe, cell)) != case.expect(probe)
     ]
     assert not wrong, "\n".join([*wrong, str(case.resources)])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_calico_takes_what_the_cases_say(case: Case) -> None:
+    for raw in imaginary(7).filled(list(case.resources)):
+        validate.check(validate.with_defaults(from_plain(KINDS[raw["kind"]].type, raw)))
 
 
 def test_a_field_stands_alone_and_in_pairs() -> None:
