@@ -75,7 +75,7 @@ class Stage:
         ]
         servers += [self.lab.pods[f"canary-{node}"].netns_fd for node in _NODES]
         self._listeners = Listeners(
-            servers, tcp=[8080, 8081], udp=[8080, 5353], protocols=[ICMP, ICMP6, SCTP, ODD]
+            servers, tcp=[8080, 8081, 6666], udp=[8080, 5353, 53], protocols=[ICMP, ICMP6, SCTP, ODD]
         )
         return self
 
@@ -151,7 +151,14 @@ class Stage:
         self._round += 1
         resources = [raw for case, cell in on_stage for raw in cell.filled(list(case.resources))]
         self._set(resources)
-        self._wait_for_canaries([case.name for case, _ in on_stage])
+        names = [case.name for case, _ in on_stage]
+        self._wait_for_canaries(names)
+        if any(case.node3 for case, _ in on_stage):
+            # The tables are written one after the other, and the canary is in one of them only. What is
+            # written for a second change comes after all of the first.
+            self._round += 1
+            self._update_canary()
+            self._wait_for_canaries(names)
         tried = [(case, cell, probe) for case, cell in on_stage for probe in case.probes]
         return self._try(tried, again=2)
 
@@ -198,6 +205,9 @@ class Stage:
         self._standing = sorted((_typed(raw) for raw in resources), key=_rank)
         for new in self._standing:
             self._do(self._client.create(new))
+        self._update_canary()
+
+    def _update_canary(self) -> None:
         old = self._do(self._client.get(NetworkPolicy, "canary", "canary"))
         new = _typed(self._canary())
         self._do(self._client.update(structs.replace(new, metadata=old.metadata)))

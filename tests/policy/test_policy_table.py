@@ -3,7 +3,7 @@
 import pytest
 
 from tests.policy import fields
-from tests.policy.board import Case, Cell, Probe, imaginary
+from tests.policy.board import CELL, CELL_OF_HOSTS, Case, Cell, Probe, imaginary
 from tests.policy.naive import Packet, World
 from tests.policy.table import CASES
 from tortie.datastore import validate
@@ -25,7 +25,8 @@ def packet_of(probe: Probe, cell: Cell) -> Packet:
 
 
 def world_of(case: Case, cell: Cell) -> World:
-    return World([*cell.background(), *cell.endpoints(), *cell.filled(list(case.resources))])
+    resources = [*cell.background(), *cell.endpoints(), *cell.filled(list(case.resources))]
+    return World(resources, cell.hosts(), endpoint_to_host="RETURN")  # as a first start configures it
 
 
 def test_there_is_enough_of_it() -> None:
@@ -35,9 +36,9 @@ def test_there_is_enough_of_it() -> None:
     assert len(told) < len(CASES) / 4, "most cases allow something and deny something"
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.node3], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_expectations_are_the_specifications(case: Case) -> None:
-    cell = imaginary(7)
+    cell = imaginary(7, CELL_OF_HOSTS if case.node3 else CELL)
     world = world_of(case, cell)
     wrong = [
         f"{probe}: expected {'to pass' if case.expect(probe) else 'to be dropped'}"
@@ -49,7 +50,8 @@ def test_expectations_are_the_specifications(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_calico_takes_what_the_cases_say(case: Case) -> None:
-    for raw in imaginary(7).filled(list(case.resources)):
+    cell = imaginary(7, CELL_OF_HOSTS if case.node3 else CELL)
+    for raw in cell.filled(list(case.resources)):
         validate.check(validate.with_defaults(from_plain(KINDS[raw["kind"]].type, raw)))
 
 
