@@ -57,7 +57,7 @@ def agree(resources: Sequence[Json], cell: Cell, probes: Sequence[Probe]) -> Non
 
 
 @given(chance.resources())
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_pods_by_chance(resources: list[Json]) -> None:
     agree(resources, imaginary(7), STANDARD)
 
@@ -71,6 +71,6 @@ _PROBES = [
 
 
 @given(chance.resources(hosts=True), st.sets(st.sampled_from(_PROBES), min_size=30, max_size=30))
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_hosts_by_chance(resources: list[Json], probes: set[Probe]) -> None:
     agree(resources, imaginary(7, WITH_HOSTS), sorted(probes, key=str))
