@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tortie.core.errors import TortieError
 from tortie.lab import echo, isolation, pods, probe
-from tortie.lab.box import Box
+from tortie.lab.box import Box, LabError
 from tortie.lab.etcd import Etcd
 from tortie.lab.pods import Pod
 from tortie.lab.runtime import Runtime
@@ -26,10 +25,6 @@ UNDERLAY = "172.18.0"  # /24 of the nodes; .1 is the lab itself, where etcd list
 NETWORK = "k8s-pod-network"
 _UPSTREAM_PLUGINS = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
 _PLUGINS = Path("/opt/cni/bin")
-
-
-class LabError(TortieError):
-    """Something of the lab did not come about in time; the message says what was seen instead."""
 
 
 class LabNode:
@@ -194,7 +189,9 @@ class Lab:
         for name in ("calico", "calico-ipam"):
             shutil.copy2(shim, target / name)
         for name in ("portmap", "bandwidth", "host-local", "loopback"):
-            shutil.copy2(_UPSTREAM_PLUGINS / name, target / name)
+            if not (plugin := _UPSTREAM_PLUGINS / name).exists():
+                raise LabError(f"{plugin} is missing: run ./dev, or install containernetworking-plugins")
+            shutil.copy2(plugin, target / name)
         folder = node.box.path("/etc/cni/net.d")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "10-calico.conflist").write_text(json.dumps(self._conflist(), indent=2))
