@@ -175,7 +175,9 @@ def test_what_a_pod_leaves_would_be_seen(pods: Lab) -> None:
     faults = "\n".join([*of_pods(pods), *ipam_faults(pods)])
     container = pods.pods["a"].container_id
     assert f"etcd: /calico/ipam/v2/handle/k8s-pod-network.{container}" in faults
-    assert "etcd: /calico/resources/v3/projectcalico.org/workloadendpoints/default/node--1-k8s-a-eth0" in faults
+    assert (
+        "etcd: /calico/resources/v3/projectcalico.org/workloadendpoints/default/node--1-k8s-a-eth0" in faults
+    )
     assert "node-1: link cali" in faults and "node-1: iptables :cali-tw-cali" in faults
     assert f"node-1: route {pods.pods['a'].address()} dev cali" in faults
     assert f"node-1: neighbour {pods.pods['a'].address()} dev cali" in faults
@@ -198,4 +200,6 @@ def settled(lab: Lab) -> set[str]:
 
 def odds(lab: Lab, before: set[str]) -> str:
     now = of_pods(lab)
-    return "\n".join([*(f"+ {one}" for one in sorted(now - before)), *(f"- {one}" for one in sorted(before - now))])
+    return "\n".join(
+        [*(f"+ {one}" for one in sorted(now - before)), *(f"- {one}" for one in sorted(before - now))]
+    )
