@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -42,7 +44,7 @@ class Log:
     def double(self) -> list[str]:
         """Addresses that two pods had at the same time."""
         lives = sorted(self.lives)
-        pairs = zip(lives, lives[1:], strict=False)
+        pairs = pairwise(lives)
         return [one[0] for one, other in pairs if one[0] == other[0] and other[1] < one[2]]
 
 
@@ -62,7 +64,7 @@ class Sandbox:
     def remove(self) -> None:
         self.node.box.run("ip", "netns", "del", os.path.basename(self.netns))
 
-    def attach(self, wishes: dict[str, object]) -> str:
+    def attach(self, wishes: dict[str, Any]) -> str:
         """The address. Raises CniError."""
         found = self.node.runtime.add(self.container, self.netns, "eth0", self.pod, "default", wishes)
         return str(found["ips"][0]["address"].partition("/")[0])
@@ -71,7 +73,7 @@ class Sandbox:
         self.node.runtime.delete(self.container, self.netns, "eth0", self.pod, "default")
 
 
-def wished(port: int) -> dict[str, object]:
+def wished(port: int) -> dict[str, Any]:
     """Work for the plugins behind ours in the chain."""
     mapping = {"hostPort": port, "containerPort": 80, "protocol": "tcp"}
     return {"portMappings": [mapping], "bandwidth": {"ingressRate": 10**8, "ingressBurst": 10**8}}

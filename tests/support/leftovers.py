@@ -12,7 +12,7 @@ _IPAM = "/calico/ipam/v2/"
 
 
 def of_pods(lab: Lab) -> set[str]:
-    """Everything that exists because of pods, a line each; blocks stay with their nodes and are no such thing."""
+    """Everything that exists because of pods, a line each; not the blocks, which stay with their nodes."""
     found = {f"etcd: {key}" for key in Gateway(lab.etcd.endpoint).entries("/calico/") if not _of_blocks(key)}
     for node in lab.nodes.values():
         found |= {f"{node.name}: {line}" for line in _on_node(node)}
