@@ -197,7 +197,13 @@ def traces(lab: Lab) -> list[str]:
     for node in lab.nodes.values():
         for folder in ("/etc/calico", "/etc/exabgp", "/var/run/calico", "/var/lib/calico"):
             found += node.box.run("grep", "-rlas", MARK, folder, check=False).stdout.splitlines()
-        for command in ("iptables-save", "ip6tables-save", "ipset save", "ip route show table all", "ip link"):
+        for command in (
+            "iptables-save",
+            "ip6tables-save",
+            "ipset save",
+            "ip route show table all",
+            "ip link",
+        ):
             found += [line for line in node.box.output(*command.split()).splitlines() if MARK in line]
         found += [f"command line of {pid}" for pid in node.box.pids(MARK)]
     return found
@@ -237,7 +243,9 @@ def test_hostile_data_stops_nothing_is_reported_once_and_gets_nowhere(pods: Lab,
     assert (flow.lost, across.lost) == ([], []), f"of {flow.sent}"
     assert traces(pods) == []
     assert {name: exabgp_conf(pods, name) for name in pods.nodes} == files
-    assert {name: repeated(lines) for name, lines in since(pods, marks).items()} == dict.fromkeys(pods.nodes, {})
+    assert {name: repeated(lines) for name, lines in since(pods, marks).items()} == dict.fromkeys(
+        pods.nodes, {}
+    )
 
 
 def test_calicoctl_lists_what_is_readable_and_names_the_rest(lab: Lab, etcd: Gateway) -> None:
@@ -269,8 +277,10 @@ def test_what_is_put_right_takes_effect(pods: Lab, etcd: Gateway) -> None:
     etcd.put(*resource("IPPool", "bad-0", {"cidr": "10.66.0.0/16", "natOutgoing": True}))
     for name, node in pods.nodes.items():
         node.wait_until(
-            lambda name=name: {"172.18.0.66", "172.18.0.67"}  # type: ignore[misc]
-            <= set(re.findall(r"[\d.]+", exabgp_conf(pods, name))),
+            lambda name=name: (
+                {"172.18.0.66", "172.18.0.67"}  # type: ignore[misc]
+                <= set(re.findall(r"[\d.]+", exabgp_conf(pods, name)))
+            ),
             "the peer and the node to become neighbours",
         )
         node.wait_until(lambda node=node: "10.66.0.0/16" in node.box.output("ipset", "save"), "the pool")  # type: ignore[misc]
