@@ -2,14 +2,15 @@
 
 import ipaddress
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.cluster_bgp import Peers, apply, await_status, calicoctl, status
 from tortie.lab.box import Box
 from tortie.lab.cluster import UNDERLAY, UNDERLAY6, Lab, LabNode, tail, wait_until
+from tortie.lab.traffic import Flow
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -37,31 +38,6 @@ def bird(lab: Lab) -> Iterator["Bird"]:
     yield bird
     bird.kill()
     bird.clean()
-
-
-@pytest.fixture
-def peers(lab: Lab) -> Iterator["Peers"]:
-    peers = Peers(lab)
-    yield peers
-    peers.clear()
-
-
-class Peers:
-    """BGPPeer resources, stored as a user would; gone after the test."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self._names: list[str] = []
-
-    def apply(self, name: str, **spec: object) -> None:
-        resource = {"apiVersion": "projectcalico.org/v3", "kind": "BGPPeer", "metadata": {"name": name}}
-        answer = self._lab.calicoctl("apply", "-f", "-", stdin=json.dumps({**resource, "spec": spec}))
-        assert answer.returncode == 0, answer.stderr
-        self._names.append(name)
-
-    def clear(self) -> None:
-        for name in self._names:
-            self._lab.calicoctl("delete", "bgppeer", name, "--skip-not-exists")
 
 
 class Bird:
@@ -253,27 +229,6 @@ def _tables(lab: Lab) -> str:
     )
 
 
-def _status(lab: Lab, node: LabNode, address: str) -> list[str]:
-    """The peer's row of `calicoctl node status`: type, state, info; [] if it is not there."""
-    shown = lab.calicoctl("node", "status", node=node.name).stdout
-    row = re.search(
-        rf"^\| {re.escape(address)} +\| (.*\S) +\| (\S+) +\| \d\d:\d\d:\d\d \| (.*\S) +\|$", shown, re.M
-    )
-    return [cell.rstrip() for cell in row.groups()] if row else []
-
-
-def _await_status(lab: Lab, node: LabNode, address: str, *words: str) -> None:
-    """Wait for a row that begins so."""
-
-    def so() -> bool:
-        return tuple(_status(lab, node, address)[: len(words)]) == words
-
-    def shown() -> str:
-        return lab.calicoctl("node", "status", node=node.name).stdout
-
-    wait_until(so, f"{address} to be {words} on {node.name}", 20, shown)
-
-
 def _know_bird(peers: Peers, **spec: object) -> None:
     peers.apply("tor", peerIP=f"{UNDERLAY}.{_BIRD}", asNumber=65020, **spec)
     peers.apply("tor6", peerIP=f"{UNDERLAY6}::{_BIRD:x}", asNumber=65020, **spec)
@@ -306,7 +261,7 @@ def test_bird_as_a_peer_of_all_nodes(pods: Lab, bird: Bird, peers: Peers) -> Non
         shown = bird.ask("show", "route", "all", block, "protocol", _session(node, 4))
         assert "BGP.as_path: 64512\n" in shown and f"BGP.next_hop: {node.ip}\n" in shown
         for address in (f"{UNDERLAY}.{_BIRD}", f"{UNDERLAY6}::{_BIRD:x}"):
-            _await_status(pods, node, address, "global", "up", "Established")
+            await_status(pods, node, address, "global", "up", "Established")
 
 
 def test_a_prefix_inside_a_pool_reaches_the_kernel_and_no_other(pods: Lab, bird: Bird, peers: Peers) -> None:
@@ -347,8 +302,8 @@ def test_gobgp_as_a_peer_of_one_node(pods: Lab, gobgp: GoBGP, peers: Peers) -> N
     for version in (4, 6):
         blocks = _all_blocks(pods, version)
         wait_until(lambda v=version, b=blocks: gobgp.heard(v) == b, f"GoBGP to see {blocks}", 30)  # type: ignore[misc]
-    _await_status(pods, pods.nodes["node-2"], f"{UNDERLAY}.{_GOBGP}", "node specific", "up", "Established")
-    assert _status(pods, pods.nodes["node-1"], f"{UNDERLAY}.{_GOBGP}") == []
+    await_status(pods, pods.nodes["node-2"], f"{UNDERLAY}.{_GOBGP}", "node specific", "up", "Established")
+    assert status(pods, pods.nodes["node-1"], f"{UNDERLAY}.{_GOBGP}") == ()
     inside = {version: _free_prefix(pods, version) for version in (4, 6)}
     for prefix in (*inside.values(), *_OUTSIDE.values()):
         gobgp.add(prefix)
@@ -376,7 +331,7 @@ def test_gobgp_in_the_same_as(pods: Lab, inner_gobgp: GoBGP, peers: Peers) -> No
         assert _route(node, inside) == f"{inside} via {UNDERLAY}.{_GOBGP} dev eth0 proto bgp onlink"
     inner_gobgp.kill()  # it never spoke of graceful restart
     _everywhere(pods, present=set(), absent={inside}, timeout=5)
-    _await_status(pods, pods.nodes["node-1"], f"{UNDERLAY}.{_GOBGP}", "global", "start")
+    await_status(pods, pods.nodes["node-1"], f"{UNDERLAY}.{_GOBGP}", "global", "start")
 
 
 def test_a_killed_bird_keeps_its_routes_for_its_restart_time(pods: Lab, bird: Bird, peers: Peers) -> None:
@@ -386,10 +341,10 @@ def test_a_killed_bird_keeps_its_routes_for_its_restart_time(pods: Lab, bird: Bi
     _everywhere(pods, present=inside, absent=set())
     bird.kill()
     node = pods.nodes["node-1"]
-    _await_status(pods, node, f"{UNDERLAY}.{_BIRD}", "global", "start")
+    await_status(pods, node, f"{UNDERLAY}.{_BIRD}", "global", "start")
     _everywhere(pods, present=inside, absent=set(), timeout=0)
     bird.start(recovering=True)  # in time: nothing was lost, and nothing is stale once it has said all
-    _await_status(pods, node, f"{UNDERLAY}.{_BIRD}", "global", "up", "Established")
+    await_status(pods, node, f"{UNDERLAY}.{_BIRD}", "global", "up", "Established")
     _everywhere(pods, present=inside, absent=set(), timeout=0)
     bird.kill()  # for good
     _everywhere(pods, present=set(), absent=inside, timeout=_RESTART_TIME + 5)
@@ -406,3 +361,32 @@ def test_a_peer_that_is_deleted_is_forgotten(pods: Lab, bird: Bird, peers: Peers
     for node in pods.nodes.values():
         wait_until(lambda n=node: bird.heard(n, 4) == set(), f"BIRD to forget what {node.name} said", 10)  # type: ignore[misc]
     assert all(answer.ok for answer in pods.matrix().values()), "the mesh goes on"
+
+
+def test_a_reflector_takes_over_from_the_mesh_and_gives_back(pods: Lab, peers: Peers) -> None:
+    """Calico's own procedure, step by step: no packet is lost, no route moves."""
+    two, three = pods.nodes["node-2"], pods.nodes["node-3"]
+    before = two.routes()
+    with Flow(pods.pods["b"], pods.pods["c"]) as flow, Flow(pods.pods["a"], pods.pods["b"]) as other:
+        calicoctl(pods, "label", "nodes", "node-1", "route-reflector=true")
+        peers.apply("rr", nodeSelector="all()", peerSelector="route-reflector == 'true'")
+        await_status(pods, two, pods.nodes["node-1"].ip, "node specific", "up", "Established")
+        _set_cluster_id(pods, "node-1", "244.0.0.1")
+        apply(pods, "BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False})
+        await_status(pods, two, three.ip)
+        await_status(pods, three, two.ip)
+        assert two.routes() == before, "the reflector leaves next hops alone"
+        apply(pods, "BGPConfiguration", "default", {"nodeToNodeMeshEnabled": True})
+        await_status(pods, two, three.ip, "node-to-node mesh", "up", "Established")
+        _set_cluster_id(pods, "node-1", None)
+        peers.clear()
+        calicoctl(pods, "label", "nodes", "node-1", "route-reflector", "--remove")
+        for ip in (three.ip, pods.nodes["node-1"].ip):
+            await_status(pods, two, ip, "node-to-node mesh", "up", "Established")
+    assert (flow.lost, other.lost) == ([], []), f"of {flow.sent}"
+    assert two.routes() == before
+
+
+def _set_cluster_id(lab: Lab, node: str, cluster_id: str | None) -> None:
+    patch = {"spec": {"bgp": {"routeReflectorClusterID": cluster_id}}}
+    calicoctl(lab, "patch", "node", node, "-p", json.dumps(patch))

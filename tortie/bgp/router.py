@@ -270,7 +270,7 @@ class Router:
         return decision
 
     def announce(self, decision: Decision) -> None:
-        """The kernel has the decision's routes: peers may hear of them, unless they were removed meanwhile."""
+        """The kernel has the routes: peers may hear of them, unless they were removed meanwhile."""
         for session, prefix, announcement in decision.announcements:
             if session.peer is not None:
                 session.outbox.want(prefix, announcement)
