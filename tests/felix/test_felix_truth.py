@@ -30,7 +30,7 @@ STATIC_SETS = (names.MASQUERADED_POOLS, names.ALL_POOLS, names.DSCP_SOURCES, nam
 
 def calculated(objects: Mapping[Key, Any]) -> State:
     calc = Calculation(Inputs(NODE))
-    for key, value in objects.items():
+    for key, value in sorted(objects.items(), key=str, reverse=True):  # no order is to be relied on
         calc.update(Update("new", key, value))
     calc.flush()
     assert calc.state.problems == {}
