@@ -576,12 +576,14 @@ faults: st.SearchStrategy[DatastoreError] = st.sampled_from(
 )
 steps = st.one_of(
     st.tuples(st.just("write"), st.dictionaries(keys, values, min_size=1, max_size=4)),
+    st.tuples(st.just("gap"), st.dictionaries(keys, values, min_size=1, max_size=4)),
     st.tuples(st.just("disconnect"), st.none()),
     st.tuples(st.just("compact"), st.none()),
     st.tuples(st.just("fail-lists"), st.lists(faults, min_size=1, max_size=3)),
     st.tuples(st.just("fail-watches"), st.lists(faults, min_size=1, max_size=3)),
     st.tuples(st.just("consumer"), st.booleans()),
     st.tuples(st.just("turns"), st.integers(1, 12)),
+    st.tuples(st.just("rest"), st.none()),
 )
 
 
@@ -611,9 +613,14 @@ def test_replaying_the_batches_gives_the_store_whatever_goes_wrong(plan: list[tu
     everything: dict[tuple[str, Key], Any] = {}  # revision, key -> what was written
 
     async def perform(backend: Store, replay: Replay, what: str, how: Any) -> None:
-        if what == "write":
+        if what in ("write", "gap"):
+            if what == "gap":  # nobody watches, and history forgets what happened
+                backend.fail_watches = [AWAY]
+                backend.drop_watches()
             revision = str(backend.write(how))
             everything.update({(revision, key): value for key, value in how.items()})
+            if what == "gap":
+                backend.compact()
         elif what == "disconnect":
             backend.drop_watches()
         elif what == "compact":
@@ -622,6 +629,8 @@ def test_replaying_the_batches_gives_the_store_whatever_goes_wrong(plan: list[tu
             backend.fail_lists = list(how)
         elif what == "fail-watches":
             backend.fail_watches = list(how)
+        elif what == "rest":
+            await asyncio.sleep(0.003)  # longer than the pauses between attempts
         elif what == "consumer":
             (replay.reading.set if how else replay.reading.clear)()
         else:
