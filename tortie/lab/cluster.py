@@ -264,12 +264,14 @@ class Lab:
         node: str,
         namespace: str = "default",
         labels: Mapping[str, str] | None = None,
+        *,
+        serving: bool = True,
         **args: object,
     ) -> Pod:
-        """Attach a new pod to a node and start its echo server; `args` go to the CNI plugin."""
+        """Attach a new pod to a node, `serving` or not; `args` go to the CNI plugin."""
         machine = self.nodes[node]
         given = {"labels": dict(labels or {}), **args}
-        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given)
+        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given, serving)
         self.pods[name] = pod
         return pod
 
