@@ -219,7 +219,7 @@ def test_the_datastore_goes_away_and_comes_back(daemon: Daemon) -> None:
         await daemon.until(lambda: len(daemon.peers()) == 2)
         daemon.nudges()
         daemon.backend.away = True
-        await daemon.backend.drop_watches()
+        daemon.backend.drop_watches()
         await daemon.quiet()
         assert len(daemon.peers()) == 2 and daemon.nudges() == 0
         daemon.backend.away = False

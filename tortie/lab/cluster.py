@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tortie.core.errors import TortieError
 from tortie.lab import echo, isolation, pods, probe
-from tortie.lab.box import Box
+from tortie.lab.box import Box, LabError
 from tortie.lab.etcd import Etcd
 from tortie.lab.pods import Pod
 from tortie.lab.runtime import Runtime
@@ -27,10 +26,6 @@ UNDERLAY6 = "fd00:18"  # /64 of the nodes, likewise
 NETWORK = "k8s-pod-network"
 _UPSTREAM_PLUGINS = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
 _PLUGINS = Path("/opt/cni/bin")
-
-
-class LabError(TortieError):
-    """Something of the lab did not come about in time; the message says what was seen instead."""
 
 
 class LabNode:
@@ -205,7 +200,9 @@ class Lab:
         for name in ("calico", "calico-ipam"):
             shutil.copy2(shim, target / name)
         for name in ("portmap", "bandwidth", "host-local", "loopback"):
-            shutil.copy2(_UPSTREAM_PLUGINS / name, target / name)
+            if not (plugin := _UPSTREAM_PLUGINS / name).exists():
+                raise LabError(f"{plugin} is missing: run ./dev, or install containernetworking-plugins")
+            shutil.copy2(plugin, target / name)
         folder = node.box.path("/etc/cni/net.d")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "10-calico.conflist").write_text(json.dumps(self._conflist(), indent=2))
@@ -267,12 +264,14 @@ class Lab:
         node: str,
         namespace: str = "default",
         labels: Mapping[str, str] | None = None,
+        *,
+        serving: bool = True,
         **args: object,
     ) -> Pod:
-        """Attach a new pod to a node and start its echo server; `args` go to the CNI plugin."""
+        """Attach a new pod to a node, `serving` or not; `args` go to the CNI plugin."""
         machine = self.nodes[node]
         given = {"labels": dict(labels or {}), **args}
-        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given)
+        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given, serving)
         self.pods[name] = pod
         return pod
 
