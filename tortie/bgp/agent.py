@@ -29,7 +29,7 @@ from tortie.core.files import write_atomic
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.linux.routes import Route
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tortie.bgp.agent")  # not __name__: it runs as __main__
 
 _REST = 0.02  # seconds from news to a look at the table: a burst of updates becomes one
 _REST_SHARE = 0.2  # a look that took long is followed by a rest in proportion …

@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         "--nodes", type=int, default=3, choices=range(1, 17), metavar="N", help="1-16, default 3"
     )
     demo.add_argument("--down", action="store_true", help="remove the running demo")
-    shell = commands.add_parser("shell", help="a shell or a command inside a node or a pod")
-    shell.add_argument("where", metavar="NODE|POD")
+    shell = commands.add_parser("shell", help="a shell or a command inside a node, a pod or the lab")
+    shell.add_argument("where", metavar="NODE|POD|lab")
     shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     keeper = commands.add_parser("_keeper")
     keeper.add_argument("nodes", type=int)
@@ -167,7 +167,7 @@ def _shell(where: str, words: list[str]) -> int:
     places = dict(line.split(" ", 1) for line in (STATE / "places").read_text().splitlines())
     environment = places.pop("_environment").split()
     if where not in places:
-        print(f"there is no node or pod {where!r}; there are: {', '.join(places)}", file=sys.stderr)
+        print(f"there is no {where!r}; there are: {', '.join(places)}", file=sys.stderr)
         return 1
     enter = ["nsenter", "-t", str(_first_process(keeper)), "-n", "-m", "-p", "-u", "--"]
     command = words or ["bash", "--norc"]  # start-up files would change the prompt, which says where one is
@@ -193,7 +193,7 @@ def _keep(nodes: int) -> int:
     lab = None
     try:
         lab = demo.run(Path("/run/lab"), nodes)
-        places = ["_environment ETCD_ENDPOINTS=" + lab.etcd.endpoint]
+        places = ["_environment ETCD_ENDPOINTS=" + lab.etcd.endpoint, "lab "]  # lab: etcd and the logs
         places += [f"{name} {' '.join(node.box.command([]))}" for name, node in lab.nodes.items()]
         places += [f"{name} {' '.join(pod.command())}" for name, pod in lab.pods.items()]
         (outside / "places").write_text("\n".join(places) + "\n")
