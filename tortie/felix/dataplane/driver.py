@@ -23,10 +23,11 @@ from typing import Any
 
 from tortie.core.errors import KernelError
 from tortie.felix.calc.graph import State, Touched
-from tortie.felix.calc.model import WorkloadId, version_of
+from tortie.felix.calc.model import HostEndpoint, WorkloadId, version_of
 from tortie.felix.dataplane import sysctls
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.endpoints import EndpointWiring, Wiring
+from tortie.felix.dataplane.hosts import assign as hosts_on_interfaces
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel
 from tortie.felix.dataplane.neighbours import Neighbours
@@ -88,6 +89,7 @@ class Driver:
         self._options, self._kernel, self._interfaces = options, kernel, interfaces
         self._clock, self._rand = clock, rand
         self._state = State()
+        self._hosts: dict[str, HostEndpoint] = {}  # interface -> the host endpoint on it
         self._started = False
         self._news: list[Callable[[], None]] = []  # what events told since the last apply() began
         self._keep_sets = True  # no set is destroyed while a rule may name it
@@ -174,7 +176,7 @@ class Driver:
         for ident, workload in state.workloads.items():
             self._wiring.update(ident, workload)
         self._topology()
-        self._own_addresses()
+        self._look_at_addresses()
 
     def update(self, touched: Touched) -> None:
         """Look at what changed in the state."""
@@ -186,6 +188,8 @@ class Driver:
             self._wiring.update(ident, self._state.workloads.get(ident))
         if touched.topology:
             self._topology()
+        if touched.hosts:
+            self._assign_hosts()
 
     def interfaces_changed(self, names: Iterable[str]) -> None:
         """Something is new about these interfaces, or about some interface's addresses."""
@@ -198,7 +202,7 @@ class Driver:
             if (ident := self._wiring.on(name)) is not None:
                 self._wiring.update(ident, self._state.workloads.get(ident))
         self._topology()
-        self._own_addresses()
+        self._look_at_addresses()
 
     def _topology(self) -> None:
         """Blackholes for own blocks, and routes to other nodes, as far as these are felix's."""
@@ -231,10 +235,19 @@ class Driver:
                     ),
                 )
 
-    def _own_addresses(self) -> None:
+    def _look_at_addresses(self) -> None:
         own = self._interfaces.addresses(besides=self._options.settings.workload_prefixes)
         for family in self._families.values():
             family.members.own_addresses(own)
+        self._assign_hosts()
+
+    def _assign_hosts(self) -> None:
+        """Host endpoints go by the names and addresses of interfaces."""
+        prefixes = self._options.settings.workload_prefixes
+        hosts = self._state.hosts.values()
+        self._hosts = hosts_on_interfaces(hosts, self._interfaces.held() if hosts else {}, prefixes)
+        for family in self._families.values():
+            family.chains.hosts(self._hosts)
 
     # --- what events tell -------------------------------------------------------------------------
 
@@ -317,8 +330,15 @@ class Driver:
         if reason := self._wiring.trouble(ident, lambda one: self._routes.reason(one.route.key)):
             return reason
         interface = self._wiring.interface(ident)
-        reasons = (family.chains.trouble(interface) for family in self._families.values())
-        return next(filter(None, reasons), "")
+        return _first(family.chains.trouble(interface) for family in self._families.values())
+
+    def host_troubles(self) -> dict[str, str]:
+        """Every host endpoint that is on an interface, and why it is not up; '' if it is."""
+        found: dict[str, str] = {}
+        for interface, endpoint in self._hosts.items():
+            reason = _first(family.chains.host_trouble(interface) for family in self._families.values())
+            found[endpoint.name] = found.get(endpoint.name) or reason
+        return found
 
     def failures(self) -> dict[str, str]:
         """What is not as it should be: kind of object and object -> reason."""
@@ -331,3 +351,7 @@ class Driver:
 
 async def _all(duties: Iterable[Duty[Any, Any]]) -> None:
     await asyncio.gather(*(duty.sync() for duty in duties))
+
+
+def _first(reasons: Iterable[str]) -> str:
+    return next(filter(None, reasons), "")
