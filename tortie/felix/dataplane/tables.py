@@ -36,6 +36,12 @@ class TableWriter:
         else:
             self._duty.put(key, render_chain(content, self._version, self._features))
 
+    def _reason(self, key: Key) -> str:
+        return self._duty.reason(key)
+
+    def _dispatch_chains(self, interfaces: list[str]) -> list[ir.Chain]:
+        return dispatch.workload_dispatch(interfaces, self._settings)
+
     # --- what is always there -------------------------------------------------------------------
 
     def guard(self) -> None:
@@ -111,8 +117,7 @@ class TableWriter:
         self._spoofing(state)
 
     def _dispatch(self, interfaces: Iterable[str]) -> None:
-        chains = dispatch.workload_dispatch(list(interfaces), self._settings)
-        self._graph.offer(ir.FILTER, chains)
+        self._graph.offer(ir.FILTER, self._dispatch_chains(list(interfaces)))
 
     def _spoofing(self, state: State) -> None:
         """What depends on rare wishes of single endpoints."""
@@ -134,7 +139,7 @@ class TableWriter:
             key = pending.pop()
             if key not in seen:
                 seen.add(key)
-                if reason := self._duty.reason(key):
+                if reason := self._reason(key):
                     return f"{key[1]}: {reason}"
                 chain = self._graph.offered(*key)
                 pending += [(key[0], target) for target in chain.targets] if chain else []
