@@ -38,6 +38,7 @@ class Felix:
     def __init__(self, node: Node, **options: Any) -> None:
         self.node, self.state = node, State(profiles={"open": OPEN})
         self.backend = options.pop("backend", "nft")
+        self.nftables = options.pop("nftables", False)
         self.options = Options("node1", **{"forwarding": True, **options})
         self.loop = Loop(node.ns)
         self.skew = 0.0
@@ -55,6 +56,7 @@ class Felix:
             ownership,
             clock=self.clock,
             backend=self.backend,
+            nftables=self.nftables,
             forget=conntrack.flush,
         )
         self.driver = Driver(self.options, self.kernel, self.interfaces, clock=self.clock, rand=lambda: 0.5)

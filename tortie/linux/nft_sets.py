@@ -54,13 +54,13 @@ class SetTarget:
         self._known: dict[
             str, IPSet | None
         ] = {}  # name -> as read or written last; None: no set of our kinds
-        self.vanished = False  # when read last, sets that stood before were gone altogether
+        self._vanished = False  # when read last, sets that stood before were gone altogether
 
     async def read(self) -> Mapping[str, IPSet]:
         """All sets in the table. Raises KernelError."""
         text = await listing("list", "sets", "table", *self._table.split())
         known = {} if text is None else self._parse(text)
-        self.vanished = bool(self._known) and not known
+        self._vanished |= bool(self._known) and not known
         for name, found in known.items():
             before = self._known.get(name)
             if before == found:  # the same object for an unchanged set: comparing it later costs nothing
@@ -92,6 +92,11 @@ class SetTarget:
         if desired is actual:
             return True
         return _kind(desired) == _kind(actual) and _elements(desired) == _elements(actual)
+
+    def take_vanished(self) -> bool:
+        """Whether all sets were found gone since this was asked last."""
+        vanished, self._vanished = self._vanished, False
+        return vanished
 
     # --- for the table ----------------------------------------------------------------------------
 

@@ -192,8 +192,8 @@ class NoSets:
 class TableTarget:
     """reconcile.Target[Key, Content] for one table.
 
-    `wanted` must be what the reconciler wants altogether. As long as nothing is wanted, the table as a whole
-    is the one object there is, which can be deleted.
+    Once `wanted` is what the reconciler wants altogether, all of it is written that differs; before that,
+    only what is asked for.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class TableTarget:
         self._known: dict[Key, Content] = {}  # as read or written last
         self._lost: list[str] = []  # sets that were not there when the table was read last
         self._failures = 0  # transactions refused in a row
-        self.wanted: Mapping[Key, Content] = {}
+        self.wanted: Mapping[Key, Content] | None = None
 
     async def read(self) -> Mapping[Key, Content]:
         """Everything in the table but its sets. Raises KernelError."""
@@ -222,22 +222,24 @@ class TableTarget:
         for name in maps:
             listed = await listing("list", "map", *self._table.split(), name)
             self._known["map", name] = Map() if listed is None else parse_map(listed)
-        if text is not None and not self.wanted:
-            return {("table", self._table): Found(())}
         return dict(self._known)
 
-    async def holds(self, chain: str) -> bool:
-        """Whether rules of ours stand in that chain. Raises KernelError."""
+    async def holds(self, *chains: str) -> bool:
+        """Whether rules of ours stand in any of these. Raises KernelError."""
         await self.read()
-        found = self._known.get(("chain", chain))
-        return isinstance(found, Found) and any(found.hashes)
+        found = (self._known.get(("chain", chain)) for chain in chains)
+        return any(isinstance(one, Found) and any(one.hashes) for one in found)
 
     async def apply(self, update: Mapping[Key, Content], delete: Collection[Key]) -> Mapping[Key, str]:
         """One transaction for everything that differs, `update` and `delete` among it."""
         replaced: dict[Key, str] = {}  # chains the kernel refused -> its reason
-        rebuild = self._failures >= _PATIENCE
+        wanted = self.wanted
+        if wanted is None:
+            wanted = {key: content for key, content in self._known.items() if key not in delete} | dict(
+                update
+            )
         while True:
-            lines = list(self._transaction(replaced, rebuild))
+            lines = list(self._transaction(wanted, replaced))
             done = await nft("-f", "-", given="".join(f"{line}\n" for _, line in lines))
             if done.status == 0:
                 break
@@ -247,9 +249,7 @@ class TableTarget:
                 return dict.fromkeys([*update, *delete], " ".join(done.reason.split()))
             replaced.update(refused)
         self._failures, self._lost = 0, []
-        self._known = {
-            key: Found(("",)) if key in replaced else content for key, content in self.wanted.items()
-        }
+        self._known = {key: Found(("",)) if key in replaced else content for key, content in wanted.items()}
         return {key: f"drops everything instead: {why}" for key, why in replaced.items()}
 
     def same(self, desired: Content, actual: Content) -> bool:
@@ -280,13 +280,11 @@ class TableTarget:
 
     # --- the transaction ------------------------------------------------------------------------
 
-    def _transaction(self, replaced: Collection[Key], rebuild: bool) -> Iterator[tuple[Key | None, str]]:
+    def _transaction(
+        self, wanted: Mapping[Key, Content], replaced: Collection[Key]
+    ) -> Iterator[tuple[Key | None, str]]:
         """All its lines, each with the key it belongs to."""
-        if not self.wanted:
-            yield None, f"add table {self._table}"
-            yield None, f"delete table {self._table}"
-            return
-        rebuild = rebuild or self._rehooked()
+        rebuild = self._failures >= _PATIENCE or self._rehooked(wanted)
         known: Mapping[Key, Content] = {} if rebuild else self._known
         yield None, f"add table {self._table}"
         if rebuild:
@@ -294,12 +292,12 @@ class TableTarget:
             yield None, f"add table {self._table}"
         dirty = {
             key: content
-            for key, content in self.wanted.items()
+            for key, content in wanted.items()
             if key not in known or key in replaced or not self.same(content, known[key])
         }
         chains = {key: content for key, content in dirty.items() if isinstance(content, Chain)}
         maps = {key: content for key, content in dirty.items() if isinstance(content, Map)}
-        gone = [key for key in known if key not in self.wanted]
+        gone = [key for key in known if key not in wanted]
         yield from self._map_removals(maps, known)
         yield from self._chain_starts(chains, known)
         for line in self._sets.creation(self._sets.names if rebuild else self._lost):
@@ -310,9 +308,9 @@ class TableTarget:
         yield from self._map_additions(maps, known)
         yield from self._removals(gone)
 
-    def _rehooked(self) -> bool:
+    def _rehooked(self, wanted: Mapping[Key, Content]) -> bool:
         """Whether a base chain stands at the wrong hook, which only a new table can mend."""
-        pairs = ((content, self._known.get(key)) for key, content in self.wanted.items())
+        pairs = ((content, self._known.get(key)) for key, content in wanted.items())
         return any(
             isinstance(content, Chain) and isinstance(before, Found) and before.base != content.base
             for content, before in pairs
@@ -370,3 +368,22 @@ class TableTarget:
 
 def _listed_keys(elements: Collection[tuple[str, str]]) -> str:
     return ", ".join(f'"{interface}"' for interface, _ in sorted(elements))
+
+
+class StrayTable:
+    """reconcile.Target for a table that is to go as a whole; its one key is its name."""
+
+    def __init__(self, family: Family, name: str) -> None:
+        self._table = f"{family} {name}"
+
+    async def read(self) -> Mapping[str, None]:
+        """Raises KernelError."""
+        found = await listing("-t", "list", "table", *self._table.split())
+        return {} if found is None else {self._table: None}
+
+    async def apply(self, _update: Mapping[str, None], delete: Collection[str]) -> Mapping[str, str]:
+        done = await nft("-f", "-", given="".join(f"add table {one}\ndelete table {one}\n" for one in delete))
+        return {} if done.status == 0 else dict.fromkeys(delete, done.reason)
+
+    def same(self, _desired: None, _actual: None) -> bool:
+        return True

@@ -5,6 +5,7 @@ state, and hands the text of visible chains to the tables' duty. Nothing here to
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from tortie.felix.calc.graph import State, Touched
 from tortie.felix.calc.model import WorkloadId
@@ -22,7 +23,7 @@ Tables = Duty[Key, Content]
 class TableWriter:
     """One IP version's tables."""
 
-    def __init__(self, version: int, settings: Settings, features: Features, duty: Tables) -> None:
+    def __init__(self, version: int, settings: Settings, features: Features, duty: Duty[Key, Any]) -> None:
         self._version, self._settings, self._features = version, settings, features
         self._duty = duty
         self._graph = ChainGraph(self._shown)
@@ -144,6 +145,10 @@ class TableWriter:
                 chain = self._graph.offered(*key)
                 pending += [(key[0], target) for target in chain.targets] if chain else []
         return ""
+
+    def stands(self) -> bool:
+        """Whether every hook is in place, and with it all that it leads to: they are written as one."""
+        return not any(self._reason(key) for key in static.hooks(self._settings))
 
     def ruleset(self) -> Ruleset:
         """All rules of this IP version, for evaluating packets against them."""

@@ -24,6 +24,7 @@ GROUP_IN, GROUP_OUT = "cali-gi-", "cali-go-"
 PROFILE_IN, PROFILE_OUT = "cali-pri-", "cali-pro-"
 TO_WORKLOAD, FROM_WORKLOAD = "cali-tw-", "cali-fw-"
 TO_HOST, FROM_HOST = "cali-th-", "cali-fh-"
+ARP = "cali-arp-"
 TO_HOST_FORWARD, FROM_HOST_FORWARD = "cali-thfw-", "cali-fhfw-"
 
 # Chains that always exist.

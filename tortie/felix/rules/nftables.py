@@ -13,13 +13,16 @@ felix/nftables/renderer.go), but for what its users would not want:
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tortie.felix.rules import ir, names
 from tortie.felix.rules.iptables import Features
+from tortie.felix.rules.profiles import expendable
 from tortie.linux.nftables import Base, Chain, Content, Key, Map, Rule
+
+TABLE = "calico"  # in the families ip and ip6
 
 _COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN
 _LOG_PREFIX_MAX = 127  # NF_LOG_PREFIXLEN is 128 with its NUL
@@ -55,6 +58,12 @@ def chain_key(table: str, name: str) -> Key:
 
 def map_key(table: str, name: str) -> Key:
     return "map", f"{table}-{names.long_chain(name)}"
+
+
+def expendable_chain(name: str) -> bool:
+    """Whether a chain the kernel refuses may be replaced by a drop; nat has no drop."""
+    table, _, chain = name.partition("-")
+    return table != ir.NAT and expendable(chain)
 
 
 def render_chain(chain: ir.Chain, table: str, version: int, features: Features) -> dict[Key, Content]:
@@ -94,14 +103,18 @@ class _Words:
 
 
 def _render(rules: Sequence[ir.Rule], seed: str, words: _Words) -> tuple[Rule, ...]:
+    return hashed(seed, ((body, rule.comments) for rule in rules for body in _bodies(rule, words)))
+
+
+def hashed(seed: str, bodies: Iterable[tuple[str, Sequence[str]]]) -> tuple[Rule, ...]:
+    """The rules of one chain, from the text of each and what is to be told to people."""
     digest = hashlib.sha224(seed.encode()).digest()
-    rendered: list[Rule] = []
-    for rule in rules:
-        for body in _bodies(rule, words):
-            digest = hashlib.sha224(digest + body.encode()).digest()
-            visible = base64.urlsafe_b64encode(digest)[:_HASH_LENGTH].decode()
-            rendered.append(Rule(visible, f'{body} comment "{_comment(visible, rule.comments)}"'))
-    return tuple(rendered)
+    rules: list[Rule] = []
+    for body, comments in bodies:
+        digest = hashlib.sha224(digest + body.encode()).digest()
+        visible = base64.urlsafe_b64encode(digest)[:_HASH_LENGTH].decode()
+        rules.append(Rule(visible, f'{body} comment "{_comment(visible, comments)}"'))
+    return tuple(rules)
 
 
 def _comment(ident: str, comments: Sequence[str]) -> str:
