@@ -511,6 +511,7 @@ def test_an_endpoint_is_up_when_everything_of_it_stands(node: Node, felix: Calla
     assert "not running" in daemon.driver.endpoint_troubles()[ident]
     node.ns.sh("ip link set calia up")
     node.ns.sh("ip link set far up")
+    eventually(lambda: node.ns.running("calia"))
     daemon.apply()
     assert daemon.driver.endpoint_troubles()[ident] == ""
     assert f"{a.v4} dev calia scope link" in node.routes()
