@@ -71,8 +71,8 @@ def test_a_change_of_mode_is_felt_by_nobody(felix: FelixProcess) -> None:
     felix.kill()
     felix.start()  # without the variable, which would outrank what the datastore says
     felix.up()
-    good = [Stream(a.ns, b.v4, 14), Stream(b.ns, a.v6, 14)]
-    bad = [Stream(stranger.ns, a.v4, 14), Stream(b.ns, stranger.v6, 14)]
+    good = [Stream(a.ns, b.v4, 12), Stream(b.ns, a.v6, 12)]
+    bad = [Stream(stranger.ns, a.v4, 12), Stream(b.ns, stranger.v6, 12)]
     for value, expected in (("Enabled", NFTABLES), ("Disabled", IPTABLES), ("Enabled", NFTABLES)):
         mode(felix, value)
         assert felix.process is not None
@@ -97,25 +97,21 @@ def test_a_change_while_felix_was_away_is_finished_by_the_next(felix: FelixProce
     assert (good.lost(), bad.answered()) == (0, 0)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_killed_in_the_middle_of_a_change_nothing_opens(felix: FelixProcess, seed: int) -> None:
-    """Each time a little later; whoever comes after finishes it."""
+@pytest.mark.parametrize("step", ["table", "chains", "raw"])
+def test_killed_in_the_middle_of_a_change_nothing_opens(felix: FelixProcess, step: str) -> None:
+    """Whoever comes after finishes it."""
     felix.started(NFTABLESMODE="Disabled")
     a, b, stranger = pods(felix)
     eventually(lambda: a.reaches(b.v4))
     felix.kill()
-    good, bad = Stream(a.ns, b.v4, 6), Stream(stranger.ns, a.v4, 6)
+    good, bad = Stream(a.ns, b.v4, 5), Stream(stranger.ns, a.v4, 5)
     felix.start(NFTABLESMODE="Enabled")
-    steps = ("enforcing with", "table ip calico", "filter-FORWARD", "no iptables", "no sets", "first apply")
-    done = {
-        "enforcing with": lambda: felix.log.count("enforcing with nftables") > 0,
-        "table ip calico": lambda: traces(felix.node)["nftables"],
-        "filter-FORWARD": lambda: "filter-FORWARD" in felix.node.ns.sh("nft list chains ip"),
-        "no iptables": lambda: "cali" not in felix.node.rules(4, "-t", "raw"),
-        "no sets": lambda: not traces(felix.node)["iptables"],
-        "first apply": lambda: felix.log.count("first apply done") > 1,
+    reached: dict[str, Callable[[], bool]] = {
+        "table": lambda: traces(felix.node)["nftables"],
+        "chains": lambda: "filter-FORWARD" in felix.node.ns.sh("nft list chains ip"),
+        "raw": lambda: "cali" not in felix.node.rules(4, "-t", "raw"),
     }
-    eventually(done[steps[seed]], 10)
+    eventually(reached[step], 10)
     felix.kill()
     assert a.reaches(b.v4) and not stranger.reaches(a.v4)
     felix.started(NFTABLESMODE="Enabled")

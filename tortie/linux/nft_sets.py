@@ -27,7 +27,7 @@ _AT_ONCE = 1000  # members in one line: enough to be fast, and short enough to r
 _MAX_DELETED = 500  # sets deleted in one transaction, Calico's
 _ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # where nft finds no names for them
-_BUSY = "Device or resource busy"
+_STRANGE = "?"  # stands for an element that none of ours could be
 
 
 class NftSet(msgspec.Struct):
@@ -119,6 +119,9 @@ class SetTarget:
         known = self._known.get(name)
         if known is not None and _kind(known) == _kind(wanted):
             before, after = _elements(known), _elements(wanted)
+            if _STRANGE in before:
+                yield f"flush set {self._table} {name}"
+                before = frozenset()
             # In this order, as a network may take the place of those inside it.
             yield from self._elements("delete", name, before - after)
             yield from self._elements("add", name, after - before)
@@ -177,7 +180,7 @@ def _elements(one: IPSet) -> frozenset[str]:
 def uncovered(members: frozenset[str]) -> frozenset[str]:
     """The networks that lie in no other; single addresses are without a prefix length. Pure."""
     nets = [member for member in members if "/" in member]
-    if not nets:
+    if not nets or _STRANGE in members:
         return members
     covers: dict[int, set[int]] = {}  # prefix length -> the networks of that length, as numbers
     spans: list[tuple[int, int, str]] = []
@@ -222,5 +225,5 @@ def _members(elements: Iterable[Any]) -> Iterator[str]:
                 yield f"{address}/{length}"
             case {"concat": [address, protocol, port]}:
                 yield f"{address},{_PROTOCOLS.get(protocol, protocol)}:{port}"
-            case other:  # a range, an element that ends by itself: nothing we write
-                yield str(other)
+            case _:  # a range, an element that ends by itself, …
+                yield _STRANGE
