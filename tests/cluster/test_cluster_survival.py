@@ -91,7 +91,7 @@ def test_a_stopped_agent_leaves_the_dataplane_alone(pods: Lab) -> None:
     node = pods.nodes["node-1"]
     before = (node.routes(), node.box.output("iptables-save", "-t", "filter").count("cali-tw-"))
     node.stop_agent()
-    assert not node.box.pids("tortie"), "every process of the node ended"
+    assert not node.node_pids(), "every process of the node ended with it"
     after = (node.routes(), node.box.output("iptables-save", "-t", "filter").count("cali-tw-"))
     assert after == before
     assert all(a.ok for a in pods.matrix().values())

@@ -257,8 +257,8 @@ def test_a_network_without_policy_is_a_profile(machine: Machine) -> None:
     machine.chain(calico(policy={}), name="plain").add(pod)
     profile = machine.entries("/calico/resources/v3/projectcalico.org/profiles/")["plain"]
     assert profile["spec"] == {
-        "ingress": [{"action": "Allow", "source": {}, "destination": {}}],
-        "egress": [{"action": "Allow", "source": {}, "destination": {}}],
+        "ingress": [{"action": "Allow"}],
+        "egress": [{"action": "Allow"}],
         "labelsToApply": {"plain": ""},
     }
     (endpoint,) = machine.endpoints().values()

@@ -102,7 +102,8 @@ def everything(version: int) -> tuple[Ruleset, dict[str, str]]:
     add(ruleset, static.chains(version, FULL))
     for table in (ir.FILTER, ir.MANGLE, ir.RAW):
         add(ruleset, {table: endpoints.group_chains(tiers, FULL)})
-        add(ruleset, {table: dispatch.host_dispatch(["eth0", "eth1"], FULL, table=table, any_interface=True)})
+        interfaces = ["eth0", "eth1", *([] if table == ir.RAW else [dispatch.ANY_INTERFACE])]
+        add(ruleset, {table: dispatch.host_dispatch(table, interfaces, interfaces, FULL)})
         for policy in policies():
             add(ruleset, {table: profiles.policy_chains(policy, version, table, FULL)})
         profile = Profile("kns.default", policies()[0].inbound, policies()[0].outbound)

@@ -140,6 +140,7 @@ def test_spoofing_and_floating_addresses_need_permission() -> None:
     calc = Calculation(Inputs("node1", spoofing=True, floating_ips=True))
     key, value = workload("a", spoofing=("10.9.0.0/16",), floating=(("1.2.3.4", "10.0.0.1"),))
     calc.update(Update("new", key, value))
+    calc.flush()
     (found,) = calc.state.workloads.values()
     assert found.spoofed_sources == ("10.9.0.0/16",)
     assert [(one.external, one.internal) for one in found.floating_ips] == [("1.2.3.4", "10.0.0.1")]

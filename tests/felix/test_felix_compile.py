@@ -180,7 +180,7 @@ def test_services() -> None:
         ({"source": EntityRule(notNets=("",))}, "source.notNets"),
         ({"source": EntityRule(selector="a =")}, "selector"),
         ({"source": EntityRule(namespaceSelector="(")}, "namespaceSelector"),
-        ({"source": EntityRule(serviceAccounts=ServiceAccountMatch(names=("a'",)))}, "serviceAccounts"),
+        ({"source": EntityRule(serviceAccounts=ServiceAccountMatch(names=("a'\"",)))}, "serviceAccounts"),
     ],
 )
 def test_what_cannot_be_understood_is_refused_by_name(fields: dict[str, Any], named: str) -> None:

@@ -137,7 +137,7 @@ def test_spoofed_sources_are_dropped_before_connection_tracking() -> None:
 def test_a_permitted_spoofer_passes_with_its_prefix_only() -> None:
     ident = WorkloadId("k8s", "default/nat", "eth0")
     nat = Workload(ident, "cali1", profiles=("open",), spoofed_sources=("10.9.0.0/16",))
-    rules = ruleset_of(State({ident: nat}, {"open": OPEN}))
+    rules = ruleset_of(State(workloads={ident: nat}, profiles={"open": OPEN}))
     for source, expected in (("10.9.9.9", "accept"), ("10.8.9.9", "drop")):
         packet = Packet(source, "1.1.1.1", 6, 1, 2, None, "cali1", "eth0", reverse_path_ok=False)
         assert evaluate(rules, SETS, packet).outcome == expected

@@ -241,12 +241,12 @@ def test_a_failure_is_due_again_and_keeps_its_reason() -> None:
     kernel.refuse["a"] = "no room"
     duty.put("a", 1)
     assert not asyncio.run(duty.sync()).ok
-    assert duty.reason("a") == "no room" and not duty.done("a")
+    assert duty.reason("a") == "no room" and not duty.settled
     assert clock.now < duty.next_due() < clock.now + 2
     assert not asyncio.run(duty.sync()).ok, "what failed and is not due yet has still failed"
     kernel.refuse.clear()
     clock.now = duty.next_due()
-    assert asyncio.run(duty.sync()).ok and duty.done("a")
+    assert asyncio.run(duty.sync()).ok and duty.settled
 
 
 def test_echoes_of_what_was_done_cause_no_work() -> None:

@@ -39,7 +39,7 @@ def policy(
     name: str, *rules: Rule, kind: str = "NetworkPolicy", selector: str = ""
 ) -> tuple[PolicyRef, Policy]:
     ident = PolicyId(name, "ns", kind)
-    return PolicyRef(ident, selector), Policy(ident, "t", selector, rules, rules)
+    return PolicyRef(ident, selector), Policy(ident, "t", rules, rules)
 
 
 def verdict(

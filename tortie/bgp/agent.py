@@ -26,10 +26,10 @@ from tortie.bgp.speaker import Answer, Speaker
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.core.files import write_atomic
-from tortie.core.health import INTERVAL, HealthSender
+from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.linux.routes import Route
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tortie.bgp.agent")  # not __name__: it runs as __main__
 
 _REST = 0.02  # seconds from news to a look at the table: a burst of updates becomes one
 _REST_SHARE = 0.2  # a look that took long is followed by a rest in proportion …
@@ -272,7 +272,7 @@ class Agent:
         while True:
             ready = self._router.config is not None and self._reload.state == "loaded"
             health.report(live=True, ready=ready, reason="" if ready else self._reload.state)
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(INTERVAL if ready else UNREADY_INTERVAL)
 
     def _report(self) -> None:
         found = report(

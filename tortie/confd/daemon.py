@@ -19,7 +19,7 @@ from tortie.core import log, tasks
 from tortie.core.backoff import Backoff, Retry
 from tortie.core.errors import ConfigError
 from tortie.core.files import read_or_none
-from tortie.core.health import INTERVAL, HealthSender
+from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.datastore import config, felixparams, validate
 from tortie.datastore.backend import Backend
 from tortie.datastore.connect import connect
@@ -95,7 +95,7 @@ class Confd:
         while True:
             reason = "" if self._rendered else "nothing was rendered yet"
             self._health.report(live=True, ready=self._rendered, reason=reason)
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(INTERVAL if self._rendered else UNREADY_INTERVAL)
 
     def _tell(self, problems: Any) -> None:
         """Log each problem once, and again only after it was gone."""

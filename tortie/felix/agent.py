@@ -12,12 +12,13 @@ import asyncio
 import logging
 import random
 import time
+from dataclasses import replace
 from math import inf
 from typing import Any
 
 from tortie.core import tasks
 from tortie.core.errors import ConfigError, DatastoreError, KernelError
-from tortie.core.health import INTERVAL, HealthSender
+from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.core.reconcile import Reconciler
 from tortie.datastore.backend import Backend
 from tortie.datastore.felixparams import Resolved
@@ -30,10 +31,12 @@ from tortie.datastore.keys import (
     ResourceList,
     WorkloadStatusKey,
 )
-from tortie.datastore.syncer import Batch, Syncer, SyncStatus
+from tortie.datastore.rules import as_read
+from tortie.datastore.syncer import Batch, Syncer, SyncStatus, Update
 from tortie.felix import config as felix_config
 from tortie.felix.calc.graph import Calculation
 from tortie.felix.calc.model import WorkloadId
+from tortie.felix.calc.policies import KINDS as POLICY_KINDS
 from tortie.felix.config import RESTART, Config, Sources
 from tortie.felix.dataplane.backend import wants_nftables
 from tortie.felix.dataplane.driver import Driver, Options
@@ -46,7 +49,16 @@ from tortie.felix.watch import InterfaceWatch
 _log = logging.getLogger(__name__)
 
 CONFIG_KINDS = ("FelixConfiguration", "Node", "ClusterInformation", "BGPConfiguration", "IPPool")
-_KINDS = (*CONFIG_KINDS, "Profile", "WorkloadEndpoint", "HostEndpoint", "NetworkSet", "GlobalNetworkSet")
+_KINDS = (
+    *CONFIG_KINDS,
+    "Tier",
+    *POLICY_KINDS,
+    "Profile",
+    "WorkloadEndpoint",
+    "HostEndpoint",
+    "NetworkSet",
+    "GlobalNetworkSet",
+)
 _RECHECK_DATAPLANE = 15.0  # seconds between looks at kube-proxy's choice, Calico's
 _RECHECK_FILES = 10.0  # seconds between looks at the status files, Calico's
 _FULL_REPORT = 180  # status keys are listed again after so many delays, Calico's
@@ -143,7 +155,7 @@ class Agent:
     def _take(self, batch: Batch) -> bool:
         """Pass a batch on; whether it touches the configuration."""
         touches = False
-        for update in batch.updates:
+        for update in map(_as_read, batch.updates):
             if isinstance(update.key, ResourceKey):
                 touches |= self._sources.take(update.key.kind, update.key.name, update.value)
             self._calc.update(update)
@@ -295,7 +307,7 @@ class Agent:
             stuck = self._passing and time.monotonic() - self._pass_began > self._config.watchdog
             reason = "one pass over the dataplane does not end" if stuck else self._unready()
             self._health.report(live=not stuck, ready=not reason, reason=reason)
-            await asyncio.sleep(INTERVAL if self._applied else 0.5)
+            await asyncio.sleep(INTERVAL if self._applied else UNREADY_INTERVAL)
 
     def _unready(self) -> str:
         """Why felix is not ready, '' if it is."""
@@ -308,3 +320,10 @@ class Agent:
             first = next(iter(failures.items()), None)
             return f"first apply not done: {first[0]}: {first[1]}" if first else "first apply under way"
         return ""
+
+
+def _as_read(update: Update) -> Update:
+    """What clients would be given: data of old releases looks different where it is stored."""
+    if update.value is None or not isinstance(update.key, ResourceKey):
+        return update
+    return replace(update, value=as_read(update.value))

@@ -23,6 +23,7 @@ from tortie.datastore.backend import Backend
 from tortie.datastore.connect import connect
 from tortie.datastore.felixparams import DEFAULT_FILE, Resolved
 from tortie.datastore.keys import ResourceKey, ResourceList
+from tortie.datastore.rules import as_read
 from tortie.felix import config as felix_config
 from tortie.felix.agent import CONFIG_KINDS, Agent
 from tortie.felix.config import RESTART, Config, Sources
@@ -197,7 +198,7 @@ async def _list_configuration(backend: Backend, sources: Sources) -> None:
         listed = await backend.list(ResourceList(kind))
         for kv in listed.items:
             if isinstance(kv.key, ResourceKey):
-                sources.take(kind, kv.key.name, kv.value)
+                sources.take(kind, kv.key.name, as_read(kv.value))
 
 
 # --- with it --------------------------------------------------------------------------------------

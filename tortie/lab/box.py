@@ -103,7 +103,7 @@ class Box:
                     line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                 except OSError:
                     continue  # it ended while we looked
-                if all(word in line for word in words):
+                if line and all(word in line for word in words):  # the dead have no command line
                     found.append(int(entry))
         return found
 

@@ -99,9 +99,10 @@ def things_to_try(names: Sequence[str]) -> str:
 Things to try, from another terminal ({", ".join(names)}):
 
   sudo ./dev shell node-1                           a shell on a node; calicoctl works there
-  sudo ./dev shell web-0 ping 192.168.0.1           a command inside a pod
+  sudo ./dev shell web-0 ping -c 3 172.18.0.1       a command inside a pod; its packets leave masqueraded
   sudo ./dev shell node-1 calicoctl get ippool default-ipv4-ippool -o yaml
   sudo ./dev shell node-1 ip monitor route          then kill something elsewhere and watch
-  sudo ./dev shell node-2 pkill -9 -f calico-node   it comes back; nothing is lost meanwhile
+  sudo ./dev shell node-2 pkill -9 -f -- -felix     it comes back; nothing is lost meanwhile
+  sudo ./dev shell lab tail -f /run/lab/node-1.log  a node's log; lab is where etcd runs
   sudo ./dev demo --down                            remove everything (so does Ctrl-C here)
 """

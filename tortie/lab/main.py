@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         "--nodes", type=int, default=3, choices=range(1, 17), metavar="N", help="1-16, default 3"
     )
     demo.add_argument("--down", action="store_true", help="remove the running demo")
-    shell = commands.add_parser("shell", help="a shell or a command inside a node or a pod")
-    shell.add_argument("where", metavar="NODE|POD")
+    shell = commands.add_parser("shell", help="a shell or a command inside a node, a pod or the lab")
+    shell.add_argument("where", metavar="NODE|POD|lab")
     shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     keeper = commands.add_parser("_keeper")
     keeper.add_argument("nodes", type=int)
@@ -138,15 +138,16 @@ def _shell(where: str, words: list[str]) -> int:
         print("no demo is running; start one with: sudo ./dev demo", file=sys.stderr)
         return 1
     places = dict(line.split(" ", 1) for line in (STATE / "places").read_text().splitlines())
+    common = places.pop("_environment").split()
     if where not in places:
-        print(f"there is no node or pod {where!r}; there are: {', '.join(places)}", file=sys.stderr)
+        print(f"there is no {where!r}; there are: {', '.join(places)}", file=sys.stderr)
         return 1
     inner = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()[0]
     enter = ["nsenter", "-t", inner, "-n", "-m", "-p", "-u", "--"]
     command = words or [os.environ.get("SHELL") or "/bin/bash"]
     scripts = str(Path(sys.executable).parent)
     path = f"PATH={scripts}:{os.environ.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}:/usr/sbin:/sbin"
-    environment = ["env", path, *places["_environment"].split(), f"PS1={where}# "]
+    environment = ["env", path, *common, f"PS1={where}# "]
     line = [*enter, *places[where].split(), *environment, *command]
     return subprocess.call(line)
 
@@ -167,7 +168,7 @@ def _keep(nodes: int) -> int:
     lab = None
     try:
         lab = demo.run(Path("/run/lab"), nodes)
-        places = ["_environment ETCD_ENDPOINTS=" + lab.etcd.endpoint]
+        places = ["_environment ETCD_ENDPOINTS=" + lab.etcd.endpoint, "lab "]  # lab: etcd and the logs
         places += [f"{name} {' '.join(node.box.command([]))}" for name, node in lab.nodes.items()]
         places += [f"{name} {' '.join(pod.command())}" for name, pod in lab.pods.items()]
         (outside / "places").write_text("\n".join(places) + "\n")

@@ -15,9 +15,8 @@ from tortie.felix.calc import canonical
 from tortie.felix.calc.canonical import refuse
 from tortie.felix.calc.members import Item
 from tortie.felix.calc.model import FloatingIP, HostEndpoint, QoS, Workload, WorkloadId
+from tortie.felix.calc.rules import NAMESPACE, SERVICE_ACCOUNT
 
-_SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
-_NAMESPACE = "projectcalico.org/namespace"
 _MAX_PACKETS = 10_000  # per second, and at once: XT_LIMIT_SCALE
 _MAX_CONNECTIONS = 0xFFFFFFFF  # connlimit counts in 32 bits
 _BURST = 5  # packets, the default of Calico and of the limit match
@@ -110,12 +109,16 @@ def _dscp(controls: v3.QoSControls | None) -> int | None:
     return number
 
 
-def workload_item(endpoint: v3.WorkloadEndpoint) -> Item:
-    """The same endpoint, local or not, as a member of IP sets."""
+def workload_item(namespace: str, endpoint: v3.WorkloadEndpoint) -> Item:
+    """The same endpoint, local or not, as selectors see it.
+
+    Its namespace is where it is stored: no label of its own can put it under another namespace's policy.
+    """
     spec = endpoint.spec
     labels = {name: value for name, value in endpoint.labels.items() if not name.startswith(_INHERITED)}
+    labels[NAMESPACE] = namespace
     if spec.serviceAccountName:
-        labels[_SERVICE_ACCOUNT] = spec.serviceAccountName
+        labels[SERVICE_ACCOUNT] = spec.serviceAccountName
     return Item(
         _nets(spec.ipNetworks),
         tuple(sorted(labels.items())),
@@ -167,7 +170,7 @@ def network_set_item(resource: v3_policy.NetworkSet | v3_policy.GlobalNetworkSet
     labels: Mapping[str, str] = resource.labels
     profiles: tuple[str, ...] = ()
     if resource.namespace:
-        labels = {**labels, _NAMESPACE: resource.namespace}
+        labels = {**labels, NAMESPACE: resource.namespace}
         profiles = (f"kns.{resource.namespace}",)
     nets = tuple(canonical.cidr(net, "nets") for net in resource.spec.nets)
     return Item(nets, tuple(sorted(labels.items())), profiles)

@@ -3,12 +3,12 @@
 Feed it every Update the Syncer gives, in order; take the result with flush(). However updates are ordered,
 repeated or split, the same content of the datastore gives the same State: flush() only says where to look.
 
-What is enforced is what local endpoints need: a profile is compiled while a local endpoint names it, and an
-IP set kept while an active rule names it. A profile that is missing or cannot be understood denies.
+What is enforced is what local endpoints need: a profile is compiled while a local endpoint names it, a
+policy while it applies to one, and an IP set is kept while an active rule names it. What is missing or
+cannot be understood denies.
 (Reference: policy sheet 6; felix/calc.)
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,23 +18,23 @@ from tortie.datastore.keys import AffinityKey, BlockKey, ResourceKey
 from tortie.datastore.syncer import Update
 from tortie.datastore.types.ipam import Block
 from tortie.datastore.types.ippool import IPPool
-from tortie.datastore.types.policy import Profile as V3Profile
-from tortie.felix.calc import canonical, endpoints, topology
+from tortie.felix.calc import canonical, endpoints, policies, topology
+from tortie.felix.calc.active import ActiveRules
 from tortie.felix.calc.locals import LocalWorkloads
-from tortie.felix.calc.members import MemberIndex
+from tortie.felix.calc.members import Item, MemberIndex
 from tortie.felix.calc.model import (
-    ALLOW_ALL,
-    DENY_ALL,
     BlockRoute,
+    HostEndpoint,
     Members,
+    Policy,
+    PolicyId,
     Pool,
     Profile,
     Workload,
     WorkloadId,
 )
-from tortie.felix.calc.rules import Source, compile_rules
-
-DEFAULT_ALLOW = "projectcalico-default-allow"  # exists without being stored, as in Calico
+from tortie.felix.calc.policies import V3Policy
+from tortie.felix.calc.tiers import PolicyIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,9 @@ class State:
     """Everything the dataplane is told. Read it, do not change it."""
 
     workloads: dict[WorkloadId, Workload] = field(default_factory=dict)
+    hosts: dict[str, HostEndpoint] = field(default_factory=dict)  # name -> host endpoint of this node
     profiles: dict[str, Profile] = field(default_factory=dict)
+    policies: dict[PolicyId, Policy] = field(default_factory=dict)
     sets: dict[str, Members] = field(default_factory=dict)  # id -> its members
     pools: dict[str, Pool] = field(default_factory=dict)  # CIDR -> pool
     nodes: dict[str, topology.NodeAddresses] = field(default_factory=dict)
@@ -68,26 +70,49 @@ class Touched:
     """What changed in State since the last flush: a hint where to look, never the only source of truth."""
 
     workloads: set[WorkloadId] = field(default_factory=set)
+    hosts: set[str] = field(default_factory=set)
     profiles: set[str] = field(default_factory=set)
+    policies: set[PolicyId] = field(default_factory=set)
     sets: set[str] = field(default_factory=set)
     topology: bool = False  # pools, nodes, blackholes, block routes
     services: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.workloads or self.profiles or self.sets or self.topology or self.services)
+        objects = (self.workloads, self.hosts, self.profiles, self.policies, self.sets)
+        return any(objects) or self.topology or self.services
+
+    @classmethod
+    def everything(cls, state: State) -> "Touched":
+        return cls(
+            set(state.workloads),
+            set(state.hosts),
+            set(state.profiles),
+            set(state.policies),
+            set(state.sets),
+            topology=True,
+            services=True,
+        )
 
 
 class Calculation:
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._index = MemberIndex()
-        self.state = State(sets=self._index.sets)
+        self._members = MemberIndex()
+        self._policies = PolicyIndex()
+        problems: dict[str, str] = {}
+        self._rules = ActiveRules(self._members, problems)
+        self.state = State(
+            profiles=self._rules.profiles,
+            policies=self._rules.policies,
+            sets=self._members.sets,
+            problems=problems,
+        )
         self._touched = Touched()
         self._locals = LocalWorkloads()
-        self._profiles: dict[str, V3Profile] = {}  # all that are stored
-        self._profile_users: Counter[str] = Counter()  # profile -> local endpoints that name it
-        self._set_users: Counter[str] = Counter()  # set -> active owners of rules that name it
-        self._owned_sets: dict[str, dict[str, Source]] = {}  # active profile -> the sets its rules name
+        self._items: dict[WorkloadId, Item] = {}  # local workloads as selectors see them
+        # Enforced endpoints without their tiers, which follow with the next flush.
+        self._enforced: dict[WorkloadId | str, Workload | HostEndpoint] = {}  # id or name -> endpoint
+        self._stored: dict[PolicyId, V3Policy] = {}  # policies with a scope that is understood
         self._pools: dict[ResourceKey, IPPool] = {}
         self._affinities: dict[str, str] = {}  # own block -> state
         self._blocks: dict[str, Block] = {}  # CIDR -> block
@@ -98,9 +123,11 @@ class Calculation:
             "NetworkSet": self._network_set,
             "GlobalNetworkSet": self._network_set,
             "Profile": self._profile,
+            "Tier": self._tier,
             "IPPool": self._pool,
             "Node": self._node,
             "BGPConfiguration": self._bgp_configuration,
+            **dict.fromkeys(policies.KINDS, self._policy),
         }
 
     # --- in and out -----------------------------------------------------------------------------
@@ -114,19 +141,23 @@ class Calculation:
                 handler(key, value)
         elif isinstance(key, AffinityKey):
             if key.owner_type == "host" and key.host == self._inputs.node:
-                self._note(self._affinities, canonical.cidr(key.cidr), None if value is None else value.state)
+                self._note_block(self._affinities, key, None if value is None else value.state)
         elif isinstance(key, BlockKey):
-            self._note(self._blocks, canonical.cidr(key.cidr), value)
+            self._note_block(self._blocks, key, value)
 
     def flush(self) -> Touched:
-        """What changed since the last time."""
+        """Bring the state up to date; what changed since the last time."""
+        self._resolve_policies()
+        self._resolve_endpoints()
         if self._topology_dirty:
             self._resolve_topology()
         touched, self._touched = self._touched, Touched()
-        touched.sets, self._index.changed = self._index.changed, set()
+        touched.sets, self._members.changed = self._members.changed, set()
+        touched.profiles, self._rules.changed_profiles = self._rules.changed_profiles, set()
+        touched.policies, self._rules.changed_policies = self._rules.changed_policies, set()
         return touched
 
-    def _refuse(self, key: ResourceKey, err: ValidationError) -> None:
+    def _refuse(self, key: ResourceKey | AffinityKey | BlockKey, err: ValidationError) -> None:
         self.state.problems[str(key)] = str(err)
 
     # --- endpoints ------------------------------------------------------------------------------
@@ -141,17 +172,20 @@ class Calculation:
         local = node == self._inputs.node
         if value is not None and value.spec.ipNetworks:  # without addresses it is not ready
             try:
-                item = endpoints.workload_item(value)
+                item = endpoints.workload_item(key.namespace, value)
                 if local:
-                    wanted = endpoints.workload(ident, value, self._inputs.workload_prefixes)
-                    workload = self._permitted(wanted)
+                    workload = endpoints.workload(ident, value, self._inputs.workload_prefixes)
                     workload = self._permitted(workload)
             except ValidationError as err:
+                workload = None
                 self._refuse(key, err)
-        self._index.update_item(key, item)
+        self._members.update_item(key, item)
         if local:
-            for active, before, after in self._locals.update(ident, workload):
-                self._activate(active, before, after)
+            _assign(self._items, ident, item)
+            for changed, _before, after in self._locals.update(ident, workload):
+                self._enforce(changed, after)
+            if ident in self._enforced:  # its labels may be others though the endpoint is the same
+                self._place(ident)
 
     def _permitted(self, workload: Workload) -> Workload:
         """An endpoint that may not do what it asks for is refused as a whole, as in Calico; floating
@@ -162,22 +196,34 @@ class Calculation:
         wanted = self._inputs.floating_ips or workload.id.orchestrator == "openstack"
         return workload if wanted or not workload.floating_ips else replace(workload, floating_ips=())
 
-    def _activate(self, ident: WorkloadId, before: Workload | None, after: Workload | None) -> None:
-        """One local endpoint begins, changes or ceases to be enforced."""
-        if after is None:
-            del self.state.workloads[ident]
-        else:
-            self.state.workloads[ident] = after
-        self._touched.workloads.add(ident)
-        gained, lost = _names(after), _names(before)
-        self._profile_users.update(gained)
-        self._profile_users.subtract(lost)
-        for name in sorted(gained | lost):
-            if (self._profile_users[name] > 0) != (name in self.state.profiles):
-                self._review_profile(name)
+    def _enforce(self, key: WorkloadId | str, endpoint: Workload | HostEndpoint | None) -> None:
+        """One endpoint of this node begins, changes or ceases (None) to be enforced."""
+        before = self._enforced.get(key)
+        _assign(self._enforced, key, endpoint)
+        self._policies.dirty.add(key)
+        if endpoint is None:
+            self._policies.delete_endpoint(key)
+        elif isinstance(key, WorkloadId):
+            self._place(key)
+        self._rules.use_profiles(_profiles_of(endpoint), _profiles_of(before))
+
+    def _place(self, ident: WorkloadId) -> None:
+        """Let selectors of policies see a workload."""
+        item = self._items[ident]
+        self._policies.update_endpoint(ident, dict(item.labels), item.profiles)
 
     def _host_endpoint(self, key: ResourceKey, value: Any) -> None:
         self._item(key, value, endpoints.host_item)
+        endpoint = None
+        if value is not None and value.spec.node == self._inputs.node:
+            try:
+                endpoint = endpoints.host_endpoint(value)
+            except ValidationError as err:
+                self._refuse(key, err)
+        if endpoint is not None:
+            self._policies.update_endpoint(key.name, value.labels, endpoint.profiles)
+        if endpoint != self._enforced.get(key.name):
+            self._enforce(key.name, endpoint)
 
     def _network_set(self, key: ResourceKey, value: Any) -> None:
         self._item(key, value, endpoints.network_set_item)
@@ -189,76 +235,76 @@ class Calculation:
                 item = convert(value)
             except ValidationError as err:
                 self._refuse(key, err)
-        self._index.update_item(key, item)
+        self._members.update_item(key, item)
 
-    # --- profiles and their sets ----------------------------------------------------------------
+    def _resolve_endpoints(self) -> None:
+        """Give endpoints the tiers that apply to them now."""
+        dirty, self._policies.dirty = self._policies.dirty, set()
+        for key in dirty:
+            endpoint = self._enforced.get(key)  # type: ignore[call-overload]
+            if isinstance(key, WorkloadId):
+                tiers = self._policies.tiers_of(key)
+                now = None if endpoint is None else replace(endpoint, tiers=tiers)
+                if _assign(self.state.workloads, key, now):
+                    self._touched.workloads.add(key)
+            elif isinstance(key, str):
+                host = None if endpoint is None else self._with_all_tiers(endpoint, key)
+                if _assign(self.state.hosts, key, host):
+                    self._touched.hosts.add(key)
+
+    def _with_all_tiers(self, endpoint: HostEndpoint, name: str) -> HostEndpoint:
+        return replace(
+            endpoint,
+            tiers=self._policies.tiers_of(name),
+            forward_tiers=self._policies.tiers_of(name, "forward"),
+            untracked_tiers=self._policies.tiers_of(name, "untracked"),
+            pre_dnat_tiers=self._policies.tiers_of(name, "pre-dnat"),
+        )
+
+    # --- profiles, policies, tiers --------------------------------------------------------------
 
     def _profile(self, key: ResourceKey, value: Any) -> None:
-        if value is None:
-            self._profiles.pop(key.name, None)
-        else:
-            self._profiles[key.name] = value
-        self._index.update_profile_labels(key.name, {} if value is None else value.spec.labelsToApply)
-        self._review_profile(key.name)
+        labels = {} if value is None else value.spec.labelsToApply
+        self._members.update_profile_labels(key.name, labels)
+        self._policies.update_profile_labels(key.name, labels)
+        self._rules.store_profile(key.name, value)
 
-    def _review_profile(self, name: str) -> None:
-        """Bring one profile's compiled form in line with who uses it and what is stored."""
-        if self._profile_users[name] <= 0:
-            del self._profile_users[name]
-            self._drop_profile(name)
-            return
-        self.state.problems.pop(_where(name), None)
-        profile, sources = self._compile(name)
-        if self.state.profiles.get(name) != profile:
-            self.state.profiles[name] = profile
-            self._touched.profiles.add(name)
-        self._use_sets(name, sources)
+    def _policy(self, key: ResourceKey, value: Any) -> None:
+        ident, scope = policies.policy_id(key), None
+        if value is not None:
+            try:
+                scope = policies.scope(ident, value)
+            except ValidationError as err:
+                self._refuse(key, err)
+        _assign(self._stored, ident, None if scope is None else value)
+        self._policies.update_scope(ident, scope)
+        self._policies.reviewed.add(ident)
+        self._rules.doubt_policy(ident)
 
-    def _drop_profile(self, name: str) -> None:
-        self.state.problems.pop(_where(name), None)
-        if self.state.profiles.pop(name, None) is not None:
-            self._touched.profiles.add(name)
-        self._use_sets(name, {})
+    def _tier(self, key: ResourceKey, value: Any) -> None:
+        self._policies.update_tier(key.name, None if value is None else policies.tier_terms(value))
 
-    def _compile(self, name: str) -> tuple[Profile, dict[str, Source]]:
-        stored = self._profiles.get(name)
-        if stored is None and name == DEFAULT_ALLOW:
-            return Profile(name, (ALLOW_ALL,), (ALLOW_ALL,)), {}
-        if stored is None:
-            self.state.problems[_where(name)] = "does not exist: what it is to allow is dropped"
-            return _denying(name), {}
-        try:
-            inbound, outbound = compile_rules(stored.spec.ingress), compile_rules(stored.spec.egress)
-        except ValidationError as err:
-            self.state.problems[_where(name)] = f"denies everything, because it is invalid: {err}"
-            return _denying(name), {}
-        return Profile(name, inbound.rules, outbound.rules), {**inbound.sources, **outbound.sources}
-
-    def _use_sets(self, owner: str, sources: dict[str, Source]) -> None:
-        """New sets come before old ones go, so that one that stays in use is kept."""
-        before = self._owned_sets.pop(owner, {})
-        if sources:
-            self._owned_sets[owner] = sources
-        for ident, source in sources.items():
-            if ident not in before:
-                self._set_users[ident] += 1
-                if self._set_users[ident] == 1:
-                    self._index.activate(source)
-        for ident in before:
-            if ident not in sources:
-                self._set_users[ident] -= 1
-                if self._set_users[ident] == 0:
-                    del self._set_users[ident]
-                    self._index.deactivate(ident)
+    def _resolve_policies(self) -> None:
+        """Compile the policies that came to apply to somebody here, let go of those that no longer do."""
+        reviewed, self._policies.reviewed = self._policies.reviewed, set()
+        for ident in sorted(reviewed):
+            scope = self._policies.scope(ident)
+            if scope is not None and self._policies.applies(ident):
+                self._rules.use_policy(scope, self._stored[ident])
+            else:
+                self._rules.drop_policy(ident)
 
     # --- pools, nodes, blocks, services ---------------------------------------------------------
 
     def _note(self, mapping: dict[str, Any], key: str, value: Any) -> None:
-        if value is None:
-            mapping.pop(key, None)
-        else:
-            mapping[key] = value
-        self._topology_dirty = True
+        if _assign(mapping, key, value):
+            self._topology_dirty = True
+
+    def _note_block(self, mapping: dict[str, Any], key: AffinityKey | BlockKey, value: Any) -> None:
+        try:
+            self._note(mapping, canonical.cidr(key.cidr), value)
+        except ValidationError as err:
+            self._refuse(key, err)
 
     def _pool(self, key: ResourceKey, value: Any) -> None:
         pool = None
@@ -267,10 +313,7 @@ class Calculation:
                 pool = topology.pool(value)
             except ValidationError as err:
                 self._refuse(key, err)
-        if pool is None:
-            self._pools.pop(key, None)
-        else:
-            self._pools[key] = value
+        _assign(self._pools, key, None if pool is None else value)
         self._topology_dirty = True
 
     def _node(self, key: ResourceKey, value: Any) -> None:
@@ -280,8 +323,7 @@ class Calculation:
                 addresses = topology.node_addresses(value)
             except ValidationError as err:
                 self._refuse(key, err)
-        if addresses != self.state.nodes.get(key.name):
-            self._note(self.state.nodes, key.name, addresses)
+        self._note(self.state.nodes, key.name, addresses)
 
     def _bgp_configuration(self, key: ResourceKey, value: Any) -> None:
         if key.name != "default":
@@ -315,13 +357,16 @@ class Calculation:
         )
 
 
-def _names(workload: Workload | None) -> set[str]:
-    return set() if workload is None else set(workload.profiles)
+def _assign(mapping: dict[Any, Any], key: Any, value: Any) -> bool:
+    """Set an entry, or delete it (None); whether that changed anything."""
+    if mapping.get(key) == value:
+        return False
+    if value is None:
+        del mapping[key]
+    else:
+        mapping[key] = value
+    return True
 
 
-def _where(profile: str) -> str:
-    return f"Profile({profile})"
-
-
-def _denying(name: str) -> Profile:
-    return Profile(name, (DENY_ALL,), (DENY_ALL,))
+def _profiles_of(endpoint: Workload | HostEndpoint | None) -> set[str]:
+    return set() if endpoint is None else set(endpoint.profiles)

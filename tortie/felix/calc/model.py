@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 RuleAction = Literal["allow", "deny", "pass", "log"]
 SetKind = Literal["net", "ip", "ip,port"]
+Stage = Literal["normal", "untracked", "pre-dnat"]
 
 
 # --- rules --------------------------------------------------------------------------------------
@@ -108,16 +109,17 @@ _SHORT_KINDS = {  # kind -> how it is written in ids
 
 @dataclass(frozen=True, slots=True)
 class Policy:
+    """`stage`: where packets meet it; only normal policies ever concern workloads."""
+
     id: PolicyId
     tier: str
-    selector: str = ""  # canonical; consecutive policies with the same one share a chain
     inbound: tuple[Rule, ...] = ()
     outbound: tuple[Rule, ...] = ()
-    untracked: bool = False
+    stage: Stage = "normal"
 
 
 class PolicyRef(NamedTuple):
-    """A policy as a tier lists it: who it is, and the selector that groups it with its neighbours."""
+    """A policy as a tier lists it. `selector`: canonical; neighbours with the same one share a chain."""
 
     id: PolicyId
     selector: str = ""

@@ -6,7 +6,7 @@ ValidationError: its owner then denies, because leaving one rule out could open 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tortie.datastore.selector import ALL, Selector, SelectorError, parse, unique_id
@@ -14,8 +14,8 @@ from tortie.datastore.types import policy as v3
 from tortie.felix.calc import canonical, model
 from tortie.felix.calc.canonical import refuse
 
-_NAMESPACE = "projectcalico.org/namespace"
-_SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
+NAMESPACE = "projectcalico.org/namespace"
+SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
 _QUOTED_OR_CALL = re.compile(r"\"[^\"]*\"|'[^']*'|all\(\)|global\(\)")
 _ICMP_PROTOCOLS = {"icmp": 4, 1: 4, "icmpv6": 6, 58: 6}  # protocol -> the IP version it belongs to
 
@@ -200,10 +200,10 @@ def _split_ports(
 
 def selectors(entity: v3.EntityRule, namespace: str) -> tuple[Selector | None, Selector | None]:
     """(what the side must match, what it must not); both given become one positive selector."""
-    positive = _parse(_scoped(entity, namespace), "selector")
-    negative = _parse(entity.notSelector, "notSelector")
+    positive = parse_selector(_scoped(entity, namespace), "selector")
+    negative = parse_selector(entity.notSelector, "notSelector")
     if positive is not None and negative is not None:
-        return parse(f"({positive.canonical}) && (!({negative.canonical}))"), None
+        return parse(conjunction(positive.canonical, f"!({negative.canonical})")), None
     return positive, negative
 
 
@@ -216,19 +216,24 @@ def _scoped(entity: v3.EntityRule, namespace: str) -> str:
     if entity.namespaceSelector:
         within = namespace_clause(entity.namespaceSelector)
     elif namespace:
-        within = f"{_NAMESPACE} == '{namespace}'"
-    parts = [part for part in (_service_accounts(entity.serviceAccounts), entity.selector) if part]
-    selector = parts[0] if len(parts) == 1 else " && ".join(f"({part})" for part in parts)
+        within = equals(NAMESPACE, namespace)
+    own = parse_selector(entity.selector, "selector")
+    parts = [_service_accounts(entity.serviceAccounts), own.canonical if own else ""]
+    selector = conjunction(*parts)
     if within and (selector or entity.notSelector or entity.namespaceSelector):
-        return f"({within}) && ({selector})" if selector else within
+        return conjunction(within, selector)
     return selector
 
 
 def namespace_clause(text: str) -> str:
     """A selector over namespaces as one over what lives in them."""
-    rewritten = _prefixed(text, "pcns.", "namespaceSelector")
-    words = {"all()": f"has({_NAMESPACE})", "global()": f"!has({_NAMESPACE})"}
-    return _QUOTED_OR_CALL.sub(lambda match: words.get(match[0], match[0]), rewritten)
+    words = {"all()": f"has({NAMESPACE})", "global()": f"!has({NAMESPACE})"}
+    return replace_calls(prefixed(text, "pcns.", "namespaceSelector"), words)
+
+
+def replace_calls(text: str, words: Mapping[str, str]) -> str:
+    """`all()` and `global()` as other words; what is written in quotes stays."""
+    return _QUOTED_OR_CALL.sub(lambda match: words.get(match[0], match[0]), text)
 
 
 def _service_accounts(match: v3.ServiceAccountMatch | None) -> str:
@@ -236,23 +241,46 @@ def _service_accounts(match: v3.ServiceAccountMatch | None) -> str:
         return ""
     parts = []
     if match.selector:
-        parts.append(_prefixed(match.selector, "pcsa.", "serviceAccounts.selector"))
+        parts.append(prefixed(match.selector, "pcsa.", "serviceAccounts.selector"))
     if match.names:
-        if any("'" in name for name in match.names):
-            raise refuse("serviceAccounts.names", match.names, "invalid service account name")
-        names = ", ".join(f"'{name}'" for name in match.names)
-        parts.append(parse(f"{_SERVICE_ACCOUNT} in {{{names}}}").canonical)
-    return parts[0] if len(parts) == 1 else " && ".join(f"({part})" for part in parts)
+        names = ", ".join(_quoted(name, "serviceAccounts.names") for name in match.names)
+        parts.append(f"{SERVICE_ACCOUNT} in {{{names}}}")
+    return conjunction(*parts)
 
 
-def _prefixed(text: str, prefix: str, where: str) -> str:
+# Selectors are put together as text, as in Calico: the ids of sets depend on it. Each part is a whole
+# selector by itself before it becomes one, or a stray bracket could reach from one into the next.
+
+
+def conjunction(*parts: str) -> str:
+    """What all of the parts say; empty ones say nothing."""
+    said = [part for part in parts if part]
+    return said[0] if len(said) == 1 else " && ".join(f"({part})" for part in said)
+
+
+def equals(label: str, value: str) -> str:
+    return f"{label} == {_quoted(value, label)}"
+
+
+def _quoted(value: str, where: str) -> str:
+    """Raises ValidationError for a value that the language cannot write."""
+    if "'" not in value:
+        return f"'{value}'"
+    if '"' in value:
+        raise refuse(where, value, "holds both kinds of quotes")
+    return f'"{value}"'
+
+
+def prefixed(text: str, prefix: str, where: str) -> str:
+    """The canonical text of a selector over labels that begin with `prefix`."""
     try:
         return parse(text).prefixed(prefix).canonical
     except SelectorError as err:
         raise refuse(where, text, str(err)) from err
 
 
-def _parse(text: str, where: str) -> Selector | None:
+def parse_selector(text: str, where: str) -> Selector | None:
+    """None for an empty text: it asks for nothing."""
     if not text:
         return None
     try:

@@ -23,10 +23,11 @@ from typing import Any
 
 from tortie.core.errors import KernelError
 from tortie.felix.calc.graph import State, Touched
-from tortie.felix.calc.model import WorkloadId, version_of
+from tortie.felix.calc.model import HostEndpoint, WorkloadId, version_of
 from tortie.felix.dataplane import sysctls
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.endpoints import EndpointWiring, Wiring
+from tortie.felix.dataplane.hosts import assign as hosts_on_interfaces
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel
 from tortie.felix.dataplane.neighbours import Neighbours
@@ -87,6 +88,7 @@ class Driver:
         self._options, self._kernel, self._interfaces = options, kernel, interfaces
         self._clock, self._rand = clock, rand
         self._state = State()
+        self._hosts: dict[str, HostEndpoint] = {}  # interface -> the host endpoint on it
         self._started = False
         self._news: list[Callable[[], None]] = []  # what events told since the last apply() began
         self._keep_sets = True  # no set is destroyed while a rule may name it
@@ -185,7 +187,7 @@ class Driver:
         for ident, workload in state.workloads.items():
             self._wiring.update(ident, workload)
         self._topology()
-        self._own_addresses()
+        self._look_at_addresses()
 
     def update(self, touched: Touched) -> None:
         """Look at what changed in the state."""
@@ -199,6 +201,8 @@ class Driver:
             self._wiring.update(ident, self._state.workloads.get(ident))
         if touched.topology:
             self._topology()
+        if touched.hosts:
+            self._assign_hosts()
 
     def interfaces_changed(self, names: Iterable[str]) -> None:
         """Something is new about these interfaces, or about some interface's addresses."""
@@ -211,7 +215,7 @@ class Driver:
             if (ident := self._wiring.on(name)) is not None:
                 self._wiring.update(ident, self._state.workloads.get(ident))
         self._topology()
-        self._own_addresses()
+        self._look_at_addresses()
 
     def _topology(self) -> None:
         """Blackholes for own blocks, and routes to other nodes, as far as these are felix's."""
@@ -244,10 +248,19 @@ class Driver:
                     ),
                 )
 
-    def _own_addresses(self) -> None:
+    def _look_at_addresses(self) -> None:
         own = self._interfaces.addresses(besides=self._options.settings.workload_prefixes)
         for family in self._families.values():
             family.members.own_addresses(own)
+        self._assign_hosts()
+
+    def _assign_hosts(self) -> None:
+        """Host endpoints go by the names and addresses of interfaces."""
+        prefixes = self._options.settings.workload_prefixes
+        hosts = self._state.hosts.values()
+        self._hosts = hosts_on_interfaces(hosts, self._interfaces.held() if hosts else {}, prefixes)
+        for family in self._families.values():
+            family.chains.hosts(self._hosts)
 
     # --- what events tell -------------------------------------------------------------------------
 
@@ -334,13 +347,21 @@ class Driver:
         if reason := self._wiring.trouble(ident, lambda one: self._routes.reason(one.route.key)):
             return reason
         interface = self._wiring.interface(ident)
-        reasons = (family.chains.trouble(interface) for family in self._families.values())
-        return next(filter(None, reasons), "") or self._still_denied()
+        reason = _first(family.chains.trouble(interface) for family in self._families.values())
+        return reason or self._still_denied()
 
     def _still_denied(self) -> str:
         """Rules of an earlier dataplane know nothing of new endpoints, and stop their packets."""
         duties = (duty for family in self._families.values() for duty in family.leftovers)
-        return next((f"{duty.name} still stand" for duty in duties if not duty.outcome.ok), "")
+        return _first("" if duty.outcome.ok else f"{duty.name} still stand" for duty in duties)
+
+    def host_troubles(self) -> dict[str, str]:
+        """Every host endpoint that is on an interface, and why it is not up; '' if it is."""
+        found: dict[str, str] = {}
+        for interface, endpoint in self._hosts.items():
+            reason = _first(family.chains.host_trouble(interface) for family in self._families.values())
+            found[endpoint.name] = found.get(endpoint.name) or reason
+        return found
 
     def failures(self) -> dict[str, str]:
         """What is not as it should be: kind of object and object -> reason."""
@@ -368,3 +389,7 @@ _WRITERS: dict[bool, tuple[type[TableWriter], type[SetWriter]]] = {  # with nfta
 
 async def _all(duties: Iterable[Duty[Any, Any]]) -> None:
     await asyncio.gather(*(duty.sync() for duty in duties))
+
+
+def _first(reasons: Iterable[str]) -> str:
+    return next(filter(None, reasons), "")

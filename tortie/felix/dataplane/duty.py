@@ -93,9 +93,10 @@ class Duty(Generic[K, V]):
         """When sync() has something to do; in the past if it has already."""
         return -inf if self._dirty else min(self._retry_at, self._refresh_at)
 
-    def done(self, key: K) -> bool:
-        status = self._reconciler.status(key)
-        return status is not None and status.state is State.DONE
+    @property
+    def settled(self) -> bool:
+        """Everything is as wished, as far as is known."""
+        return not self._dirty and self.outcome.ok
 
     def reason(self, key: K) -> str:
         """Why an object is not as it should be yet."""

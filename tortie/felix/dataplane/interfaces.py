@@ -62,6 +62,14 @@ class Interfaces:
             if (name := self.name_of(ifindex)) and not name.startswith(left_out) and not self._excluded(name)
         )
 
+    def held(self) -> dict[str, frozenset[str]]:
+        """Interface -> its addresses; without those whose addresses are not ours to look at."""
+        found: dict[str, set[str]] = {name: set() for name in self._shown if not self._excluded(name)}
+        for ifindex, address in self._addresses:
+            if (name := self.name_of(ifindex)) in found:
+                found[name].add(address)
+        return {name: frozenset(addresses) for name, addresses in found.items()}
+
     def holding(self, address: str) -> Interface | None:
         """The running interface that has an address."""
         indices = [ifindex for ifindex, one in self._addresses if one == address]

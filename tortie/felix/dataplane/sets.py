@@ -36,8 +36,7 @@ class SetWriter:
 
     def start(self, state: State) -> None:
         self._own_addresses(())
-        touched = Touched(set(state.workloads), sets=set(state.sets), topology=True)
-        self.update(state, touched)
+        self.update(state, Touched.everything(state))
         if not state.workloads:
             self._dscp(state)
 

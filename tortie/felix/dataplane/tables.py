@@ -4,11 +4,12 @@ What stands where is decided by felix.rules; this only knows which chains depend
 state, and hands the text of visible chains to the tables' duty. Nothing here touches the kernel.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tortie.felix.calc.graph import State, Touched
-from tortie.felix.calc.model import WorkloadId
+from tortie.felix.calc.model import HostEndpoint, Policy, PolicyId, Tier, WorkloadId
 from tortie.felix.dataplane.chains import ChainGraph, Key
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.rules import dispatch, endpoints, ir, names, nat, profiles, static
@@ -19,6 +20,13 @@ from tortie.linux.iptables import Content
 
 Tables = Duty[Key, Content]
 
+_TABLES_OF_STAGE = {  # a policy's stage -> the tables in which endpoints lead to its chains
+    "normal": (ir.FILTER, ir.MANGLE),  # mangle: a host's own packets, once translated
+    "untracked": (ir.RAW,),
+    "pre-dnat": (ir.MANGLE,),
+}
+_HOST_TABLES = (ir.FILTER, ir.MANGLE, ir.RAW)
+
 
 class TableWriter:
     """One IP version's tables."""
@@ -28,6 +36,10 @@ class TableWriter:
         self._duty = duty
         self._graph = ChainGraph(self._shown)
         self._interfaces: dict[WorkloadId, str] = {}  # endpoint -> the interface its chains are named for
+        self._hosts: dict[str, HostEndpoint] = {}  # interface -> the host endpoint on it
+        self._policies: dict[PolicyId, Policy] = {}  # as last rendered
+        self._groups: dict[WorkloadId | str, set[Key]] = {}  # endpoint -> group chains it leads to
+        self._group_users: Counter[Key] = Counter()  # group chain -> endpoints that lead to it
 
     def _shown(self, key: Key, content: ir.Chain | ir.Hook | None) -> None:
         if content is None:
@@ -49,6 +61,7 @@ class TableWriter:
         """Only what denies workloads: the filter table with no endpoint known."""
         self._offer_static(ir.FILTER)
         self._graph.offer(ir.FILTER, [static.cidr_block_chain((), self._version, self._settings)])
+        self._graph.offer(ir.FILTER, dispatch.host_dispatch(ir.FILTER, (), (), self._settings))
         self._dispatch(())
         self._hook(ir.FILTER)
 
@@ -56,10 +69,8 @@ class TableWriter:
         """Everything, from the whole state."""
         for table in ir.TABLES:
             self._offer_static(table)
-        for table in (ir.RAW, ir.MANGLE, ir.FILTER):
-            self._graph.offer(table, dispatch.host_dispatch((), self._settings, table=table))
-        touched = Touched(set(state.workloads), set(state.profiles), topology=True, services=True)
-        self.update(state, touched)
+        self._host_dispatch()
+        self.update(state, Touched.everything(state))
         self._dispatch(self._interfaces.values())
         self._spoofing(state)
         for table in ir.TABLES:
@@ -67,8 +78,6 @@ class TableWriter:
 
     def _offer_static(self, table: str) -> None:
         self._graph.offer(table, static.chains(self._version, self._settings)[table])
-        if table == ir.FILTER:
-            self._graph.offer(table, dispatch.host_dispatch((), self._settings, table=table))
 
     def _hook(self, table: str) -> None:
         for key, hook in static.hooks(self._settings).items():
@@ -81,6 +90,8 @@ class TableWriter:
         """Render anew what depends on the touched parts of the state."""
         for name in touched.profiles:
             self._profile(state, name)
+        for ident in touched.policies:
+            self._policy(ident, state.policies.get(ident))
         if touched.workloads:
             self._workloads(state, touched.workloads)
         if touched.topology:
@@ -94,13 +105,39 @@ class TableWriter:
             self._graph.offer(ir.FILTER, [chain])
 
     def _profile(self, state: State, name: str) -> None:
+        """In mangle as well, for a host's own packets, once translated."""
         profile = state.profiles.get(name)
+        tables = (ir.FILTER, ir.MANGLE)
         if profile is None:
             gone = (names.chain(names.PROFILE_IN, name), names.chain(names.PROFILE_OUT, name))
-            self._graph.withdraw(ir.FILTER, gone)
+            for table in tables:
+                self._graph.withdraw(table, gone)
         else:
-            chains = profiles.profile_chains(profile, self._version, ir.FILTER, self._settings)
-            self._graph.offer(ir.FILTER, chains)
+            self._offer_in(
+                tables, lambda table: profiles.profile_chains(profile, self._version, table, self._settings)
+            )
+
+    def _policy(self, ident: PolicyId, policy: Policy | None) -> None:
+        before = self._policies.pop(ident, None)
+        if before is not None and (policy is None or policy.stage != before.stage):
+            gone = (names.chain(names.POLICY_IN, ident.text), names.chain(names.POLICY_OUT, ident.text))
+            for table in _TABLES_OF_STAGE[before.stage]:
+                self._graph.withdraw(table, gone)
+        if policy is not None:
+            self._policies[ident] = policy
+            self._offer_in(
+                _TABLES_OF_STAGE[policy.stage],
+                lambda table: profiles.policy_chains(policy, self._version, table, self._settings),
+            )
+
+    def _offer_in(self, tables: Iterable[str], render: Callable[[str], Iterable[ir.Chain]]) -> None:
+        """The same chains in several tables; they differ only where a denial is written differently."""
+        rendered: dict[ir.Drop | ir.Reject, Iterable[ir.Chain]] = {}
+        for table in tables:
+            deny = self._settings.deny(table)
+            if deny not in rendered:
+                rendered[deny] = render(table)
+            self._graph.offer(table, rendered[deny])
 
     def _workloads(self, state: State, touched: Iterable[WorkloadId]) -> None:
         before = set(self._interfaces.values())
@@ -108,14 +145,86 @@ class TableWriter:
         for ident in touched:
             if (former := self._interfaces.pop(ident, None)) is not None:
                 gone.add(former)
-            if (workload := state.workloads.get(ident)) is not None:
+            workload = state.workloads.get(ident)
+            unused = self._use_groups(ident, {ir.FILTER: () if workload is None else workload.tiers})
+            if workload is not None:
                 self._interfaces[ident] = workload.interface
                 self._graph.offer(ir.FILTER, endpoints.workload_chains(workload, self._settings))
+            self._drop_groups(unused)
         now = set(self._interfaces.values())
         if now != before:
             self._dispatch(now)
         self._graph.withdraw(ir.FILTER, [chain for name in gone - now for chain in chains_of(name)])
         self._spoofing(state)
+
+    # --- groups of policies ---------------------------------------------------------------------
+
+    def _use_groups(self, owner: WorkloadId | str, tiers: Mapping[str, Iterable[Tier]]) -> list[Key]:
+        """Offer the group chains that an endpoint will lead to (table -> its tiers there).
+
+        Returns those that nobody is going to lead to once the endpoint's own chains are rendered anew.
+        """
+        before, now = self._groups.pop(owner, set()), set()
+        for table, some in tiers.items():
+            chains = endpoints.group_chains(tuple(some), self._settings)
+            self._graph.offer(table, chains)
+            now |= {(table, chain.name) for chain in chains}
+        if now:
+            self._groups[owner] = now
+        self._group_users.update(now)
+        self._group_users.subtract(before)
+        return [key for key in before if self._group_users[key] == 0]
+
+    def _drop_groups(self, unused: Iterable[Key]) -> None:
+        for key in unused:
+            del self._group_users[key]
+            self._graph.withdraw(key[0], [key[1]])
+
+    # --- host endpoints -------------------------------------------------------------------------
+
+    def hosts(self, assigned: Mapping[str, HostEndpoint]) -> None:
+        """All host endpoints there are now, by interface (or dispatch.ANY_INTERFACE)."""
+        if assigned == self._hosts:
+            return
+        before, self._hosts = self._hosts, dict(assigned)
+        unused: list[Key] = []
+        for interface, endpoint in assigned.items():
+            if before.get(interface) != endpoint:
+                unused += self._use_groups(interface, _tiers_by_table(endpoint))
+                self._host(interface, endpoint)
+        self._host_dispatch()
+        for interface in before.keys() - assigned.keys():
+            unused += self._use_groups(interface, {})
+            for table in _HOST_TABLES:
+                self._graph.withdraw(table, host_chains_of(interface))
+        self._drop_groups(unused)
+
+    def _host(self, interface: str, endpoint: HostEndpoint) -> None:
+        rendered = {
+            ir.FILTER: endpoints.host_filter_chains(endpoint, interface, self._settings),
+            ir.MANGLE: endpoints.host_mangle_chains(endpoint, interface, self._settings),
+            ir.RAW: endpoints.host_raw_chains(endpoint, interface, self._settings),
+        }
+        for table, chains in rendered.items():
+            self._graph.offer(table, chains)
+            made = {chain.name for chain in chains}
+            self._graph.withdraw(table, [name for name in host_chains_of(interface) if name not in made])
+
+    def _host_dispatch(self) -> None:
+        """An interface is dispatched where its endpoint has a chain, and nowhere else."""
+        everywhere = list(self._hosts)
+        early = [name for name, one in self._hosts.items() if one.pre_dnat_tiers]
+        untracked = [name for name, one in self._hosts.items() if one.untracked_tiers]
+        ways = {
+            ir.FILTER: (everywhere, everywhere),
+            ir.MANGLE: (early, everywhere),
+            ir.RAW: (untracked, untracked),
+        }
+        for table, (inward, outward) in ways.items():
+            chains = dispatch.host_dispatch(table, inward, outward, self._settings)
+            self._graph.offer(table, chains)
+
+    # --- workloads' dispatch --------------------------------------------------------------------
 
     def _dispatch(self, interfaces: Iterable[str]) -> None:
         self._graph.offer(ir.FILTER, self._dispatch_chains(list(interfaces)))
@@ -133,9 +242,18 @@ class TableWriter:
     # --- questions ------------------------------------------------------------------------------
 
     def trouble(self, interface: str) -> str:
-        """Why an endpoint's traffic is not yet treated as it should be; '' if it is."""
-        pending = [(ir.FILTER, chain) for chain in chains_of(interface)]
-        seen: set[Key] = set()
+        """Why a workload's traffic is not yet treated as it should be; '' if it is."""
+        return self._trouble((ir.FILTER, chain) for chain in chains_of(interface))
+
+    def host_trouble(self, interface: str) -> str:
+        """The same for the host endpoint on an interface."""
+        keys = [(table, chain) for table in _HOST_TABLES for chain in host_chains_of(interface)]
+        return self._trouble(key for key in keys if self._graph.offered(*key) is not None)
+
+    def _trouble(self, starts: Iterable[Key]) -> str:
+        if self._duty.settled:
+            return ""
+        pending, seen = list(starts), set[Key]()
         while pending:
             key = pending.pop()
             if key not in seen:
@@ -160,3 +278,16 @@ def chains_of(interface: str) -> list[str]:
         names.chain(names.TO_WORKLOAD, interface),
         names.chain(names.FROM_WORKLOAD, interface),
     ]
+
+
+def host_chains_of(interface: str) -> list[str]:
+    prefixes = (names.TO_HOST, names.FROM_HOST, names.TO_HOST_FORWARD, names.FROM_HOST_FORWARD)
+    return [names.chain(prefix, interface) for prefix in prefixes]
+
+
+def _tiers_by_table(endpoint: HostEndpoint) -> dict[str, tuple[Tier, ...]]:
+    return {
+        ir.FILTER: endpoint.tiers + endpoint.forward_tiers,
+        ir.MANGLE: endpoint.tiers + endpoint.pre_dnat_tiers,
+        ir.RAW: endpoint.untracked_tiers,
+    }

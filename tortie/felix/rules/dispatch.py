@@ -6,7 +6,7 @@ end rule denies: traffic of an interface that felix does not know, or not yet, i
 felix is not running. (Reference: policy sheet 5.5; felix/rules/dispatch.go.)
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from tortie.felix.rules import ir, names
@@ -44,31 +44,39 @@ def _unknown(settings: Settings) -> Rule:
 
 
 def host_dispatch(
-    interfaces: Collection[str], settings: Settings, *, table: str, any_interface: bool = False
+    table: str, inward: Collection[str], outward: Collection[str], settings: Settings
 ) -> list[Chain]:
     """Both directions of host endpoints in one table; in the filter table forwarded traffic as well.
 
-    `interfaces` are those with an endpoint of their own, `any_interface` says that one covers the rest.
+    `inward` and `outward`: the interfaces whose endpoints have chains there for packets that come in, go
+    out. ANY_INTERFACE among them stands for all that are not named.
     """
-    roots = [
-        (names.FROM_HOST_DISPATCH, "in", names.FROM_HOST),
-        (names.TO_HOST_DISPATCH, "out", names.TO_HOST),
+    found = [
+        *_host_tree(names.FROM_HOST_DISPATCH, "in", names.FROM_HOST, inward),
+        *_host_tree(names.TO_HOST_DISPATCH, "out", names.TO_HOST, outward, _skipped(table, settings)),
     ]
     if table == ir.FILTER:
-        roots += [
-            (names.FROM_FORWARD_DISPATCH, "in", names.FROM_HOST_FORWARD),
-            (names.TO_FORWARD_DISPATCH, "out", names.TO_HOST_FORWARD),
-        ]
-    chains: list[Chain] = []
-    for root, direction, prefix in roots:
-        end: tuple[Rule, ...] = ()
-        if any_interface and table != ir.RAW:
-            end = (Rule(action=Goto(names.chain(prefix, ANY_INTERFACE))),)
-            if table == ir.MANGLE and direction == "out":
-                end = (*_skip_workloads(settings), *end)
-        targets = {name: names.chain(prefix, name) for name in interfaces}
-        chains += _tree(root, "in" if direction == "in" else "out", targets, end)
-    return chains
+        found += _host_tree(names.FROM_FORWARD_DISPATCH, "in", names.FROM_HOST_FORWARD, inward)
+        found += _host_tree(names.TO_FORWARD_DISPATCH, "out", names.TO_HOST_FORWARD, outward)
+    return found
+
+
+def _host_tree(
+    root: str,
+    direction: Literal["in", "out"],
+    prefix: str,
+    interfaces: Collection[str],
+    before_any: Sequence[Rule] = (),
+) -> list[Chain]:
+    targets = {name: names.chain(prefix, name) for name in interfaces if name != ANY_INTERFACE}
+    rest = Rule(action=Goto(names.chain(prefix, ANY_INTERFACE)))
+    end = (*before_any, rest) if ANY_INTERFACE in interfaces else ()
+    return _tree(root, direction, targets, end)
+
+
+def _skipped(table: str, settings: Settings) -> list[Rule]:
+    """Mangle sees what the host sends to its own workloads, which no endpoint of `*` is to judge."""
+    return _skip_workloads(settings) if table == ir.MANGLE else []
 
 
 def _skip_workloads(settings: Settings) -> list[Rule]:

@@ -45,7 +45,7 @@ def policy_chains(policy: Policy, version: int, table: str, settings: Settings) 
         ident.name,
         ident.namespace,
         policy.tier,
-        untracked=policy.untracked,
+        untracked=policy.stage == "untracked",
     )
     who = f"{ident.kind} {ident.namespace + '/' if ident.namespace else ''}{ident.name}"
     inbound = rule_chain_rules(
@@ -80,6 +80,8 @@ def expendable(chain: str) -> bool:
 _EXPENDABLE = (
     names.POLICY_IN,
     names.POLICY_OUT,
+    names.GROUP_IN,
+    names.GROUP_OUT,
     names.PROFILE_IN,
     names.PROFILE_OUT,
     names.TO_WORKLOAD,
