@@ -1,5 +1,9 @@
-"""Rulesets of the intermediate form as one input for `nft -f`."""
+"""Rulesets of the intermediate form as one input for `nft -f`, and pictures of what stands in the kernel."""
 
+import json
+from typing import Any
+
+from tests.netns_lab import Namespace
 from tortie.felix.rules import ir, names
 from tortie.felix.rules.evaluate import Ruleset
 from tortie.felix.rules.iptables import Features
@@ -55,3 +59,26 @@ def nft_input(ruleset: Ruleset, version: int) -> str:
             text = ", ".join(f'"{interface}" : goto {chain}' for interface, chain in one.elements)
             lines.append(f"add element {table} {name} {{ {text} }}")
     return "\n".join(lines) + "\n"
+
+
+def nft_picture(ns: Namespace) -> dict[str, list[str]]:
+    """All of nftables by object, without handles and counters: rules in their order, elements in none."""
+    found: dict[str, list[str]] = {}
+    for one in json.loads(ns.run("nft", "-j", "-s", "list", "ruleset"))["nftables"]:
+        ((kind, body),) = one.items()
+        if kind == "metainfo":
+            continue
+        body.pop("handle", None)
+        where = f"{body['family']} {body.get('table', body.get('name'))}"
+        if kind == "rule":
+            found[f"{where} {body['chain']}"].append(_text(body))
+        elif kind in ("set", "map"):
+            elements = (text for text in map(_text, body.pop("elem", [])) if "fe80:" not in text)
+            found[f"{where} {kind} {body['name']}"] = [_text(body), *sorted(elements)]
+        else:
+            found[f"{where} {body['name'] if kind == 'chain' else ''}"] = [_text(body)]
+    return found
+
+
+def _text(body: Any) -> str:
+    return json.dumps(body, sort_keys=True)

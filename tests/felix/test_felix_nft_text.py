@@ -4,17 +4,25 @@ import re
 import subprocess
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.felix.fakes import FakeClock, FakeTables
 from tests.felix.nft_rulesets import nft_input, rendered
 from tests.felix.rulesets import FULL, everything
 from tests.felix.test_felix_rules import a_rule
+from tests.felix.test_felix_truth import calculated, path_of, ruleset_of, sets_of
+from tests.felix.worlds import HOST, SETTINGS, a_packet, a_world
 from tests.netns_lab import Namespace
 from tortie.felix.calc.model import Policy, PolicyId, PolicyRef
+from tortie.felix.dataplane.duty import Duty
+from tortie.felix.dataplane.hosts import assign
+from tortie.felix.dataplane.nft import NftTableWriter
 from tortie.felix.rules import dispatch, ir, names, profiles, static
+from tortie.felix.rules.evaluate import evaluate
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.nftables import BASE_CHAINS, hashed, render_chain, render_hook
 from tortie.felix.rules.settings import Settings
@@ -225,10 +233,9 @@ def test_nft_takes_every_rule_there_is(netns: Namespace, version: int) -> None:
     netns.run("nft", "-f", "-", stdin=text)
     wanted: dict[tuple[str, str], Content] = rendered(ruleset, version)
     listed = netns.sh(f"nft list table {'ip' if version == 4 else 'ip6'} calico")
-    for (_, name), content in wanted.items():
-        assert f" {name} {{" in listed
-        for rule in content.rules if isinstance(content, Chain) else ():
-            assert f'comment "cali:{rule.hash};' in listed
+    assert {name for _, name in wanted} == set(re.findall(r"\t(?:chain|map) (\S+) {", listed))
+    hashes = [rule.hash for one in wanted.values() if isinstance(one, Chain) for rule in one.rules]
+    assert sorted(hashes) == sorted(re.findall(r'comment "cali:(\S{16});', listed))
 
 
 @kernel
@@ -257,3 +264,29 @@ def test_nft_takes_any_policy(seed: int) -> None:
         assert check(ns, nft_input(ruleset, version)) == ""
     finally:
         ns.close()
+
+
+# --- as the evaluator sees it ---------------------------------------------------------------------
+
+
+@unit
+@settings(max_examples=40, deadline=None)
+@given(st.integers(min_value=0))
+def test_both_dataplanes_decide_alike(seed: int) -> None:
+    """They differ in how an endpoint's chains are found."""
+    rand = Random(seed)
+    state = calculated(a_world(rand))
+    sets = sets_of(state)
+    for version in (4, 6):
+        duty: Duty[Any, Any] = Duty("x", FakeTables(), interval=0, clock=FakeClock(), rand=lambda: 0.5)
+        writer = NftTableWriter(version, SETTINGS, PLAIN, duty)
+        writer.start(state)
+        writer.hosts(assign(state.hosts.values(), {"eth0": (HOST.v4, HOST.v6)}, SETTINGS.workload_prefixes))
+        for number in range(20):
+            _, _, packet = a_packet(rand, 20000 + number)
+            if packet.version == version:
+                found = evaluate(writer.ruleset(), sets, packet, path_of(packet)).outcome
+                assert found == evaluate(ruleset_of(state, version), sets, packet, path_of(packet)).outcome
+        for content in duty.desired.values():
+            targets = [name for _, name in content.elements] if isinstance(content, Map) else []
+            assert all(("chain", target) in duty.desired for target in targets)
