@@ -9,6 +9,7 @@ Losing the datastore changes nothing in the kernel. Stopping does not either.
 """
 
 import asyncio
+import gc
 import logging
 import random
 import time
@@ -192,6 +193,10 @@ class Agent:
             if await self._driver.apply() and not self._applied:
                 self._applied = True
                 _log.info("first apply done %.2f s after the start", time.monotonic() - self._began_at)
+                # What was read at the start stays for good: looking through it for garbage again and again
+                # would hold up changes, the longer the bigger the cluster.
+                gc.collect()
+                gc.freeze()
             await self._publish()
             self._passing = False
 
