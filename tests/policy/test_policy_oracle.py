@@ -7,7 +7,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.policy import chance
-from tests.policy.board import BUILT_IN_TIERS, CELL, CELL_OF_HOSTS, STANDARD, TCP, UDP, Case, Cell, Json, Probe, imaginary
+from tests.policy.board import (
+    BUILT_IN_TIERS,
+    CELL,
+    CELL_OF_HOSTS,
+    STANDARD,
+    TCP,
+    UDP,
+    Case,
+    Cell,
+    Json,
+    Probe,
+    imaginary,
+)
 from tests.policy.naive import Packet, World
 from tests.policy.oracle import Cluster
 from tests.policy.table import CASES
