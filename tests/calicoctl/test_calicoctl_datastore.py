@@ -131,6 +131,28 @@ def test_unreadable_entries_are_told_and_the_others_shown(ctl: Ctl, etcd: Etcd) 
     assert ctl.ok("delete", "tier", "kube-admin-x", "-s")
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["{}", "{not json", '{"spec":3}', '{"spec":{"cidr":"x"}}', '{"spec":{"cidr":"x","disabled":true}}'],
+)
+@pytest.mark.parametrize("kind", ["ippool", "node", "tier"])
+def test_what_is_unreadable_or_invalid_can_still_be_deleted(
+    ctl: Ctl, etcd: Etcd, kind: str, value: str
+) -> None:
+    etcd.put(f"{PREFIX}{kind}s/broken", value)
+    assert ctl.ok("delete", kind, "broken").startswith("Successfully deleted 1")
+    assert f"{PREFIX}{kind}s/broken" not in etcd.entries(PREFIX)
+
+
+@pytest.mark.parametrize("labels", [[1], {"a": []}, "x", {"a": {"b": "c"}}])
+def test_a_selector_of_any_shape_stops_no_table(ctl: Ctl, etcd: Etcd, labels: Any) -> None:
+    spec = {"podSelector": {"matchLabels": labels, "matchExpressions": "x"}}
+    etcd.put(PREFIX + "stagedkubernetesnetworkpolicies/default/odd", json.dumps({"spec": spec}))
+    result = ctl.run("get", "sknp", "-A", "-o", "wide")
+    assert (result.code, result.out) == (0, "NAMESPACE   NAME   PODSELECTOR   \n\n")
+    assert "default/odd cannot be read: error with field StagedKubernetesNetworkPolicy.spec" in result.err
+
+
 def test_tiers_are_shown_by_order(ctl: Ctl, etcd: Etcd) -> None:
     tiers = {
         "a": '{"order":2e6}',

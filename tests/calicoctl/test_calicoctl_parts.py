@@ -84,6 +84,13 @@ def test_names_in_any_case_and_scalars_as_text() -> None:
     )
     assert rules.ingress[0].destination.ports == (80,) and rules.ingress[0].protocol == 6
     assert spec_of("FelixConfiguration", {"BPFENABLED": True}) == {"bpfEnabled": True}
+    labels = {"matchLabels": {"a": 7}, "matchExpressions": [{"key": "b", "operator": "In", "values": [True]}]}
+    staged = spec_of("StagedKubernetesNetworkPolicy", {"podSelector": labels})
+    assert staged.podSelector.matchLabels == {"a": "7"}
+    assert staged.podSelector.matchExpressions[0].values == ("true",)
+    node = {"hostEndpoint": {"templates": [{"labels": {"a": 7}}]}}
+    configuration = spec_of("KubeControllersConfiguration", {"controllers": {"node": node}})
+    assert configuration.controllers.node.hostEndpoint.templates[0].labels == {"a": "7"}
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def test_error_texts_are_calicos() -> None:
     assert str(errors.UpdateConflict("NetworkPolicy(ns/x)")) == "update conflict: NetworkPolicy(ns/x)"
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(True, "true"), (False, "false"), (1.5, "1.5"), ({"a": [None]}, '{"a":[null]}'), (["x"], '["x"]')],
+)
+def test_values_are_printed_as_they_stand_in_a_file(value: object, shown: str) -> None:
+    assert str(errors.FieldError("f", value, "no")) == f"f = '{shown}' (no)"
+
+
 def test_hostile_values_are_printed_harmlessly() -> None:
     text = str(errors.FieldError("f", "a\nb\x1b[31m" + "x" * 10_000, "no"))
     assert "\n" not in text and "\x1b" not in text and len(text) < 300

@@ -345,9 +345,8 @@ def test_the_profile_that_allows_all_cannot_be_written(client: Client) -> None:
             f"resource already exists: {DEFAULT_ALLOW} with error: {DEFAULT_ALLOW} already exists. The "
             f'profile "{DEFAULT_ALLOW}" is default provided by Calico'
         )
-        profile = DEFAULT_ALLOW_PROFILE.with_metadata(uid="1", creationTimestamp="2026-01-01T00:00:00Z")
         for operation, done, call in [
-            ("Update", "updated", client.update(profile)),
+            ("Update", "updated", client.update(DEFAULT_ALLOW_PROFILE)),
             ("Delete", "deleted", client.delete(Profile, DEFAULT_ALLOW)),
         ]:
             with pytest.raises(OperationNotSupported) as refused:

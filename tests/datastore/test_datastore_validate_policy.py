@@ -282,7 +282,7 @@ PEER = {"podSelector": {"matchLabels": {"a": "b"}}}
         ({"egress": [{"to": [{"ipBlock": {}}]}]}, "spec.egress[0].to[0].ipBlock.cidr"),
         ({"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/8"]}}]}]},
          "spec.egress[0].to[0].ipBlock.except[0]"),
-        ({"egress": [{"to": "x"}]}, "spec.egress[0].to"),
+        ({"egress": [{"to": "x"}]}, "StagedKubernetesNetworkPolicy.spec.egress[0].to"),
         ({"policyTypes": ["ingress"]}, "spec.policyTypes[0]"),
     ],
 )  # fmt: skip

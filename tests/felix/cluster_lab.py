@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tests.felix.nft_rulesets import nft_picture
 from tests.felix.node_lab import Node
 from tests.felix.packets import Ear, Mouth, heard, identity
 from tests.felix.test_felix_dataplane import Felix
@@ -36,6 +37,7 @@ def path_of(packet: Packet) -> tuple[tuple[str, str], ...]:
 
 class Cluster:
     def __init__(self, node: Node, backend: str = "nft") -> None:
+        """`backend`: `nft` or `legacy` of iptables, or `nftables`."""
         self.node = node
         for place in PODS:
             node.pod(place.name)
@@ -46,7 +48,9 @@ class Cluster:
         self.sent = 0  # packets so far: no two may look like one connection
         self.objects: dict[Key, Any] = {}
         self.calc = Calculation(Inputs(NODE))
-        self.felix = Felix(node, settings=SETTINGS, backend=backend)
+        self._nftables = backend == "nftables"
+        options: dict[str, Any] = {"nftables": True} if self._nftables else {"backend": backend}
+        self.felix = Felix(node, settings=SETTINGS, **options)
         self.felix.state = self.calc.state
         self.mouths = {name: Mouth(ns) for name, ns in self.namespaces.items()}
         self.ears = {name: Ear(ns) for name, ns in self.namespaces.items()}
@@ -82,6 +86,8 @@ class Cluster:
 
     def saved(self) -> dict[str, list[str]]:
         """All chains and sets of the kernel, in an order that does not depend on history."""
+        if self._nftables:
+            return nft_picture(self.node.ns)
         found = {
             name: _by_chain(self.node.ns.run(name)) for name in ("iptables-nft-save", "ip6tables-nft-save")
         }

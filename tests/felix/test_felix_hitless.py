@@ -118,9 +118,9 @@ class Traffic:
             ear.close()
 
 
-@pytest.fixture
-def cluster(make_netns: Callable[[], Namespace]) -> Iterator[Cluster]:
-    made = Cluster(Node(make_netns))
+@pytest.fixture(params=["nft", "nftables"])
+def cluster(make_netns: Callable[[], Namespace], request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    made = Cluster(Node(make_netns), request.param)
     yield made
     made.close()
 

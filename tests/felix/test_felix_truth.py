@@ -87,7 +87,7 @@ def cluster(make_netns: Callable[[], Namespace]) -> Iterator[Callable[[str], Clu
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("backend", ["nft", "legacy", "nftables"])
 def test_packets_go_where_the_objects_say(cluster: Callable[[str], Cluster], backend: str) -> None:
     """Through one random world after another, each reached by updates from the one before."""
     here = cluster(backend)
@@ -109,14 +109,17 @@ def test_packets_go_where_the_objects_say(cluster: Callable[[str], Cluster], bac
 
 
 @pytest.mark.kernel
-def test_any_history_ends_in_the_kernel_as_a_fresh_start(cluster: Callable[[str], Cluster]) -> None:
-    old, rand = cluster("nft"), Random(7)
+@pytest.mark.parametrize("backend", ["nft", "nftables"])
+def test_any_history_ends_in_the_kernel_as_a_fresh_start(
+    cluster: Callable[[str], Cluster], backend: str
+) -> None:
+    old, rand = cluster(backend), Random(7)
     for _ in range(12):
         world = a_world(rand)
         some = {key: value for key, value in world.items() if rand.random() < 0.8}
         old.become(some)
     old.become(world)
-    fresh = cluster("nft")
+    fresh = cluster(backend)
     fresh.become(world)
     wanted = fresh.saved()
     for name, lines in old.saved().items():

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import logging
 import socket
 from pathlib import Path
 
 import pytest
 
+from tortie.core.backoff import Backoff
 from tortie.node.health import Health, HealthServer, Report
 
 pytestmark = pytest.mark.unit
@@ -65,13 +67,22 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+async def until_served(port: int) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await ask(port, b"GET /liveness HTTP/1.0\r\n\r\n")
+                return
+            except OSError:
+                await asyncio.sleep(0.01)
+
+
 def test_reports_by_datagram_and_answers_by_http(tmp_path: Path) -> None:
     async def scenario() -> None:
         health, path, port = Health(["felix"], Clock()), str(tmp_path / "health.sock"), free_port()
-        task = asyncio.create_task(HealthServer(health, path, "127.0.0.1", port).run())
-        while not Path(path).exists():
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
+        server = HealthServer(health, path, str(tmp_path / "probe.sock"))
+        tasks = [asyncio.create_task(server.run()), asyncio.create_task(server.serve_port("localhost", port))]
+        await until_served(port)
         get = b"GET /readiness HTTP/1.1\r\nHost: x\r\n\r\n"
         assert (await ask(port, get)).startswith("HTTP/1.1 503")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -84,6 +95,31 @@ def test_reports_by_datagram_and_answers_by_http(tmp_path: Path) -> None:
         assert (await ask(port, b"GET /nothing HTTP/1.1\r\n\r\n")).startswith("HTTP/1.1 404")
         assert (await ask(port, b"garbage\r\n\r\n")).startswith("HTTP/1.1 404")
         assert (await ask(port, b"HEAD /liveness HTTP/1.0\r\n\r\n")).endswith("\r\n\r\n")
-        task.cancel()
+        for task in tasks:
+            task.cancel()
 
     asyncio.run(scenario())
+
+
+def test_a_port_that_somebody_else_has_is_taken_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tortie.node.health._PORT_RETRY", Backoff(first=0.05, cap=0.05))
+
+    async def scenario() -> None:
+        server = HealthServer(Health(["felix"], Clock()), str(tmp_path / "h"), str(tmp_path / "p"))
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = int(other.getsockname()[1])
+            task = asyncio.create_task(server.serve_port("127.0.0.1", port))
+            async with asyncio.timeout(5):
+                while not caplog.records:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+        await until_served(port)
+        task.cancel()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(scenario())
+    failed, better = [record.getMessage() for record in caplog.records if record.name.endswith("health")]
+    assert "FELIX_HEALTHPORT" in failed and "address already in use" in failed, "said once"
+    assert "is served" in better

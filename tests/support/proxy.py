@@ -19,6 +19,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoint = ""
         self.accepted = 0  # connections ever
+        self.answered = 0  # bytes passed on to clients
         self.swallow_replies = False  # requests arrive, answers are lost
         self.swallow_requests = False
         self.refuse = False  # hang up on every new connection
@@ -87,6 +88,7 @@ class Proxy:
                 if passed and pair not in self._forgotten:
                     target.write(data)
                     await target.drain()
+                    self.answered += len(data) if back else 0
                 if cut:
                     self.cut()
         if pair in self._links:

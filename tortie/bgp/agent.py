@@ -21,15 +21,14 @@ from tortie.bgp.kernel import Kernel
 from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
 from tortie.bgp.report import report
-from tortie.bgp.router import Decision, Router
+from tortie.bgp.router import Router
 from tortie.bgp.speaker import Answer, Speaker
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.core.files import write_atomic
-from tortie.core.health import INTERVAL, HealthSender
-from tortie.linux.routes import Route
+from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tortie.bgp.agent")  # not __name__: it runs as __main__
 
 _REST = 0.02  # seconds from news to a look at the table: a burst of updates becomes one
 _REST_SHARE = 0.2  # a look that took long is followed by a rest in proportion …
@@ -116,7 +115,7 @@ class Agent:
     async def _decide(self, now: float) -> None:
         """Withdrawals leave first, then the kernel's routes change, then peers hear of new ones."""
         decision = self._router.decide()
-        self._want(decision)
+        self._kernel.want(decision.routes)
         self._fill_pipe()
         if decision.routes or (self._resync_at is not None and now >= self._resync_at):
             self._resync_at = None
@@ -131,14 +130,6 @@ class Agent:
             _log.info("start-up is over: what is left of the last run goes")
             self._kernel.release()
             self._resync()
-
-    def _want(self, decision: Decision) -> None:
-        routes = self._kernel.routes
-        for prefix, route in decision.routes.items():
-            if route is None:
-                routes.drop(Route(prefix).key)
-            else:
-                routes.put(route.key, route)
 
     def _kernel_changed(self) -> None:
         self._router.kernel_changed()
@@ -272,7 +263,7 @@ class Agent:
         while True:
             ready = self._router.config is not None and self._reload.state == "loaded"
             health.report(live=True, ready=ready, reason="" if ready else self._reload.state)
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(INTERVAL if ready else UNREADY_INTERVAL)
 
     def _report(self) -> None:
         found = report(

@@ -72,7 +72,9 @@ def complete(call: Call) -> None:
 
 def candidates(root: Command, words: Sequence[str]) -> list[str]:
     """What the last word may become, given those before it. Pure."""
-    before, partial = (list(words[:-1]), words[-1]) if words else ([], "")
+    # bash splits `--output=json` into three words, of which the third is the one to replace.
+    before = [word for word in words[:-1] if word != "="]
+    partial = "" if not words or words[-1] == "=" else words[-1]
     try:
         found = find(root, before)
     except CommandError:

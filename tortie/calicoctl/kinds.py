@@ -86,13 +86,10 @@ def _nats(endpoint: Any) -> str:
 def _label_selector(policy: Any) -> str:
     """A Kubernetes label selector as its Go type prints itself."""
     given = policy.spec.podSelector
-    labels = given.get("matchLabels") or {}
-    pairs = "".join(f"{key}: {labels[key]}," for key in sorted(labels))
+    pairs = "".join(f"{key}: {value}," for key, value in sorted(given.matchLabels.items()))
     expressions = "".join(
-        f"LabelSelectorRequirement{{Key:{e.get('key', '')},Operator:{e.get('operator', '')},"
-        f"Values:[{' '.join(map(str, e.get('values') or []))}],}},"
-        for e in given.get("matchExpressions") or []
-        if isinstance(e, dict)
+        f"LabelSelectorRequirement{{Key:{e.key},Operator:{e.operator},Values:[{' '.join(e.values)}],}},"
+        for e in given.matchExpressions
     )
     return (
         f"&LabelSelector{{MatchLabels:map[string]string{{{pairs}}},"

@@ -21,11 +21,12 @@ from tortie.core.errors import (
 from tortie.datastore import codec
 from tortie.datastore.client import Client
 from tortie.datastore.keys import key_of
+from tortie.datastore.rules import refuse_kubernetes_policy
 from tortie.datastore.types.meta import ObjectMeta, Resource
+from tortie.datastore.types.policy import NetworkPolicy
 
 _UPDATE_TRIES = 5
 _UPDATE_PAUSE = 1.0  # seconds between them; both are Calico's
-_KUBERNETES_POLICY = "knp.default."  # names of policies that mirror Kubernetes' own
 
 
 def in_namespace(resource: Resource, given: str, everywhere: bool) -> Resource:
@@ -101,13 +102,16 @@ async def delete(client: Client, resource: Resource) -> Resource:
 
 
 async def _delete_with_addresses(client: Client, resource: Resource) -> Resource | None:
-    """A pool or a node goes together with what IPAM keeps of it."""
+    """A pool or a node goes together with what IPAM keeps of it; one that makes no sense goes alone."""
     from tortie.ipam import cluster  # only these two kinds need the allocator
     from tortie.ipam.allocator import Allocator
 
     name, revision = resource.metadata.name, resource.metadata.resourceVersion
     remove = cluster.delete_pool if resource.KIND == "IPPool" else cluster.delete_node
-    return await remove(client, Allocator(client), name, revision=revision)
+    try:
+        return await remove(client, Allocator(client), name, revision=revision)
+    except ValidationError:
+        return await client.delete(type(resource), name, revision=revision)
 
 
 async def patch(client: Client, resource: Resource, text: str) -> Resource:
@@ -160,9 +164,5 @@ def _over(stored: Resource, resource: Resource) -> Resource:
 def _refuse_managed_elsewhere(resource: Resource, operation: str) -> None:
     if resource.KIND == "ClusterInformation":
         raise OperationNotSupported(operation, "ClusterInformation")
-    if resource.KIND == "NetworkPolicy" and resource.metadata.name.startswith(_KUBERNETES_POLICY):
-        raise OperationNotSupported(
-            operation,
-            key_of(resource),
-            "kubernetes network policies must be managed through the kubernetes API",
-        )
+    if isinstance(resource, NetworkPolicy):
+        refuse_kubernetes_policy(operation, resource)

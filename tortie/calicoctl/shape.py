@@ -4,7 +4,6 @@ Field names match in any case; an unquoted number or boolean where text belongs 
 a field the type does not have is an error. What the types cannot know (values) is validation's.
 """
 
-from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -13,60 +12,11 @@ from msgspec import UnsetType, structs
 
 from tortie.calicoctl.errors import CommandError
 from tortie.calicoctl.gonumber import format_float
+from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.meta import ObjectMeta, Resource
 
 # Written by Kubernetes and by older tools, of no meaning to a datastore client; Go knows and drops them.
 _IGNORED_METADATA = {"managedFields", "selfLink"}
-
-# The shape of specs that are plain JSON in datastore.types: an object's fields, each with its own shape.
-# A list has the shape of its items; None is a value, or an object with free names.
-Shape = Mapping[str, Any] | None
-
-_LABEL_SELECTOR = {
-    "matchLabels": None,
-    "matchExpressions": {"key": None, "operator": None, "values": None},
-}
-_PEER = {
-    "podSelector": _LABEL_SELECTOR,
-    "namespaceSelector": _LABEL_SELECTOR,
-    "ipBlock": {"cidr": None, "except": None},
-}
-_PORT = {"protocol": None, "port": None, "endPort": None}
-_PERIODIC = {"reconcilerPeriod": None}
-_TEMPLATE = dict.fromkeys(
-    ["generateName", "interfaceCIDRs", "interfacePattern", "labels", "annotations", "nodeSelector"]
-)
-_CONTROLLERS = {
-    "node": {
-        "reconcilerPeriod": None,
-        "syncLabels": None,
-        "hostEndpoint": {"autoCreate": None, "createDefaultHostEndpoint": None, "templates": _TEMPLATE},
-        "leakGracePeriod": None,
-    },
-    "policy": _PERIODIC,
-    "workloadEndpoint": _PERIODIC,
-    "serviceAccount": _PERIODIC,
-    "namespace": _PERIODIC,
-    "loadBalancer": {"assignIPs": None},
-    "migration": {"policyNameMigrator": None},
-}
-_PLAIN: dict[str, Shape] = {  # kind -> the shape of its spec
-    "StagedKubernetesNetworkPolicy": {
-        "stagedAction": None,
-        "podSelector": _LABEL_SELECTOR,
-        "ingress": {"ports": _PORT, "from": _PEER},
-        "egress": {"ports": _PORT, "to": _PEER},
-        "policyTypes": None,
-    },
-    "KubeControllersConfiguration": {
-        "logSeverityScreen": None,
-        "healthChecks": None,
-        "etcdV3CompactionPeriod": None,
-        "prometheusMetricsPort": None,
-        "debugProfilePort": None,
-        "controllers": _CONTROLLERS,
-    },
-}
 
 
 def shaped(kind: type[msgspec.Struct], raw: Any) -> Any:
@@ -81,8 +31,8 @@ def shaped(kind: type[msgspec.Struct], raw: Any) -> Any:
             result[name] = _fitted(fields[name], value)
         elif not (issubclass(kind, ObjectMeta) and given in _IGNORED_METADATA):
             raise _unknown(given)
-    if issubclass(kind, Resource) and "spec" in result and (plain := _plain_shape(kind.KIND)):
-        result["spec"] = _like(plain, result["spec"])
+    if kind is FelixConfiguration and isinstance(spec := result.get("spec"), dict):
+        result["spec"] = _felix_spec(spec)
     return result
 
 
@@ -134,26 +84,16 @@ def _text(value: float | bool) -> str:
     return str(value) if isinstance(value, int) else format_float(value)
 
 
-def _plain_shape(kind: str) -> Shape:
-    if kind != "FelixConfiguration":
-        return _PLAIN.get(kind)
+def _felix_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """Its fields are a table, and what they may hold is a matter of validation."""
     from tortie.datastore.felixparams import BY_FIELD  # a large table that only this kind needs
 
-    return dict.fromkeys([*BY_FIELD, "nodeSelector"])
-
-
-def _like(shape: Shape, value: Any) -> Any:
-    if shape is None:
-        return value
-    if isinstance(value, list):
-        return [_like(shape, item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    spelling = {name.lower(): name for name in shape}
+    known = {*BY_FIELD, "nodeSelector"}
+    spelling = {name.lower(): name for name in known}
     result: dict[str, Any] = {}
-    for given, item in value.items():
-        name = given if given in shape else spelling.get(given.lower())
+    for given, value in spec.items():
+        name = given if given in known else spelling.get(given.lower())
         if name is None:
             raise _unknown(given)
-        result[name] = _like(shape[name], item)
+        result[name] = value
     return result

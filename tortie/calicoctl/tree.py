@@ -56,15 +56,17 @@ def help_flag(command: Command) -> Flag:
 
 
 def find(root: Command, arguments: Sequence[str]) -> Found:
-    """The command that the first words name. Raises CommandError for an unknown first word."""
+    """The command that the first words name. Raises CommandError for one that no command has.
+
+    Below a group Calico answers that with help and success, which a script takes for work done.
+    """
     found = Found((root,), list(arguments))
     while (index := _first_word(found)) is not None:
         word = found.rest[index]
         child = found.command.child(word)
         if child is None:
-            if found.command is root:
-                raise CommandError(f'unknown command "{word}" for "{root.name}"' + _suggestion(root, word))
-            break
+            path = " ".join(command.name for command in found.path)
+            raise CommandError(f'unknown command "{word}" for "{path}"' + _suggestion(found.command, word))
         found = Found((*found.path, child), found.rest[:index] + found.rest[index + 1 :])
     return found
 
@@ -92,13 +94,13 @@ def check_arity(command: Command, words: Sequence[str]) -> None:
         raise CommandError(f"requires at least {least} arg(s), only received {len(words)}")
 
 
-def _suggestion(root: Command, word: str) -> str:
-    close = sorted(name for name in _names(root) if _is_close(name, word))
+def _suggestion(group: Command, word: str) -> str:
+    close = sorted(name for name in _names(group) if _is_close(name, word))
     return "".join(["\n\nDid you mean this?\n", *(f"\t{name}\n" for name in close)]) if close else ""
 
 
-def _names(root: Command) -> Iterator[str]:
-    return (child.name for child in root.children if not child.hidden)
+def _names(group: Command) -> Iterator[str]:
+    return (child.name for child in group.children if not child.hidden)
 
 
 def _is_close(name: str, word: str) -> bool:

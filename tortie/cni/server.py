@@ -26,6 +26,7 @@ from tortie.cni.pods import ArgsSource, PodSource
 from tortie.cni.store import Stores, open_client
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
+from tortie.core.health import INTERVAL, HealthSender
 from tortie.datastore import config
 from tortie.datastore.config import DatastoreConfig
 from tortie.datastore.names import interface_prefixes
@@ -37,7 +38,6 @@ _REQUEST_LIMIT = 10.0  # seconds from connecting to the whole request; the shim 
 _STOP_LIMIT = 4.0  # seconds for calls under way when the server is to end; the supervisor kills after five
 _THREADS = 16  # pods whose interfaces are made or deleted at once; most of it is waiting for the kernel
 _BACKLOG = 512  # shims that wait to be accepted; a node starts 110 pods or so at once
-_REPORT_EVERY = 10.0  # seconds between health reports; 90 s of silence count as stuck
 
 Report = Callable[[bool, bool, str], None]  # (live, ready, why not)
 
@@ -190,16 +190,21 @@ class Server:
             ready = in_sync.is_set()
             self._report(True, ready, "" if ready else "waiting for the datastore")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_REPORT_EVERY):
-                    await (asyncio.sleep(_REPORT_EVERY) if ready else in_sync.wait())
+                async with asyncio.timeout(INTERVAL):
+                    await (asyncio.sleep(INTERVAL) if ready else in_sync.wait())
 
 
-def main(env: Mapping[str, str] = os.environ, report: Report | None = None) -> int:
+def main(env: Mapping[str, str] = os.environ) -> int:
     """Run the server as a process of its own; the exit code says whether it could start."""
     log.setup(env.get("CALICO_CNI_LOG_SEVERITY") or "info")
+    health = HealthSender("cni", env)
+
+    def report(live: bool, ready: bool, reason: str) -> None:
+        health.report(live=live, ready=ready, reason=reason)
+
     try:
         settings = Settings.from_env(env)
-        server = Server(settings, report=report or (lambda _live, _ready, _reason: None))
+        server = Server(settings, report=report)
         # What only a person can put right is said at once, not again and again from a supervised loop.
         open_client(settings.datastore)
         os.close(server.claim())

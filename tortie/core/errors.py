@@ -99,7 +99,7 @@ class FieldError:
     reason: str
 
     def __str__(self) -> str:
-        found = "" if self.value is None else f" = '{printable(self.value)}'"
+        found = "" if self.value is None else f" = '{printable(_as_json(self.value))}'"
         # Path and reason may quote what was found, a map's key for one.
         return f"{printable(self.field, 500)}{found} ({printable(self.reason, 500)})"
 
@@ -113,6 +113,15 @@ class ValidationError(DatastoreError):
             super().__init__(f"error with field {fields[0]}")
         else:
             super().__init__("\n".join(["error with the following fields:", *(f"-  {f}" for f in fields)]))
+
+
+def _as_json(value: object) -> object:
+    """As a person has written it: `true` and not `True`."""
+    if isinstance(value, bool | list | dict):
+        import json  # only what is wrong with a file comes here
+
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+    return value
 
 
 def printable(value: object, limit: int = 200) -> str:

@@ -1,8 +1,8 @@
 """Tells the supervisor how a process is: one small datagram, for whoever may be listening.
 
-The supervisor names its socket in CALICO_HEALTH_SOCKET and expects a word at least every 10 s. Without
-the variable, or with nobody at the other end, nothing is sent and nothing fails: a process must work the
-same when started by hand.
+The supervisor names its socket in CALICO_HEALTH_SOCKET and takes a long silence for being stuck.
+Without the variable, or with nobody at the other end, nothing is sent and nothing fails: a process must
+work the same when started by hand.
 """
 
 import json
@@ -11,7 +11,8 @@ import socket
 from collections.abc import Mapping
 
 VARIABLE = "CALICO_HEALTH_SOCKET"
-INTERVAL = 5.0  # seconds between reports; half of what the supervisor waits
+INTERVAL = 5.0  # seconds between reports; the supervisor's patience is many times that
+UNREADY_INTERVAL = 0.5  # the same until all is well: a start is not to look longer than it is
 
 
 class HealthSender:

@@ -82,23 +82,12 @@ class Client:
 
         Raises ValidationError, ResourceDoesNotExist, UpdateConflict.
         """
-        meta = resource.metadata
-        missing = [
-            FieldError(f"Metadata.{name}", value or "", "field must be set for an Update request")
-            for name, value in [
-                ("ResourceVersion", meta.resourceVersion),
-                ("CreationTimestamp", meta.creationTimestamp),
-                ("UID", meta.uid),
-            ]
-            if not value
-        ]
-        if missing:
-            raise ValidationError(missing)
         resource = validate.with_defaults(resource)
         validate.check(resource)
         resource = await _rules(resource).before_update(self, resource)
+        _based_on_something_stored(resource)
         try:
-            kv = await self.backend.update(KV(key_of(resource), resource, meta.resourceVersion))
+            kv = await self.backend.update(KV(key_of(resource), resource, resource.revision))
         except UpdateConflict as err:
             raise UpdateConflict(key_of(resource), current=self._seen(err.current)) from None
         return self._after_read(resource, kv)
@@ -135,6 +124,22 @@ class Client:
         if isinstance(current, KV) and isinstance(current.value, Resource):
             return self._after_read(current.value, current)
         return None
+
+
+def _based_on_something_stored(resource: Resource) -> None:
+    """Raises ValidationError naming what an update must have of what it replaces."""
+    meta = resource.metadata
+    missing = [
+        FieldError(f"Metadata.{name}", value or "", "field must be set for an Update request")
+        for name, value in [
+            ("ResourceVersion", meta.resourceVersion),
+            ("CreationTimestamp", meta.creationTimestamp),
+            ("UID", meta.uid),
+        ]
+        if not value
+    ]
+    if missing:
+        raise ValidationError(missing)
 
 
 def _rules(resource: Resource) -> KindRules:

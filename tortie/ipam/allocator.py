@@ -13,7 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from msgspec import structs
 
-from tortie.core.errors import OperationNotSupported, ResourceDoesNotExist, UpdateConflict
+from tortie.core.errors import (
+    FieldError,
+    OperationNotSupported,
+    ResourceDoesNotExist,
+    UpdateConflict,
+    ValidationError,
+)
 from tortie.datastore.backend import KV
 from tortie.datastore.client import Client
 from tortie.datastore.keys import IPAMHostKey
@@ -176,8 +182,15 @@ class Allocator:
         await self._unclaimer.release_host(owner or Owner(self.host), await self._terms(must_be_empty))
 
     async def release_pool_affinities(self, cidr: str) -> None:
-        """Release all blocks inside a pool from all their owners; addresses in use stay."""
-        await self._unclaimer.release_pool(addresses.network(cidr), await self._terms(False))
+        """Release all blocks inside a pool from all their owners; addresses in use stay.
+
+        Raises ValidationError if the pool, which may be older than any check, has no such CIDR.
+        """
+        try:
+            pool = addresses.network(cidr)
+        except ValueError as err:
+            raise ValidationError([FieldError("IPPool.Spec.CIDR", cidr, str(err))]) from err
+        await self._unclaimer.release_pool(pool, await self._terms(False))
 
     async def ensure_block(
         self,

@@ -15,8 +15,10 @@ from tortie.core.errors import (
     ResourceDoesNotExist,
     TortieError,
     UpdateConflict,
+    ValidationError,
 )
 from tortie.datastore.backend import KV
+from tortie.datastore.keys import AffinityKey
 from tortie.ipam import addresses, walk
 from tortie.ipam import block as blocks
 from tortie.ipam.block import HostReserve, Owner
@@ -81,7 +83,10 @@ class Claimer:
     async def _left(self, last: KV, owner: Owner, pools: Pools, free: int) -> KV | None:
         """The block that the one before us in the queue claimed, if it has enough for us too."""
         facts = await self._view.facts()
-        kv = await self._store.find_block(cidr_of(last))
+        try:
+            kv = await self._store.find_block(cidr_of(last))
+        except ValidationError:
+            return None  # somebody spoilt it; the search finds another
         if kv is None or containing(pools(facts), addresses.network(cidr_of(kv))) is None:
             return None
         seen = self._seen(kv, facts)
@@ -151,12 +156,26 @@ class Claimer:
             try:
                 affinity = await self._store.create_affinity(owner, cidr)
             except ResourceAlreadyExists:
-                with contextlib.suppress(ResourceDoesNotExist):
-                    return await self.reuse(await self._store.affinity(owner, cidr), reserve)
-                continue
+                try:
+                    return await self.reuse(await self._own_affinity(owner, cidr), reserve)
+                except ResourceDoesNotExist:
+                    continue
             with contextlib.suppress(UpdateConflict, ResourceDoesNotExist):
                 return await self._create(affinity, reserve)
         raise TooManyConflicts
+
+    async def _own_affinity(self, owner: Owner, cidr: str) -> KV:
+        """Raises ResourceDoesNotExist, also after deleting one that nobody can read.
+
+        All that such an object could say is how far a claim had got, and the block says that better.
+        """
+        try:
+            return await self._store.affinity(owner, cidr)
+        except ValidationError as err:
+            key = AffinityKey(cidr, owner.host, owner.type)
+            _log.warning("deleting %s, which cannot be read: %s", key.path(), err)
+            await self._store.backend.delete(key)
+            raise ResourceDoesNotExist(key) from err
 
     async def reuse(self, affinity: KV, reserve: HostReserve | None = None, seen: KV | None = None) -> KV:
         """The block an existing affinity promises; made so if a crash left it half done.

@@ -4,6 +4,7 @@ Everything is real: calico-node runs in each box as in its container, pods are a
 installed CNI binary, the datastore is etcd. Only the machines are made of namespaces.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -14,21 +15,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tortie.core.errors import TortieError
-from tortie.lab import isolation, pods, probe
-from tortie.lab.box import Box
+from tortie.lab import echo, isolation, pods, probe
+from tortie.lab.box import Box, LabError
 from tortie.lab.etcd import Etcd
 from tortie.lab.pods import Pod
 from tortie.lab.runtime import Runtime
 
 UNDERLAY = "172.18.0"  # /24 of the nodes; .1 is the lab itself, where etcd listens
+UNDERLAY6 = "fd00:18"  # /64 of the nodes, likewise
 NETWORK = "k8s-pod-network"
 _UPSTREAM_PLUGINS = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
 _PLUGINS = Path("/opt/cni/bin")
-
-
-class LabError(TortieError):
-    """Something of the lab did not come about in time; the message says what was seen instead."""
 
 
 class LabNode:
@@ -37,7 +34,7 @@ class LabNode:
     def __init__(self, name: str, number: int, lab: "Lab") -> None:
         self.name = name
         self.ip = f"{UNDERLAY}.{10 + number}"
-        self.ip6 = f"fd00:18::{10 + number:x}"
+        self.ip6 = f"{UNDERLAY6}::{10 + number:x}"
         self.box = Box(name)
         self.runtime = Runtime(self.box, NETWORK)
         self._lab = lab
@@ -63,10 +60,10 @@ class LabNode:
         }
         self._agent = self.box.start([command("calico-node")], self.log, settings)
 
-    def stop_agent(self) -> None:
+    def stop_agent(self, number: signal.Signals = signal.SIGTERM) -> None:
         """SIGTERM and wait, as `docker stop` does; the dataplane stays."""
         for pid in self.agent_pids():
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, number)
         if self._agent is not None:
             self._agent.wait(timeout=30)
             self._agent = None
@@ -75,11 +72,16 @@ class LabNode:
         """SIGKILL calico-node and everything it started, as a killed container."""
         for pid in self.agent_pids():
             os.kill(pid, signal.SIGKILL)
-        self.wait_until(lambda: not self.agent_pids() and not self.box.pids("exabgp"), "the agent to be gone")
+        self.wait_until(lambda: not self.node_pids(), "the agent to be gone")
 
     def agent_pids(self) -> list[int]:
         """The supervisor's own process."""
         return [pid for pid in self.box.pids("calico-node") if self._is_supervisor(pid)]
+
+    def node_pids(self) -> list[int]:
+        """calico-node and all it started: whatever runs but the machine's first process and the pods'."""
+        foreign = {self.box.pid, *self.box.pids(echo.__file__)}
+        return [pid for pid in self.box.pids() if pid not in foreign]
 
     @staticmethod
     def _is_supervisor(pid: int) -> bool:
@@ -125,6 +127,7 @@ class Lab:
             self.agent_env.setdefault("IP6", "autodetect")
         self.etcd = Etcd(folder / "etcd", f"{UNDERLAY}.1")
         self.nodes: dict[str, LabNode] = {}  # name -> node
+        self.hosts: dict[str, Box] = {}  # name -> machine on the underlay that is no node
         self.pods: dict[str, Pod] = {}  # name -> running pod
         self._count = nodes
 
@@ -132,12 +135,9 @@ class Lab:
 
     def up(self, tell: Callable[[str], None] = lambda _text: None) -> None:
         """Bring the cluster up and wait until every node is ready."""
-        tell(f"underlay bridge {UNDERLAY}.0/24")
-        self._build_underlay()
-        tell(f"etcd at {self.etcd.endpoint}")
-        self.etcd.start()
-        for number in range(1, self._count + 1):
-            node = self._add_machine(f"node-{number}", number)
+        self.lay_ground(tell)
+        for _ in range(self._count):
+            node = self.add_machine()
             tell(f"{node.name} at {node.ip}: calico-node")
             node.start_agent()
         for node in self.nodes.values():
@@ -145,25 +145,52 @@ class Lab:
             tell(f"{node.name} is ready")
         self.add_namespace("default")
 
-    def _build_underlay(self) -> None:
+    def lay_ground(self, tell: Callable[[str], None] = lambda _text: None) -> None:
+        """What the machines of a cluster need: a network between them, and a datastore, empty."""
+        tell(f"underlay bridge {UNDERLAY}.0/24")
         ip("link", "add", "underlay", "type", "bridge")
         ip("addr", "add", f"{UNDERLAY}.1/24", "dev", "underlay")
-        ip("-6", "addr", "add", "fd00:18::1/64", "dev", "underlay", "nodad")
+        ip("-6", "addr", "add", f"{UNDERLAY6}::1/64", "dev", "underlay", "nodad")
         ip("link", "set", "underlay", "up")
+        tell(f"etcd at {self.etcd.endpoint}")
+        self.etcd.start()
 
-    def _add_machine(self, name: str, number: int) -> LabNode:
+    def add_machine(self) -> LabNode:
+        """One more machine, with the CNI plugins installed; nothing runs on it yet."""
+        number = next(n for n in itertools.count(1) if f"node-{n}" not in self.nodes)
+        name = f"node-{number}"
         node = LabNode(name, number, self)
         self.nodes[name] = node
-        port = f"to-{name}"[:15]
-        ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(node.box.pid))
-        ip("link", "set", port, "master", "underlay", "up")
-        node.box.run("ip", "addr", "add", f"{node.ip}/24", "dev", "eth0")
-        if self._ipv6:
-            node.box.run("ip", "-6", "addr", "add", f"{node.ip6}/64", "dev", "eth0", "nodad")
-        node.box.run("ip", "link", "set", "eth0", "up")
-        node.box.run("ip", "route", "add", "default", "via", f"{UNDERLAY}.1")
+        self._plug_in(node.box, node.ip, node.ip6)
         self._install_cni(node)
         return node
+
+    def add_host(self, name: str, number: int) -> Box:
+        """A machine on the underlay that is no node, such as a router: at address .NUMBER, IPv6 ::NUMBER."""
+        box = self.hosts[name] = Box(name)
+        self._plug_in(box, f"{UNDERLAY}.{number}", f"{UNDERLAY6}::{number:x}")
+        return box
+
+    def _plug_in(self, box: Box, address: str, address6: str) -> None:
+        port = _port(box.name)
+        ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(box.pid))
+        ip("link", "set", port, "master", "underlay", "up")
+        box.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
+        if self._ipv6:
+            box.run("ip", "-6", "addr", "add", f"{address6}/64", "dev", "eth0", "nodad")
+        box.run("ip", "link", "set", "eth0", "up")
+        box.run("ip", "route", "add", "default", "via", f"{UNDERLAY}.1")
+
+    def unplug_machine(self, name: str) -> None:
+        """Switch a machine without pods off for good; the datastore keeps what it says of it."""
+        self.nodes.pop(name).box.power_off()
+        _unplug(name)
+
+    def remove_machine(self, name: str) -> None:
+        """The same, and have the cluster forget it."""
+        self.unplug_machine(name)
+        if (answer := self.calicoctl("delete", "node", name)).returncode != 0:
+            raise LabError(f"calicoctl delete node {name}: {answer.stderr}")
 
     def _install_cni(self, node: LabNode) -> None:
         """What the install-cni container does on a host."""
@@ -173,7 +200,9 @@ class Lab:
         for name in ("calico", "calico-ipam"):
             shutil.copy2(shim, target / name)
         for name in ("portmap", "bandwidth", "host-local", "loopback"):
-            shutil.copy2(_UPSTREAM_PLUGINS / name, target / name)
+            if not (plugin := _UPSTREAM_PLUGINS / name).exists():
+                raise LabError(f"{plugin} is missing: run ./dev, or install containernetworking-plugins")
+            shutil.copy2(plugin, target / name)
         folder = node.box.path("/etc/cni/net.d")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "10-calico.conflist").write_text(json.dumps(self._conflist(), indent=2))
@@ -200,8 +229,13 @@ class Lab:
         self.pods.clear()
         for node in self.nodes.values():
             node.box.power_off()
-        self.nodes.clear()
+        for box in self.hosts.values():
+            box.power_off()
         self.etcd.stop()
+        for name in [*self.nodes, *self.hosts]:
+            _unplug(name)
+        self.nodes.clear()
+        self.hosts.clear()
         subprocess.run(["ip", "link", "del", "underlay"], check=False, capture_output=True)
 
     # --- pods -----------------------------------------------------------------------------------
@@ -230,12 +264,14 @@ class Lab:
         node: str,
         namespace: str = "default",
         labels: Mapping[str, str] | None = None,
+        *,
+        serving: bool = True,
         **args: object,
     ) -> Pod:
-        """Attach a new pod to a node and start its echo server; `args` go to the CNI plugin."""
+        """Attach a new pod to a node, `serving` or not; `args` go to the CNI plugin."""
         machine = self.nodes[node]
         given = {"labels": dict(labels or {}), **args}
-        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given)
+        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given, serving)
         self.pods[name] = pod
         return pod
 
@@ -258,6 +294,16 @@ class Lab:
         if node:
             argv = self.nodes[node].box.command(argv)
         return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=60)
+
+
+def _port(node: str) -> str:
+    """The bridge's interface towards a node."""
+    return f"to-{node}"[:15]
+
+
+def _unplug(node: str) -> None:
+    """A dead namespace's interfaces go in the kernel's own time; whoever is next has the same names."""
+    subprocess.run(["ip", "link", "del", _port(node)], check=False, capture_output=True)
 
 
 def wait_until(

@@ -2,7 +2,8 @@
 
 Components send datagrams (core.health) to a unix socket; here they are kept with their time. A
 component that is expected and silent for too long is not live. The HTTP answers are Calico's: 200
-with a table, or 503 (libcalico-go/lib/health).
+with a table, or 503 (libcalico-go/lib/health). They are also given on a second unix socket, for the
+probe commands: those work whoever holds the port, and with the port switched off.
 """
 
 import asyncio
@@ -16,11 +17,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from tortie.core.backoff import Backoff, Retry
 from tortie.core.tables import boxed
 
 _log = logging.getLogger(__name__)
 
 _TIMEOUT = 90.0  # seconds of silence until a component counts as stuck: Felix's watchdog timeout
+_PORT_RETRY = Backoff(first=1.0, cap=30.0)  # somebody else has the port: he may go any time
 _MAX_REQUEST = 4096  # bytes of an HTTP request head; a probe sends a few hundred
 
 
@@ -88,36 +91,43 @@ class Health:
 
 
 class HealthServer:
-    """The unix socket that components report to, and the HTTP port that probes ask."""
+    """The sockets that components report to and probe commands ask, and the port that others ask."""
 
-    def __init__(self, health: Health, socket_path: str, host: str, port: int) -> None:
+    def __init__(self, health: Health, reports: str, probes: str) -> None:
+        """`reports` and `probes` are the paths of the unix sockets."""
         self._health = health
-        self._path = socket_path
-        self._host, self._port = host, port
+        self._reports, self._probes = reports, probes
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises OSError if the port or the socket cannot be had."""
-        with contextlib.closing(self._bind_socket()) as reports:
-            loop = asyncio.get_running_loop()
+        """Serve the unix sockets until cancelled. Raises OSError if one cannot be had."""
+        loop = asyncio.get_running_loop()
+        with _bound(self._reports, socket.SOCK_DGRAM) as reports, _bound(self._probes) as probes:
             loop.add_reader(reports, self._receive, reports)
             try:
-                server = await asyncio.start_server(self._serve, self._host, self._port)
-                async with server:
+                async with await asyncio.start_unix_server(self._serve, sock=probes) as server:
                     await server.serve_forever()
             finally:
                 loop.remove_reader(reports)
 
-    def _bind_socket(self) -> socket.socket:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        reports = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            reports.bind(self._path)
-            os.chmod(self._path, 0o600)
-        except OSError:
-            reports.close()
-            raise
-        return reports
+    async def serve_port(self, host: str, port: int) -> None:
+        """Give the answers on a TCP port, too, until cancelled; while it cannot be had, try again."""
+        retry = Retry(_PORT_RETRY)
+        while True:
+            try:
+                server = await asyncio.start_server(self._serve, await _address(host), port)
+            except OSError as err:
+                delay = retry.wait()
+                if retry.failures == 1:
+                    _log.error(
+                        "cannot serve health on %s port %d (FELIX_HEALTHHOST, FELIX_HEALTHPORT), "
+                        "trying again: %s", host, port, err.strerror or err,
+                    )  # fmt: skip
+                await asyncio.sleep(delay)
+                continue
+            if retry.failures:
+                _log.info("health is served on %s port %d now", host, port)
+            async with server:
+                await server.serve_forever()
 
     def _receive(self, reports: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -156,3 +166,23 @@ class HealthServer:
             "Connection: close",
         ]
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + payload
+
+
+def _bound(path: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A unix socket at `path`, for root only; one that an earlier node left is replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    made = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+    try:
+        made.bind(path)
+        os.chmod(path, 0o600)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+async def _address(host: str) -> str:
+    """One address of the host, IPv4 if it has one, as Go listens: `::1` may be named and not be there."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return str(min(found, key=lambda one: one[0] != socket.AF_INET)[4][0])

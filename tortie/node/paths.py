@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tortie.core.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -24,8 +26,18 @@ class Paths:
 
     @property
     def health_socket(self) -> str:
+        """Where components report to."""
         return f"{self.run}/health.sock"
 
+    @property
+    def probe_socket(self) -> str:
+        """Where the probe commands ask."""
+        return f"{self.run}/probe.sock"
+
     def create(self) -> None:
-        for folder in (self.run, self.lib, self.confd):
-            os.makedirs(folder, mode=0o755, exist_ok=True)
+        """Raises ConfigError."""
+        for name, folder in (("RUN", self.run), ("LIB", self.lib), ("CONFD_CONFIG", self.confd)):
+            try:
+                os.makedirs(folder, mode=0o755, exist_ok=True)
+            except OSError as err:
+                raise ConfigError(f"CALICO_{name}_DIR", folder, err.strerror or str(err)) from err

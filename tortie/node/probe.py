@@ -1,12 +1,14 @@
 """The probe commands of the manifests: `calico-node -felix-live -bird-ready …`.
 
 Exit code 0 when all that is asked for is well, else 1 with a line on stdout that says what is not, in
-Calico's words (node/pkg/health). Components are asked through the node's health port; BGP readiness
-is judged here from the agent's status file.
+Calico's words (node/pkg/health). Components are asked through the node's supervisor, by a socket of its
+own; BGP readiness is judged here from the agent's status file.
 """
 
+import contextlib
 import http.client
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +17,7 @@ from tortie.bgp.status import Status
 from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
 from tortie.node import nodename
+from tortie.node.paths import Paths
 
 _TIMEOUT = 5.0  # seconds for one question; the manifests allow a probe 10
 _THRESHOLD = 30.0  # seconds after a start during which every peer counts, Calico's default
@@ -92,14 +95,26 @@ def _age(env: Mapping[str, str]) -> float:
         return float("inf")
 
 
+class _Connection(http.client.HTTPConnection):
+    """To the unix socket of the node's supervisor."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_TIMEOUT)
+        self.sock.connect(self._path)
+
+
 def _http(path: str, env: Mapping[str, str]) -> int | str:
     """The status code, or why there was none."""
-    host = env.get("FELIX_HEALTHHOST") or "localhost"
-    try:
-        connection = http.client.HTTPConnection(
-            host, int(env.get("FELIX_HEALTHPORT") or 9099), timeout=_TIMEOUT
-        )
-        connection.request("GET", path)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException, ValueError) as err:
-        return str(err)
+    with contextlib.closing(_Connection(Paths.from_env(env).probe_socket)) as connection:
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except (FileNotFoundError, ConnectionRefusedError):
+            return "no answer, calico-node is not running"
+        except (OSError, http.client.HTTPException) as err:
+            return str(err)

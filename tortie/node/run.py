@@ -9,12 +9,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from tortie.core import tasks
 from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
-from tortie.node import nodename
+from tortie.node import nodename, orphans, shutdown
 from tortie.node.addresswatch import AddressWatch
 from tortie.node.components import components, role
 from tortie.node.health import Health, HealthServer
@@ -41,6 +42,7 @@ def run(env: Mapping[str, str] = os.environ) -> int:
 async def _run(env: Mapping[str, str]) -> int:
     paths = Paths.from_env(env)
     paths.create()
+    orphans.adopt()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -49,19 +51,31 @@ async def _run(env: Mapping[str, str]) -> int:
     parts = components(env, paths, nodename.read(env)[0])
     health = Health([part.name for part in parts])
     supervisor = Supervisor(parts, health)
-    loops = [asyncio.create_task(supervisor.run(), name="supervisor")]
+    server = HealthServer(health, paths.health_socket, paths.probe_socket)
+    loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+        ("supervisor", supervisor.run),
+        ("reaper", partial(orphans.reap, supervisor.pids)),
+        ("health server", server.run),
+        ("end of the start", partial(_finish_start, health, env)),
+    ]
     if env.get("FELIX_HEALTHENABLED", "true").lower() not in ("false", "0", "no"):
-        host, port = env.get("FELIX_HEALTHHOST", "localhost"), _port(env)
-        server = HealthServer(health, paths.health_socket, host, port)
-        loops.append(asyncio.create_task(tasks.supervise("health server", server.run)))
+        loops.append(("health port", partial(server.serve_port, *_address(env))))
     if env.get("CALICO_NETWORKING_BACKEND") != "none":
-        watch = AddressWatch(lambda: _refresh(stop), _poll_interval(env))
-        loops.append(asyncio.create_task(tasks.supervise("address watch", watch.run)))
+        loops.append(("address watch", AddressWatch(partial(_refresh, stop), _poll_interval(env)).run))
+    running = [asyncio.create_task(tasks.supervise(name, loop), name=name) for name, loop in loops]
     print("Calico node started successfully", flush=True)
     await stop.wait()
     _log.info("stopping; the dataplane stays as it is")
-    await tasks.cancel(loops)
+    await tasks.cancel(running)
+    await orphans.end()
     return 0
+
+
+async def _finish_start(health: Health, env: Mapping[str, str]) -> None:
+    """What is to be done once, when everything is ready."""
+    while not health.judge("readiness")[0]:  # noqa: ASYNC110 - reports come and grow old, there is no event
+        await asyncio.sleep(1.0)
+    shutdown.remove_note(env)
 
 
 async def _start_up(stop: asyncio.Event, step: str) -> bool:
@@ -69,10 +83,12 @@ async def _start_up(stop: asyncio.Event, step: str) -> bool:
     process = await asyncio.create_subprocess_exec(*role(step))
     waiting = asyncio.create_task(stop.wait())
     ended = asyncio.create_task(process.wait())
-    await asyncio.wait([waiting, ended], return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if not ended.done():
-        process.terminate()
+    try:
+        await asyncio.wait([waiting, ended], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        if not ended.done():
+            process.terminate()
     return await ended == 0
 
 
@@ -81,11 +97,12 @@ async def _refresh(stop: asyncio.Event) -> None:
         raise ConfigError("IP", "", "the node's addresses could not be brought up to date, see above")
 
 
-def _port(env: Mapping[str, str]) -> int:
-    text = env.get("FELIX_HEALTHPORT", "9099")
+def _address(env: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port to serve health on. Raises ConfigError."""
+    text = env.get("FELIX_HEALTHPORT") or "9099"
     if not (text.isascii() and text.isdecimal()) or not 0 < int(text) < 65536:
         raise ConfigError("FELIX_HEALTHPORT", text, "must be a port number")
-    return int(text)
+    return env.get("FELIX_HEALTHHOST") or "localhost", int(text)
 
 
 def _poll_interval(env: Mapping[str, str]) -> float:

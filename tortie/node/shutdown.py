@@ -1,22 +1,43 @@
 """`calico-node -shutdown`: what a pod's preStop hook runs. It only leaves a note of the time.
 
-The note (RFC 3339) tells the next start, and a person, that the node was stopped on purpose.
+The note (RFC 3339) tells the next start, and a person, that the node was stopped on purpose. It goes
+when the node is ready again.
 """
 
+import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 
 from tortie.core.files import write_atomic
+
+_log = logging.getLogger(__name__)
 
 _DEFAULT = "/var/lib/calico/shutdownTS"
 
 
+def _path(env: Mapping[str, str]) -> str:
+    return env.get("CALICO_SHUTDOWN_TIMESTAMP_FILE") or _DEFAULT
+
+
 def main() -> int:
-    path = os.environ.get("CALICO_SHUTDOWN_TIMESTAMP_FILE") or _DEFAULT
+    path = _path(os.environ)
     try:
         write_atomic(path, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     except OSError as err:
         print(f"Unable to save shutdown timestamp: {path}: {err.strerror}", file=sys.stderr)
         return 1
     return 0
+
+
+def remove_note(env: Mapping[str, str] = os.environ) -> None:
+    """The node is up again."""
+    try:
+        os.unlink(_path(env))
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        _log.error("Unable to remove shutdown timestamp file: %s", err)
+        return
+    _log.info("removed shutdown timestamp")

@@ -19,7 +19,7 @@ from tortie.core.errors import (
     DatastoreUnreachable,
     ResourceAlreadyExists,
     ResourceDoesNotExist,
-    Unauthorized,
+    TortieError,
     UpdateConflict,
 )
 from tortie.datastore import config as datastore_config
@@ -150,8 +150,9 @@ class _Conflict(ConfigError):
 
     def __init__(self, conflicts: Mapping[str, str]) -> None:
         address, owner = next(iter(conflicts.items()))
-        text = f"Calico node '{owner}' is already using the address {address}"
-        super().__init__("IP6" if ":" in address else "IP", address, text)
+        version = 6 if ":" in address else 4
+        text = f"Calico node '{owner}' is already using the IPv{version} address {address.partition('/')[0]}"
+        super().__init__(addressing.VARIABLES[version], address, text)
         self.versions = {6 if ":" in address else 4 for address in conflicts}
 
 
@@ -160,6 +161,8 @@ async def _refuse_conflicts(client: Client, stored: Node, found: addressing.Node
     before = stored.spec.bgp or NodeBGPSpec()
     if (before.ipv4Address, before.ipv6Address) == (found.ipv4, found.ipv6):
         return
+    _warn_if_changed(4, before.ipv4Address, found.ipv4)
+    _warn_if_changed(6, before.ipv6Address, found.ipv6)
     others = {  # node name -> its addresses
         node.name: [node.spec.bgp.ipv4Address, node.spec.bgp.ipv6Address]
         for node in (await client.list(Node)).items
@@ -167,6 +170,14 @@ async def _refuse_conflicts(client: Client, stored: Node, found: addressing.Node
     }
     if conflicts := autodetect.owners(others, stored.name, [found.ipv4, found.ipv6]):
         raise _Conflict(conflicts)
+
+
+def _warn_if_changed(version: int, before: str, now: str) -> None:
+    if before and now and before.partition("/")[0] != now.partition("/")[0]:
+        _log.warning(
+            "IPv%d address has changed from %s to %s. "
+            "This could happen if there are multiple nodes with the same name.", version, before, now,
+        )  # fmt: skip
 
 
 async def _take_back(client: Client, stored: Node, env: Mapping[str, str], versions: Collection[int]) -> None:
@@ -218,7 +229,7 @@ def main(*, refresh: bool = False) -> int:
     """Entry point of the start-up process: exit code 0, or 1 after saying why."""
     try:
         asyncio.run(refresh_addresses() if refresh else run())
-    except (ConfigError, Unauthorized, DatastoreUnreachable) as err:
+    except TortieError as err:
         _log.critical("%s cannot start: %s", socket.gethostname(), err)
         return 1
     return 0

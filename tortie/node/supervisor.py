@@ -1,8 +1,7 @@
 """Runs the node's processes: one crash, one restart, and a stop that leaves the dataplane alone.
 
 Each component is a process of its own. When it ends it is started again after a back-off; its exit
-is told to Health at once. The supervisor is usually PID 1 of its container, so it also reaps
-processes that were orphaned to it (ExaBGP's helper when ExaBGP is killed).
+is told to Health at once. What a component itself started is the care of tortie.node.orphans.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tortie.core.backoff import Backoff, Retry
@@ -23,7 +22,7 @@ RESTART_ME = 129  # exit code of a component whose configuration changed: start 
 _BACKOFF = Backoff(first=0.2, cap=10.0)  # a crash costs 0.2 s of supervision; a crash loop no CPU
 _HEALTHY_AFTER = 30.0  # seconds of life after which the next crash counts as the first
 _STOP_TIMEOUT = 5.0  # seconds a component may take to end by itself
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep all components running until cancelled, then stop them in reverse order."""
-        reaper = asyncio.create_task(_reap_orphans(lambda: {p.pid for p in self._running.values()}))
+        self._stopping = False
         keepers = [asyncio.create_task(self._keep(component)) for component in self._components]
         try:
             await asyncio.gather(*keepers)
@@ -55,7 +54,10 @@ class Supervisor:
                 keeper.cancel()
             for component in reversed(self._components):
                 await self._stop(component.name)
-            reaper.cancel()
+
+    def pids(self) -> set[int]:
+        """Of all components, dead ones that are yet to be waited for included."""
+        return {process.pid for process in self._running.values()}
 
     def pid(self, name: str) -> int | None:
         process = self._running.get(name)
@@ -130,29 +132,3 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _die_with_parent() -> None:
     """In the child: a supervisor killed with SIGKILL must not leave a second set of processes behind."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-async def _reap_orphans(ours: Callable[[], set[int]]) -> None:
-    """As PID 1, collect processes that are not ours to wait for."""
-    if os.getpid() != 1:
-        return
-    woken = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, woken.set)
-    while True:
-        await woken.wait()
-        woken.clear()
-        await asyncio.sleep(0.5)  # asyncio collects its own children meanwhile
-        for pid in _zombie_children() - ours():
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it is dead already, see above
-
-
-def _zombie_children() -> set[int]:
-    """Our dead children, by a look at each child; waiting for any would steal asyncio's."""
-    zombies = set()
-    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as source:
-        for pid in map(int, source.read().split()):
-            with contextlib.suppress(ChildProcessError):
-                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                    zombies.add(pid)
-    return zombies

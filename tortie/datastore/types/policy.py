@@ -1,8 +1,6 @@
 """Policies, their staged forms, tiers, profiles and network sets."""
 
-from typing import Any
-
-from msgspec import UNSET, UnsetType, structs
+from msgspec import UNSET, UnsetType, field, structs
 
 from tortie.datastore.types.meta import Condition, Resource, Spec
 
@@ -142,13 +140,53 @@ class StagedGlobalNetworkPolicy(Resource, frozen=True, kw_only=True, tag="Staged
     spec: StagedGlobalNetworkPolicySpec = StagedGlobalNetworkPolicySpec()
 
 
+class LabelSelectorRequirement(Spec, frozen=True, kw_only=True):
+    key: str = ""
+    operator: str = ""  # In | NotIn | Exists | DoesNotExist
+    values: tuple[str, ...] = ()
+
+
+class LabelSelector(Spec, frozen=True, kw_only=True):
+    """Kubernetes' own; all terms must hold, none at all selects everything."""
+
+    matchLabels: dict[str, str] = {}
+    matchExpressions: tuple[LabelSelectorRequirement, ...] = ()
+
+
+class IPBlock(Spec, frozen=True, kw_only=True):
+    cidr: str = ""
+    except_: tuple[str, ...] = field(default=(), name="except")
+
+
+class KubernetesPeer(Spec, frozen=True, kw_only=True):
+    podSelector: LabelSelector | None = None
+    namespaceSelector: LabelSelector | None = None
+    ipBlock: IPBlock | None = None
+
+
+class KubernetesPort(Spec, frozen=True, kw_only=True):
+    protocol: str | None = None
+    port: int | str | None = None
+    endPort: int | None = None
+
+
+class KubernetesIngress(Spec, frozen=True, kw_only=True):
+    ports: tuple[KubernetesPort, ...] = ()
+    from_: tuple[KubernetesPeer, ...] = field(default=(), name="from")
+
+
+class KubernetesEgress(Spec, frozen=True, kw_only=True):
+    ports: tuple[KubernetesPort, ...] = ()
+    to: tuple[KubernetesPeer, ...] = ()
+
+
 class StagedKubernetesNetworkPolicySpec(Spec, frozen=True, kw_only=True, omit_defaults=False):
-    """stagedAction plus the fields of Kubernetes' NetworkPolicySpec, kept as plain JSON."""
+    """stagedAction plus the fields of Kubernetes' NetworkPolicySpec, whose podSelector is always written."""
 
     stagedAction: str | UnsetType = UNSET
-    podSelector: dict[str, Any] = {}
-    ingress: tuple[dict[str, Any], ...] | UnsetType = UNSET
-    egress: tuple[dict[str, Any], ...] | UnsetType = UNSET
+    podSelector: LabelSelector = LabelSelector()
+    ingress: tuple[KubernetesIngress, ...] | UnsetType = UNSET
+    egress: tuple[KubernetesEgress, ...] | UnsetType = UNSET
     policyTypes: tuple[str, ...] | UnsetType = UNSET
 
 

@@ -1,10 +1,11 @@
 """ClusterInformation and KubeControllersConfiguration."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
-from tortie.datastore.types.cluster import KubeControllersConfiguration
+from tortie.datastore.types.cluster import AutoHostEndpoints, KubeControllersConfiguration
 from tortie.datastore.validate.addresses import cidr
 from tortie.datastore.validate.fields import (
     Check,
@@ -46,61 +47,59 @@ information: Check = struct(
 # --- KubeControllersConfiguration ---------------------------------------------------------------
 
 _PERIODIC = ("policy", "workloadEndpoint", "serviceAccount", "namespace")  # controllers with a period only
-
-
-def controllers_defaults(configuration: KubeControllersConfiguration) -> KubeControllersConfiguration:
-    """The defaults of Calico's client and of the schema; a controller that is absent stays absent."""
-    spec: dict[str, Any] = {"healthChecks": "Enabled", "prometheusMetricsPort": 9094} | configuration.spec
-    _spell_duration(spec, "etcdV3CompactionPeriod")
-    if not isinstance(given := spec.get("controllers", {}), dict):
-        return structs.replace(configuration, spec=spec)
-    controllers = {key: dict(value) if isinstance(value, dict) else value for key, value in given.items()}
-    for key, defaults in _CONTROLLER_DEFAULTS.items():
-        if isinstance(controllers.get(key), dict):
-            controllers[key] = defaults | controllers[key]
-    for controller in controllers.values():
-        if isinstance(controller, dict):
-            _spell_duration(controller, "reconcilerPeriod")
-            _spell_duration(controller, "leakGracePeriod")
-    return structs.replace(configuration, spec=spec | {"controllers": controllers})
-
-
-_CONTROLLER_DEFAULTS = {  # controller -> defaults written where it is configured at all
+_DEFAULTS: dict[str, dict[str, Any]] = {  # controller -> what is written where it is configured at all
     "node": {"leakGracePeriod": "15m0s"},
     "loadBalancer": {"assignIPs": "AllServices"},
     "migration": {"policyNameMigrator": "Enabled"},
 }
+_DURATIONS = ("reconcilerPeriod", "leakGracePeriod")
 
 
-def _spell_duration(fields: dict[str, Any], field: str) -> None:
-    if field in fields:
-        fields[field] = canonical_duration(fields[field])
+def controllers_defaults(configuration: KubeControllersConfiguration) -> KubeControllersConfiguration:
+    """The defaults of Calico's client and of the schema; a controller that is absent stays absent."""
+    spec = configuration.spec
+    given = {name: getattr(spec.controllers, name) for name in spec.controllers.__struct_fields__}
+    controllers = {
+        name: _controller_defaults(controller, _DEFAULTS.get(name, {}))
+        for name, controller in given.items()
+        if controller is not None
+    }
+    spec = structs.replace(
+        spec,
+        healthChecks=spec.healthChecks or "Enabled",
+        prometheusMetricsPort=9094 if spec.prometheusMetricsPort is UNSET else spec.prometheusMetricsPort,
+        etcdV3CompactionPeriod=canonical_duration(spec.etcdV3CompactionPeriod),
+        controllers=structs.replace(spec.controllers, **controllers),
+    )
+    return structs.replace(configuration, spec=spec)
+
+
+def _controller_defaults(controller: Any, defaults: Mapping[str, Any]) -> Any:
+    missing = {name: value for name, value in defaults.items() if not getattr(controller, name)}
+    periods = {name: canonical_duration(getattr(controller, name, None)) for name in _DURATIONS}
+    return structs.replace(controller, **{name: value for name, value in periods.items() if value} | missing)
 
 
 _TEMPLATES = "KubeControllersConfiguration.Node.HostEndpoint.Templates"
 
 
-def _template_rules(problems: Problems, _path: str, templates: Any) -> None:
+def _template_rules(problems: Problems, _path: str, spec: AutoHostEndpoints) -> None:
     """Field names and reasons are those of Calico's client."""
     seen: set[str] = set()
-    for template in templates if isinstance(templates, list) else []:
-        if not isinstance(template, dict):
-            continue
-        generated = str(template.get("generateName") or "")
+    for template in spec.templates:
+        generated = template.generateName
         if not generated:
             problems.add(_TEMPLATES, None, "Template name must be specified")
         elif generated in seen:
             problems.add(f"{_TEMPLATES}.{generated[:MAX_NAME]}", None, "Template name must be unique")
         seen.add(generated)
-        if not template.get("interfaceCIDRs") and not template.get("interfacePattern"):
+        if not template.interfaceCIDRs and not template.interfacePattern:
             where = f"{_TEMPLATES}.{generated[:MAX_NAME]}"
             problems.add(where, None, "InterfaceCIDRs or InterfacePattern must be specified")
 
 
 def _annotations(problems: Problems, path: str, value: Any) -> None:
-    mapping(text(MAX_NAME * 2), _string)(problems, path, value)
-    if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
-        check_annotations(value, problems, path)
+    check_annotations(value, problems, path)
 
 
 def _string(problems: Problems, path: str, value: Any) -> None:
@@ -120,14 +119,10 @@ _template = struct(
 )
 
 
-def _templates(problems: Problems, path: str, value: Any) -> None:
-    listing(_template)(problems, path, value)
-    _template_rules(problems, path, value)
-
-
 _enabled = one_of("Enabled", "Disabled")
 _host_endpoint = struct(
-    {"autoCreate": _enabled, "createDefaultHostEndpoint": _enabled, "templates": _templates}
+    {"autoCreate": _enabled, "createDefaultHostEndpoint": _enabled, "templates": listing(_template)},
+    _template_rules,
 )
 _node = struct(
     {

@@ -2,7 +2,7 @@
 
 A Check is given the value and its path (`spec.importV4[2].cidr`, as in the YAML); `struct` and `listing`
 carry it into the depth. Empty values - what a writer may leave out - are never looked at; `required` says
-where that is wrong. Types are checked too, because two kinds carry plain JSON as their spec.
+where that is wrong. Types are checked too, because FelixConfiguration carries plain JSON as its spec.
 """
 
 import re
@@ -207,7 +207,8 @@ def all_of(*checks: Check) -> Check:
 
 
 def at(path: str, name: str) -> str:
-    """The path of a member of what is at `path` ('' is the whole resource)."""
+    """The path of a member of what is at `path` ('' is the whole resource); `from_` is written `from`."""
+    name = name.removesuffix("_")
     return f"{path}.{name}" if path else name
 
 

@@ -1,4 +1,4 @@
-"""StagedKubernetesNetworkPolicy: a Kubernetes NetworkPolicySpec in plain JSON, with a staged action.
+"""StagedKubernetesNetworkPolicy: a Kubernetes NetworkPolicySpec with a staged action.
 
 Calico converts it and validates the result; the checks here are those that the Kubernetes API makes of the
 same fields, so that what passes can be converted.
@@ -8,16 +8,20 @@ from typing import Any
 
 from msgspec import UNSET, structs
 
-from tortie.datastore.types.policy import StagedKubernetesNetworkPolicy
+from tortie.datastore.types.policy import (
+    IPBlock,
+    KubernetesPort,
+    LabelSelector,
+    LabelSelectorRequirement,
+    StagedKubernetesNetworkPolicy,
+)
 from tortie.datastore.validate.addresses import net, parse_cidr, real_cidr
 from tortie.datastore.validate.fields import (
     Check,
     Problems,
     all_of,
-    is_empty,
     listing,
     mapping,
-    member,
     one_of,
     struct,
 )
@@ -30,9 +34,9 @@ def defaults(policy: StagedKubernetesNetworkPolicy) -> StagedKubernetesNetworkPo
     return structs.replace(policy, spec=spec)
 
 
-def _values_fit(problems: Problems, path: str, expression: Any) -> None:
-    needs_values = member(expression, "operator") in ("In", "NotIn")
-    if needs_values == is_empty(member(expression, "values")):
+def _values_fit(problems: Problems, path: str, expression: LabelSelectorRequirement) -> None:
+    needs_values = expression.operator in ("In", "NotIn")
+    if needs_values != bool(expression.values):
         reason = "must be specified for In and NotIn" if needs_values else "may not be specified"
         problems.add(f"{path}.values", None, reason)
 
@@ -55,17 +59,15 @@ def _number_or_name(problems: Problems, path: str, value: Any) -> None:
     (port_name if isinstance(value, str) else port_number)(problems, path, value)
 
 
-def _end_port(problems: Problems, path: str, port: Any) -> None:
-    end, start = member(port, "endPort"), member(port, "port")
-    if end is not None and (not isinstance(start, int) or not isinstance(end, int) or end < start):
-        problems.add(f"{path}.endPort", end, "must be greater than or equal to a numeric port")
+def _end_port(problems: Problems, path: str, port: KubernetesPort) -> None:
+    if port.endPort is not None and (not isinstance(port.port, int) or port.endPort < port.port):
+        problems.add(f"{path}.endPort", port.endPort, "must be greater than or equal to a numeric port")
 
 
-def _excepted_within(problems: Problems, path: str, block: Any) -> None:
-    whole = parse_cidr(str(member(block, "cidr")))
-    excepted = member(block, "except")
-    for index, value in enumerate(excepted if isinstance(excepted, list) else []):
-        part = parse_cidr(str(value))
+def _excepted_within(problems: Problems, path: str, block: IPBlock) -> None:
+    whole = parse_cidr(block.cidr)
+    for index, value in enumerate(block.except_):
+        part = parse_cidr(value)
         if whole and part and not (part[1].version == whole[1].version and part[0] in whole[1]):
             problems.add(f"{path}.except[{index}]", value, "must be within cidr")
 
@@ -78,7 +80,7 @@ _peer = struct(
     {
         "podSelector": _label_selector,
         "namespaceSelector": _label_selector,
-        "ipBlock": struct({"cidr": _cidr, "except": listing(_cidr)}, _excepted_within, required=("cidr",)),
+        "ipBlock": struct({"cidr": _cidr, "except_": listing(_cidr)}, _excepted_within, required=("cidr",)),
     }
 )
 
@@ -87,7 +89,7 @@ def _spec_of_action(problems: Problems, path: str, spec: Any) -> None:
     if spec.stagedAction != "Delete":
         return
     for field in ("podSelector", "ingress", "egress", "policyTypes"):
-        if getattr(spec, field) not in (UNSET, {}, ()):
+        if getattr(spec, field) not in (UNSET, LabelSelector(), ()):
             reason = "Spec fields should all be zero-value if stagedAction is Delete"
             problems.add(f"{path}.{field}", None, reason)
 
@@ -98,7 +100,7 @@ staged_policy: Check = struct(
             {
                 "stagedAction": one_of("Set", "Delete", "Learn", "Ignore"),
                 "podSelector": _label_selector,
-                "ingress": listing(struct({"ports": listing(_port), "from": listing(_peer)})),
+                "ingress": listing(struct({"ports": listing(_port), "from_": listing(_peer)})),
                 "egress": listing(struct({"ports": listing(_port), "to": listing(_peer)})),
                 "policyTypes": listing(one_of("Ingress", "Egress"), unique=True),
             },

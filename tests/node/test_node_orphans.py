@@ -1,0 +1,70 @@
+"""Orphans: adopted, reaped, and ended with the node, whatever they do about it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+# Leaves a child behind that ignores SIGTERM and does what the argument says; prints the child's pid.
+PARENT = """
+import subprocess, sys
+code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); " + sys.argv[1]
+child = subprocess.Popen([sys.executable, "-ISc", code], start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid)
+"""
+
+# Runs the parent, then waits for the orphan to be reaped or ends it.
+NODE = """
+import asyncio, json, logging, os, subprocess, sys
+from pathlib import Path
+from tortie.node import orphans
+
+async def main(parent, child, what):
+    orphans.adopt()
+    reaper = asyncio.create_task(orphans.reap(set))
+    argv = [sys.executable, "-ISc", parent, child]
+    process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
+    orphan = Path("/proc") / (await process.communicate())[0].decode().strip()
+    adopted = f"PPid:\\t{os.getpid()}\\n" in (orphan / "status").read_text()
+    while what == "reap" and orphan.exists():
+        await asyncio.sleep(0.01)
+    reaper.cancel()
+    await orphans.end()
+    print(json.dumps([adopted, orphan.exists()]))
+
+logging.basicConfig()
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def run(child: str, what: str) -> tuple[list[bool], str]:
+    """([it was adopted, it is still there], what was logged)."""
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", NODE, PARENT, child, what],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=root,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_an_orphan_that_ends_is_reaped() -> None:
+    assert run("time.sleep(0.2)", "reap") == ([True, False], "")
+
+
+def test_an_orphan_that_ends_in_time_is_let() -> None:
+    assert run("time.sleep(0.2)", "end") == ([True, False], "")
+
+
+def test_an_orphan_that_does_not_end_is_killed() -> None:
+    found, log = run("time.sleep(600)", "end")
+    assert found == [True, False] and "killing what components left behind" in log
