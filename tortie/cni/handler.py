@@ -19,7 +19,7 @@ from tortie.cni.identity import identify
 from tortie.cni.journal import JournalHandler, Limits
 from tortie.cni.locks import Locks
 from tortie.cni.netconf import NetConf
-from tortie.cni.node import Paths, node_name
+from tortie.cni.node import node_name
 from tortie.cni.operation import Operation
 from tortie.cni.pods import PodSource
 from tortie.cni.protocol import CALICO_IPAM, Call, Code
@@ -27,6 +27,7 @@ from tortie.cni.result import Result
 from tortie.cni.store import Store, Stores
 from tortie.cni.wire import Request
 from tortie.core.errors import CniError, PeerError, TortieError
+from tortie.core.paths import Paths
 from tortie.ipam.allocator import Allocator
 from tortie.linux import netns
 
@@ -39,12 +40,13 @@ _TEST_LIMIT = 2.0  # seconds for `calico -t`, Calico's
 class Tools:
     """What lives as long as the server.
 
-    `host` is an open descriptor of the host's network namespace, which is the server's; `prefix` is that
-    of host-side interfaces.
+    `host` is an open descriptor of the host's network namespace, which is the server's; `node` is this
+    node's name where a call does not say another; `prefix` is that of host-side interfaces.
     """
 
     host: int
     paths: Paths
+    node: str
     stores: Stores
     pods: PodSource
     journal: JournalHandler
@@ -116,7 +118,7 @@ class Handler:
 
     def _operation(self, request: Request, call: Call, conf: NetConf, shim: Conversation) -> Operation:
         tools = self._tools
-        node = node_name(conf, tools.paths)
+        node = node_name(conf, tools.paths, tools.node)
         op = Operation(
             call=call,
             conf=conf,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tortie.core.errors import ConfigError
+from tortie.core.paths import Paths
 from tortie.datastore import felixparams, routeowner
 from tortie.datastore.felixparams import Resolved, Source
 from tortie.datastore.types.bgp import BGPConfiguration
@@ -216,7 +217,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         needs_blocks=any(felix_owns(pool, felix_routes, bgp_routes) for pool in pools),
         region=params["OpenstackRegion"],
         log_severity=params["LogSeverityScreen"],
-        status_folder=_status_folder(params["EndpointStatusPathPrefix"]),
+        status_folder=_status_folder(_said(params, "EndpointStatusPathPrefix"), sources.environment),
         endpoint_reports=params["EndpointReportingEnabled"],
         endpoint_report_delay=params["EndpointReportingDelaySecs"],
         report_interval=params["ReportingIntervalSecs"],
@@ -320,5 +321,8 @@ def _features(overrides: Mapping[str, str]) -> Features:
     )
 
 
-def _status_folder(prefix: str) -> str:
+def _status_folder(prefix: str | None, environment: Mapping[str, str]) -> str:
+    """Where CNI looks, unless somebody (other than the built-in default) names another place."""
+    if prefix is None:
+        return Paths.from_env(environment).endpoint_status
     return f"{prefix.rstrip('/')}/endpoint-status" if prefix else ""
