@@ -34,7 +34,8 @@ class World:
     def __init__(self, config: Config = _CONFIG) -> None:
         self.resolver = Resolver()
         self.resolver.change(Route("10.0.0.0/24", ifindex=2, scope=253, protocol=2))
-        self.router = Router(self.resolver, Interfaces({"eth0": 2}, {"10.0.0.1": 2}))
+        self.interfaces = Interfaces({"eth0": 2}, {"10.0.0.1": 2})
+        self.router = Router(self.resolver, self.interfaces)
         self.now = 0.0
         self.routes: dict[str, Route] = {}
         self.told: dict[tuple[str, str], Any] = {}
@@ -246,6 +247,32 @@ def test_next_hops_that_move() -> None:
     world.router.kernel_changed()
     world.settle()
     assert _P1 not in world.routes
+
+
+def test_the_tunnel_comes_after_the_routes_that_need_it() -> None:
+    """Felix makes tunl0 in its own time, and remakes it."""
+    world = World(replace(_CONFIG, pools=(Pool(cidr="192.168.0.0/16", tunnel="always"),)))
+    world.up(_A)
+    world.announce(_A, _P1)
+    assert _P1 not in world.routes and world.router.reasons[_P1] == "no interface tunl0"
+    for index in (9, 12):
+        world.interfaces.by_name["tunl0"] = index
+        world.router.kernel_changed()
+        world.settle()
+        assert world.routes[_P1] == Route(_P1, gateway=_A.address, ifindex=index, onlink=True, protocol=186)
+
+
+def test_a_peer_is_removed_while_the_kernel_is_busy() -> None:
+    """What was decided before is not told to one that is to forget us."""
+    world = World()
+    world.up(_A, _B)
+    more = replace(_CONFIG, blocks=(*_CONFIG.blocks, Block(cidr=_P2)))
+    world.router.configure(more, 0, 0)
+    decision = world.router.decide()
+    world.router.configure(replace(more, peers=(_B,)), 0, 0)
+    world.router.announce(decision)
+    world.settle()
+    assert world.heard_by(_A) == set() and world.heard_by(_B) == {"192.168.1.0/26", _P2}
 
 
 def test_a_borrowed_address() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from tortie.bgp import events
+from tortie.bgp import commands, events
 from tortie.bgp.route import Attributes, Received
 from tortie.bgp.speaker import Inbox, Speaker
 from tortie.core.errors import PeerError
@@ -191,6 +191,33 @@ def test_questions_are_answered_in_turn_past_events_and_leftovers(pipes: Pipes) 
         assert len(speaker.inbox.take_events()) == 1
         sent = os.read(pipes.from_agent, 4096)
         assert sent == b"reset\nversion\nshow adj-rib in json\nshow neighbor json\n"
+
+    pipes.run(act)
+
+
+def test_a_question_asked_again_is_answered_anew(pipes: Pipes) -> None:
+    """An answer left over from one question would be taken for that to the next, and so on for ever."""
+    neighbor = b'{"peer": {"address": "10.0.0.2", "id": "", "hold": 0, "capabilities": {}}'
+    sessions = b"[" + neighbor + b', "fsm": "IDLE", "duration": 0}]\n'
+
+    def exabgp() -> None:
+        """Its configuration is another one each time it is asked for it."""
+        asked, answered = b"", 0
+        while chunk := os.read(pipes.from_agent, 4096):
+            *lines, asked = (asked + chunk).split(b"\n")
+            for line in lines:
+                if line == b"show neighbor json":
+                    os.write(pipes.to_agent, sessions)
+                else:
+                    os.write(pipes.to_agent, b'  description "Mesh %d";\n' % answered)
+                    answered += 1
+
+    async def act(speaker: Speaker) -> None:
+        threading.Thread(target=exabgp, daemon=True).start()
+        for number in range(5):
+            answers, _ = await speaker.ask(commands.description("10.0.0.2"))
+            assert answers == [events.Described(f"Mesh {number}")]
+        pipes.close(pipes.target)  # ends the thread
 
     pipes.run(act)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.cluster_bgp import Peers
 from tortie.lab.cluster import Lab, wait_until
 
 
@@ -28,6 +29,14 @@ def pods(lab: Lab) -> Iterator[Lab]:
     yield lab
     for name in list(lab.pods):
         lab.delete_pod(name)
+
+
+@pytest.fixture
+def peers(lab: Lab) -> Iterator[Peers]:
+    """BGPPeers for one test."""
+    peers = Peers(lab)
+    yield peers
+    peers.clear()
 
 
 @pytest.fixture

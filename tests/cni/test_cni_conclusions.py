@@ -1,5 +1,6 @@
 """Decisions as plain functions: the plan of an interface, what CHECK and GC conclude, host-local."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -232,6 +233,23 @@ def test_a_configuration_overrides_the_environment() -> None:
     with_api = conf(kubernetes={"kubeconfig": "/k"}, calico_api_group="crd.projectcalico.org/v1")
     assert store.effective_config(base, with_api) is base
     assert store.effective_config(DatastoreConfig(), with_api).kubeconfig == "/k"
+
+
+def test_a_configuration_that_names_the_environments_datastore_opens_no_second_one() -> None:
+    """Of the environment's or a configuration's type and endpoints either may be left to be understood."""
+
+    async def story() -> None:
+        for base in (
+            DatastoreConfig(etcdEndpoints=("http://127.0.0.1:9",)),
+            DatastoreConfig(datastoreType="etcdv3", etcdEndpoints=("http://127.0.0.1:9",)),
+        ):
+            stores = store.Stores(base, "node")
+            own = stores.start()
+            for given in ({}, {"datastore_type": "etcdv3"}, {"etcd_endpoints": "http://127.0.0.1:9"}):
+                assert stores.of(conf(**given)) is own
+            await stores.close()
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from tortie.bgp.config import Config, load
 from tortie.confd import files
 from tortie.confd.daemon import Confd
 from tortie.core.errors import ConfigError
-from tortie.datastore.keys import AffinityKey, ResourceKey
+from tortie.core.tasks import cancel
+from tortie.datastore.keys import AffinityKey, AffinityList, ResourceKey
 from tortie.datastore.types.ipam import Affinity
 from tortie.datastore.types.meta import Resource
 
@@ -218,7 +219,7 @@ def test_the_datastore_goes_away_and_comes_back(daemon: Daemon) -> None:
         await daemon.until(lambda: len(daemon.peers()) == 2)
         daemon.nudges()
         daemon.backend.away = True
-        await daemon.backend.drop_watches()
+        daemon.backend.drop_watches()
         await daemon.quiet()
         assert len(daemon.peers()) == 2 and daemon.nudges() == 0
         daemon.backend.away = False
@@ -251,6 +252,39 @@ def test_what_exabgp_refuses_is_not_installed(daemon: Daemon) -> None:
         await daemon.until(lambda: "10.192.0.4" in daemon.peers())  # it tries again by itself
 
     daemon.run(act)
+
+
+def test_half_a_snapshot_is_not_rendered(daemon: Daemon) -> None:
+    """Watching failed and begins anew while a rendering is due again: the blocks must not go meanwhile."""
+    refusals = []
+
+    async def refuse(path: str) -> None:
+        refusals.append(path)
+        raise ConfigError("exabgp.conf", "", "ExaBGP refuses it: because")
+
+    async def without_blocks(_operation: str, subject: object) -> None:
+        if isinstance(subject, AffinityList):
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        await daemon.store(*NODES, POOL)
+        await daemon.claim("192.168.1.0/26")
+        confd = Confd(daemon.backend, "kube-master", {"FELIX_CONFIGFILE": "/nonexistent"})
+        tasks = [asyncio.create_task(confd.render()), asyncio.create_task(confd.watch())]
+        await daemon.until(lambda: daemon.blocks() == {"192.168.1.0/26"})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, "check", refuse)
+            await daemon.store(node("n4", "10.192.0.4/16"))
+            await daemon.until(lambda: bool(refusals))
+            await cancel(tasks[1:])
+        daemon.backend.before = without_blocks
+        tasks.append(asyncio.create_task(confd.watch()))
+        for _ in range(5):  # longer than the second until the rendering is due
+            await daemon.quiet()
+        assert daemon.blocks() == {"192.168.1.0/26"}
+        await cancel(tasks)
+
+    asyncio.run(main())
 
 
 def test_the_real_check(tmp_path: Path) -> None:

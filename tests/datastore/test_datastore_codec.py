@@ -230,3 +230,15 @@ def test_ipams_short_cut_writes_the_same_bytes_and_reads_the_same_value(
     assert longer == data[:-1] + b',"zzUnknown":1}'
     assert codec.decode(Block, data) == codec.decode(Block, longer) == block
     assert codec.from_plain(Block, msgspec.json.decode(data)) == block
+
+
+@pytest.mark.parametrize("scalar", [10**30, float("inf"), float("nan"), "\ud800"])
+def test_what_no_json_can_hold_is_named_with_its_field(scalar: object) -> None:
+    """It comes from YAML, which can say more."""
+    for raw, field in (
+        ({"spec": {"cidr": "10.0.0.0/8", "blockSize": scalar}}, "IPPool.spec.blockSize"),
+        ({"spec": {"allowedUses": ["Workload", scalar]}}, "IPPool.spec.allowedUses[1]"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            codec.from_plain(IPPool, raw)
+        assert [problem.field for problem in caught.value.fields] == [field]

@@ -61,7 +61,7 @@ class _Memory:
 
     async def compact(self) -> None:
         assert isinstance(self.backend, MemoryBackend)
-        await self.backend.compact()
+        self.backend.compact()
 
 
 class _Real:

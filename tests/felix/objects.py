@@ -3,12 +3,31 @@
 from typing import Any
 
 from tortie.datastore.keys import Key, ResourceKey
-from tortie.datastore.types.endpoint import IPNAT, QoSControls, WorkloadEndpoint, WorkloadEndpointPort
+from tortie.datastore.types.endpoint import (
+    IPNAT,
+    HostEndpoint,
+    HostEndpointSpec,
+    QoSControls,
+    WorkloadEndpoint,
+    WorkloadEndpointPort,
+)
 from tortie.datastore.types.endpoint import WorkloadEndpointSpec as EndpointSpec
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
 from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.node import Node, NodeBGPSpec, NodeSpec
-from tortie.datastore.types.policy import Profile, ProfileSpec, Rule
+from tortie.datastore.types.policy import (
+    GlobalNetworkPolicy,
+    GlobalNetworkPolicySpec,
+    NetworkPolicy,
+    NetworkPolicySpec,
+    Profile,
+    ProfileSpec,
+    Rule,
+    StagedGlobalNetworkPolicy,
+    StagedGlobalNetworkPolicySpec,
+    Tier,
+    TierSpec,
+)
 
 
 def allow(**fields: Any) -> Rule:
@@ -66,3 +85,41 @@ def pool(name: str, cidr: str, *, nat: bool = False, vxlan: str = "", ipip: str 
 def node(name: str, v4: str = "", v6: str = "") -> tuple[Key, Any]:
     spec = NodeSpec(bgp=NodeBGPSpec(ipv4Address=v4, ipv6Address=v6))
     return ResourceKey("Node", name), Node(metadata=ObjectMeta(name=name), spec=spec)
+
+
+def tier(name: str, order: float | None = None, action: str | None = None) -> tuple[Key, Any]:
+    spec = TierSpec(order=order, defaultAction=action)
+    return ResourceKey("Tier", name), Tier(metadata=ObjectMeta(name=name), spec=spec)
+
+
+def policy(name: str, namespace: str = "default", **fields: Any) -> tuple[Key, Any]:
+    metadata = ObjectMeta(name=name, namespace=namespace)
+    spec = NetworkPolicySpec(**{"tier": "default", **fields})
+    return ResourceKey("NetworkPolicy", name, namespace), NetworkPolicy(metadata=metadata, spec=spec)
+
+
+def global_policy(name: str, **fields: Any) -> tuple[Key, Any]:
+    spec = GlobalNetworkPolicySpec(**{"tier": "default", **fields})
+    return ResourceKey("GlobalNetworkPolicy", name), GlobalNetworkPolicy(
+        metadata=ObjectMeta(name=name), spec=spec
+    )
+
+
+def staged_policy(name: str, **fields: Any) -> tuple[Key, Any]:
+    spec = StagedGlobalNetworkPolicySpec(**{"tier": "default", **fields})
+    return ResourceKey("StagedGlobalNetworkPolicy", name), StagedGlobalNetworkPolicy(
+        metadata=ObjectMeta(name=name), spec=spec
+    )
+
+
+def host(
+    name: str,
+    interface: str = "eth0",
+    *addresses: str,
+    node: str = "node1",
+    labels: dict[str, str] | None = None,
+    profiles: tuple[str, ...] = (),
+) -> tuple[Key, Any]:
+    spec = HostEndpointSpec(node=node, interfaceName=interface, expectedIPs=addresses, profiles=profiles)
+    metadata = ObjectMeta(name=name, labels=labels or {})
+    return ResourceKey("HostEndpoint", name), HostEndpoint(metadata=metadata, spec=spec)

@@ -1,7 +1,7 @@
 """What should happen to a packet, from the datastore's objects and the specification alone: the first oracle.
 
-It shares nothing with felix but the types of the objects: no intermediate form, no sets, no index, no
-incremental anything. Selectors are not parsed but looked up (SELECTORS), so the language is not shared either.
+It shares nothing with felix but the types of the objects: no intermediate form, no sets, no index, nothing
+incremental. Selectors are not parsed but looked up (SELECTORS), so the language is not shared either.
 (Reference: policy sheet 2.1, 2.2, 2.4, 3.)
 """
 
@@ -174,9 +174,9 @@ def _side(
     positive = asks or (namespace and entity.notSelector)
     if positive and not scoped:
         return False
-    if entity.notSelector and not positive:
-        if any(SELECTORS[entity.notSelector](member.labels) for member in found):
-            return False
+    excluded = SELECTORS[entity.notSelector] if entity.notSelector and not positive else None
+    if excluded is not None and any(excluded(member.labels) for member in found):
+        return False
     named_in = scoped if positive else found
     if entity.ports and not any(_port(one, named_in, packet, port, rule) for one in entity.ports):
         return False

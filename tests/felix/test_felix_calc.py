@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.felix.objects import allow, node, pool, profile, workload
+from tests.felix.objects import allow, global_policy, host, node, policy, pool, profile, tier, workload
 from tortie.datastore.keys import AffinityKey, BlockKey, Key, ResourceKey
 from tortie.datastore.selector import parse
 from tortie.datastore.syncer import Update
@@ -49,7 +49,9 @@ def plain(state: State) -> dict[str, Any]:
     sets = {ident: (one.kind, sorted(one.v4), sorted(one.v6)) for ident, one in state.sets.items()}
     names = (
         "workloads",
+        "hosts",
         "profiles",
+        "policies",
         "pools",
         "nodes",
         "blackholes",
@@ -304,6 +306,27 @@ def some_objects(rand: Random) -> dict[Key, Any]:
     objects.update([node("node1", "172.16.0.1/24"), node("node2", f"172.16.0.{rand.randint(2, 3)}")])
     objects[AffinityKey("10.0.0.0/26", "node1")] = Affinity(state=rand.choice(["confirmed", "pending"]))
     objects[BlockKey("10.0.0.64/26")] = Block(cidr="10.0.0.64/26", affinity="host:node2")
+    for name in ("t", "default"):
+        objects.update([tier(name, rand.choice([None, 1, 2]), rand.choice(["Pass", "Deny"]))])
+    for number in range(4):
+        fields = {
+            "selector": rand.choice(["", "(", *selectors]),
+            "order": rand.choice([None, 1, 2]),
+            "tier": rand.choice(["t", "default", "unknown"]),
+            "types": rand.choice([("Ingress",), ("Egress",), ()]),
+            "ingress": tuple(rules()),
+            "egress": tuple(rules()),
+        }
+        if rand.random() < 0.5:
+            flags = rand.choice([{}, {"doNotTrack": True}, {"preDNAT": True}, {"applyOnForward": True}])
+            objects.update([global_policy(f"g{number}", **fields, **flags)])
+        else:
+            objects.update([policy(f"n{number}", **fields)])
+    for number in range(2):
+        where = rand.choice(["node1", "node2"])
+        wanted = rand.choice(["*", "eth0", "", "eth 0"])
+        profiles = tuple(rand.sample(["p", "q"], 1))
+        objects.update([host(f"h{number}", wanted, node=where, labels=labels(), profiles=profiles)])
     return {key: value for key, value in objects.items() if rand.random() < 0.8}
 
 
@@ -341,7 +364,8 @@ def test_what_changed_is_always_named(seed: int) -> None:
     """Whoever looks only at what flush() names has the same picture as one who looks at everything."""
     rand = Random(seed)
     calc = Calculation(INPUTS)
-    seen: dict[str, dict[Any, Any]] = {"workloads": {}, "profiles": {}, "sets": {}}
+    kinds = ("workloads", "hosts", "profiles", "policies", "sets")
+    seen: dict[str, dict[Any, Any]] = {kind: {} for kind in kinds}
     topology: Any = None
     for update in a_history(rand, some_objects(rand)):
         calc.update(update)

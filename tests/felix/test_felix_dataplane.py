@@ -84,7 +84,7 @@ class Felix:
         else:
             known = set(self.state.workloads) | set(self.driver.endpoint_troubles())
             profiles = set(self.state.profiles) | {"open"}
-            everything = Touched(known, profiles, set(self.state.sets), True, True)
+            everything = Touched(known, set(), profiles, set(), set(self.state.sets), True, True)
             self.driver.update(touched or everything)
             self.driver.interfaces_changed(names)
         return await self.driver.apply()

@@ -1,5 +1,7 @@
 """The reference's edge cases (Calico IPAM, section 8) about pools, nodes and particular addresses."""
 
+import json
+
 import pytest
 from msgspec import structs
 
@@ -8,7 +10,6 @@ from tortie.core.errors import (
     ResourceAlreadyExists,
     ResourceDoesNotExist,
 )
-from tortie.datastore.selector import SelectorError
 from tortie.datastore.types.ippool import IPPool, IPReservation
 from tortie.ipam.block import ReleaseRequest
 from tortie.ipam.cluster import delete_pool
@@ -212,17 +213,32 @@ def test_22_namespace_selectors_see_no_labels_where_no_namespace_is_known(
     run(story())
 
 
-def test_23_an_invalid_selector_fails_with_the_parse_error() -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("nodeSelector", "=="), ("namespaceSelector", "=="), ("ipipMode", "Evil"), ("blockSize", 27.5)],
+)
+def test_23_an_invalid_pool_is_used_by_nobody_and_named_where_there_is_no_other(
+    field: str, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would come first, by its name. Others go on: one bad value must not stop a cluster."""
+
     async def story() -> None:
         world = await cluster()
         path = "/calico/resources/v3/projectcalico.org/ippools/broken"
-        await world.backend.put_raw(  # type: ignore[attr-defined]
-            path,
-            '{"kind":"IPPool","metadata":{"name":"broken"},"spec":{"cidr":"10.1.0.0/24","nodeSelector":"=="}}',
-        )
-        got = await try_assign(world.allocator("a"), 1, "h")
-        assert isinstance(got.error, SelectorError)
-        assert await assign(world.allocator("a"), 1, "h", pools4=("10.0.0.0/24",))
+        pool = {
+            "kind": "IPPool",
+            "metadata": {"name": "broken"},
+            "spec": {"cidr": "10.1.0.0/24", field: value},
+        }
+        await world.backend.put_raw(path, json.dumps(pool))  # type: ignore[attr-defined]
+        allocator = world.allocator("a")
+        for handle in ("g", "h"):
+            assert (await assign(allocator, 1, handle))[0].startswith("10.0.0.")
+        assert [path in text for text in caplog.messages] in ([True], []), "unreadable ones are the Syncer's"
+        await world.client.delete(IPPool, "pool")
+        got = await try_assign(world.allocator("a"), 1, "i")
+        assert isinstance(got.error, IPAMError) and "cannot find a qualified ippool" in str(got.error)
+        assert value == 27.5 or f'{field} = "{value}"' in str(got.error).replace("'", '"')
 
     run(story())
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.ipam.ipam_race import BLOCK, Race, maybe_one, one, world_of
 from tests.ipam.ipam_scheduler import Fate
-from tests.ipam.ipam_world import assert_at_rest, assign
+from tests.ipam.ipam_world import assert_at_rest, assign, gone
 from tortie.core.errors import ResourceAlreadyExists, ResourceDoesNotExist
-from tortie.datastore.keys import AffinityKey, BlockKey
+from tortie.datastore.keys import AffinityKey, BlockKey, HandleKey
 from tortie.datastore.types.ipam import Affinity, AllocationAttribute
 from tortie.ipam import block as blocks
 from tortie.ipam.block import Owner, ReleaseRequest
@@ -198,6 +198,39 @@ def test_an_unanswered_block_write_leaves_the_address_findable_by_its_handle() -
         assert await world.owners() == {"10.0.0.0": "h"}
         await world.allocator("a").release_by_handle("h")
         assert await world.owners() == {}
+        await assert_at_rest(world)
+
+    asyncio.run(story())
+
+
+def test_an_own_affinity_that_cannot_be_read_is_made_anew() -> None:
+    """It is in the way of the very block that the host would claim, at every assignment."""
+
+    async def story() -> None:
+        world = await world_of()
+        await assign(world.allocator("a"), 1, "probe")
+        await world.allocator("a").release_by_handle("probe")
+        ((_, cidr),) = await world.affinities()
+        await world.allocator("a").release_host_affinities(must_be_empty=True)
+        path = AffinityKey(cidr, "a").path()
+        await world.backend.put_raw(path, '{"state": [')  # type: ignore[attr-defined]
+        (address,) = await assign(world.allocator("a"), 1, "h")
+        assert await world.affinities() == {("host:a", cidr): "confirmed"}, address
+        await assert_at_rest(world)
+
+    asyncio.run(story())
+
+
+def test_a_handle_that_cannot_be_read_is_released_by_what_the_blocks_say() -> None:
+    async def story() -> None:
+        world = await world_of("10.0.0.0/28")  # four blocks
+        allocator = world.allocator("a")
+        await assign(allocator, 6, "h")
+        (kept,) = await assign(allocator, 1, "other")
+        await world.backend.put_raw(HandleKey("h").path(), '{"block": "h"')  # type: ignore[attr-defined]
+        await allocator.release_by_handle("h")
+        assert await world.owners() == {kept.partition("/")[0]: "other"}
+        assert await gone(allocator.release_by_handle("h"))
         await assert_at_rest(world)
 
     asyncio.run(story())

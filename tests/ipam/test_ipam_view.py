@@ -145,7 +145,7 @@ def test_an_outage_does_not_make_it_forget() -> None:
     async def story(world: World, view: SyncedView) -> None:
         assert isinstance(world.backend, MemoryBackend)
         world.backend.away = True
-        await world.backend.drop_watches()
+        world.backend.drop_watches()
         await asyncio.sleep(0.01)
         assert [pool.name for pool in (await view.facts()).pools] == ["pool"]
         got = await try_assign(world.allocator("a", view=view), 1, "h")

@@ -1,7 +1,7 @@
 """A real etcd for tests: started by exec, ended by pid, made to fail in every way a real one does.
 
-`Etcd` speaks to its server over etcd's JSON gateway, so that what a test prepares and inspects does
-not pass through the code under test.
+A `Gateway` is etcd's own JSON one: what a test prepares and inspects does not pass through the code
+under test.
 """
 
 import asyncio
@@ -29,7 +29,57 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Etcd:
+class Gateway:
+    """The content of a running etcd, over its JSON gateway."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+    def ask(self, path: str, token: str = "", **body: Any) -> dict[str, Any]:
+        """One call of the JSON gateway, such as ask("kv/range", key=b64("k")). Raises RuntimeError."""
+        request = urllib.request.Request(
+            f"{self.endpoint}/v3/{path}", json.dumps(body).encode(), {"Authorization": token} if token else {}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                return json.load(reply)  # type: ignore[no-any-return]
+        except urllib.error.HTTPError as err:
+            raise RuntimeError(f"etcd {path}: {err.read().decode()}") from err
+
+    def put(self, key: str | bytes, value: str | bytes) -> int:
+        """The revision made."""
+        return int(self.ask("kv/put", key=b64(key), value=b64(value))["header"]["revision"])
+
+    def put_all(self, entries: Mapping[str, str | bytes]) -> int:
+        """Many puts in one transaction (etcd takes 128), so with one revision."""
+        puts = [{"requestPut": {"key": b64(k), "value": b64(v)}} for k, v in entries.items()]
+        return int(self.ask("kv/txn", success=puts)["header"]["revision"])
+
+    def delete(self, key: str | bytes) -> int:
+        return int(self.ask("kv/deleterange", key=b64(key))["header"]["revision"])
+
+    def entries(self, prefix: str = "") -> dict[str, bytes]:
+        start = prefix.encode() or b"\0"
+        end = start[:-1] + bytes([start[-1] + 1]) if prefix else b"\0"
+        found = self.ask("kv/range", key=b64(start), range_end=b64(end)).get("kvs", [])
+        decode = base64.b64decode
+        return {decode(kv["key"]).decode(errors="replace"): decode(kv.get("value", "")) for kv in found}
+
+    def wipe(self) -> None:
+        self.ask("kv/deleterange", key=b64(b"\0"), range_end=b64(b"\0"))
+
+    @property
+    def revision(self) -> int:
+        return int(self.ask("kv/range", key=b64("x"), keys_only=True)["header"]["revision"])
+
+    def compact(self, revision: int = 0) -> int:
+        """Forget history before a revision (0: the present one)."""
+        revision = revision or self.revision
+        self.ask("kv/compaction", revision=revision, physical=True)
+        return revision
+
+
+class Etcd(Gateway):
     """One member on 127.0.0.1; `flags` are further arguments of the etcd program."""
 
     def __init__(self, *flags: str, scheme: str = "http", name: str = "one", peers: str = "") -> None:
@@ -42,10 +92,10 @@ class Etcd:
         self.name = name
         self.peer = f"http://127.0.0.1:{free_port()}"
         self._peers = peers
-        self._scheme, self._flags = scheme, flags
+        self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
-        self.endpoint = f"{scheme}://127.0.0.1:{free_port()}"
+        super().__init__(f"{scheme}://127.0.0.1:{free_port()}")
         self._metrics = f"http://127.0.0.1:{free_port()}"
 
     # --- its life -------------------------------------------------------------------------------
@@ -133,51 +183,6 @@ class Etcd:
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    # --- its content ----------------------------------------------------------------------------
-
-    def ask(self, path: str, token: str = "", **body: Any) -> dict[str, Any]:
-        """One call of the JSON gateway, such as ask("kv/range", key=b64("k")). Raises RuntimeError."""
-        request = urllib.request.Request(
-            f"{self.endpoint}/v3/{path}", json.dumps(body).encode(), {"Authorization": token} if token else {}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=10) as reply:
-                return json.load(reply)  # type: ignore[no-any-return]
-        except urllib.error.HTTPError as err:
-            raise RuntimeError(f"etcd {path}: {err.read().decode()}") from err
-
-    def put(self, key: str | bytes, value: str | bytes) -> int:
-        """The revision made."""
-        return int(self.ask("kv/put", key=b64(key), value=b64(value))["header"]["revision"])
-
-    def put_all(self, entries: Mapping[str, str | bytes]) -> int:
-        """Many puts in one transaction (etcd takes 128), so with one revision."""
-        puts = [{"requestPut": {"key": b64(k), "value": b64(v)}} for k, v in entries.items()]
-        return int(self.ask("kv/txn", success=puts)["header"]["revision"])
-
-    def delete(self, key: str | bytes) -> int:
-        return int(self.ask("kv/deleterange", key=b64(key))["header"]["revision"])
-
-    def entries(self, prefix: str = "") -> dict[str, bytes]:
-        start = prefix.encode() or b"\0"
-        end = start[:-1] + bytes([start[-1] + 1]) if prefix else b"\0"
-        found = self.ask("kv/range", key=b64(start), range_end=b64(end)).get("kvs", [])
-        decode = base64.b64decode
-        return {decode(kv["key"]).decode(errors="replace"): decode(kv.get("value", "")) for kv in found}
-
-    def wipe(self) -> None:
-        self.ask("kv/deleterange", key=b64(b"\0"), range_end=b64(b"\0"))
-
-    @property
-    def revision(self) -> int:
-        return int(self.ask("kv/range", key=b64("x"), keys_only=True)["header"]["revision"])
-
-    def compact(self, revision: int = 0) -> int:
-        """Forget history before a revision (0: the present one)."""
-        revision = revision or self.revision
-        self.ask("kv/compaction", revision=revision, physical=True)
-        return revision
 
 
 def cluster(size: int = 3) -> list[Etcd]:

@@ -2,13 +2,14 @@
 
 Faithful to datastore.backend.Backend as etcd keeps it: values pass through the real codec, so nothing is
 shared with the caller; one revision counter for the whole store; get and list at old revisions; watches
-that replay history and never miss an event; the same errors. What a test can do to it: write bytes past
-the codec (`put_raw`), compact, drop all watches, be away (`away = True`), and step in before each operation
-(`before`), to play the other writer or to fail it.
+that replay history and never miss an event; the same errors. What a test can do to it: write several keys
+in one transaction (`write`) or bytes past the codec (`put_raw`), compact, drop all watches, be away
+(`away = True`), and step in before each operation (`before`), to play the other writer or to fail it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,17 +50,25 @@ class MemoryBackend:
         self._revision = 1  # etcd's first
         self._compacted = 0
         self._epoch = 0  # + 1 each time all watches are dropped
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()  # a fresh one after each change
 
     # --- what only tests do ---------------------------------------------------------------------
 
+    def write(self, changes: Mapping[Key, msgspec.Struct | bytes | None]) -> int:
+        """One transaction: objects, bytes as they are, None to delete. Returns its revision."""
+        data = {
+            _path(key): _bytes(value) if isinstance(value, msgspec.Struct) else value
+            for key, value in changes.items()
+        }
+        return int(self._write(data))
+
     async def put_raw(self, path: str, data: bytes | str) -> str:
         """Write any bytes under any path, as somebody with etcdctl could; returns the revision."""
-        return await self._write(path, data.encode() if isinstance(data, str) else data)
+        return self._write({path: data.encode() if isinstance(data, str) else data})
 
     async def delete_raw(self, path: str) -> None:
         """What an expired lease or etcdctl does."""
-        await self._write(path, None)
+        self._write({path: None})
 
     def raw(self, path: str) -> bytes | None:
         return self._now[path][0] if path in self._now else None
@@ -67,16 +76,19 @@ class MemoryBackend:
     def paths(self) -> list[str]:
         return sorted(self._now)
 
-    async def compact(self) -> None:
+    @property
+    def revision(self) -> int:
+        return self._revision
+
+    def compact(self) -> None:
         """Forget history; watches from before it end with RevisionGone."""
         self._compacted = self._revision
         self._history.clear()
-        await self.drop_watches()
 
-    async def drop_watches(self) -> None:
+    def drop_watches(self) -> None:
+        """Every watch ends at the event it has reached, or in the middle of a transaction."""
         self._epoch += 1
-        async with self._changed:
-            self._changed.notify_all()
+        self._wake()
 
     # --- single objects -------------------------------------------------------------------------
 
@@ -85,18 +97,18 @@ class MemoryBackend:
         path = _path(key)
         if path in self._now:
             raise ResourceAlreadyExists(key, current=self._current(key, path))
-        return _stored(key, value, await self._write(path, _bytes(value)))
+        return _stored(key, value, self._write({path: _bytes(value)}))
 
     async def update(self, kv: KV) -> KV:
         await self._enter("update", kv.key)
         path = _path(kv.key)
         self._compare(kv.key, path, _number(kv.revision))
-        return _stored(kv.key, kv.value, await self._write(path, _bytes(kv.value, kv.origin)), kv.origin)
+        return _stored(kv.key, kv.value, self._write({path: _bytes(kv.value, kv.origin)}), kv.origin)
 
     async def apply(self, key: Key, value: msgspec.Struct, ttl: float | None = None) -> KV:
         """Leases do not run out by themselves here: use delete_raw."""
         await self._enter("apply", key)
-        return _stored(key, value, await self._write(_path(key), _bytes(value)))
+        return _stored(key, value, self._write({_path(key): _bytes(value)}))
 
     async def delete(self, key: Key, revision: str = "") -> KV:
         await self._enter("delete", key)
@@ -106,7 +118,7 @@ class MemoryBackend:
         if revision:
             self._compare(key, path, _number(revision))
         last = self._current(key, path) or KV(key, None, str(self._now[path][1]))
-        await self._write(path, None)
+        self._write({path: None})
         return last
 
     async def get(self, key: Key, revision: str = "") -> KV:
@@ -131,24 +143,36 @@ class MemoryBackend:
 
     async def watch(self, what: Listing, revision: str) -> AsyncIterator[WatchEvent]:
         await self._enter("watch", what)
-        known, epoch = _number(revision), self._epoch
-        if known < self._compacted:
-            raise RevisionGone(f"history is compacted up to {self._compacted}")
+        at, epoch = _number(revision), self._epoch
+        if not self._compacted <= at <= self._revision:
+            raise RevisionGone(f"history is compacted up to {self._compacted} and ends at {self._revision}")
         yield WatchEvent("bookmark", revision)
         while True:
-            for change in [change for change in self._history if change.revision > known]:
-                known = change.revision
-                if (event := _event(what, change)) is not None:
+            changed = self._changed
+            if at < self._compacted:
+                raise RevisionGone(f"history is compacted up to {self._compacted}")
+            for change, resume in list(self._since(at)):
+                if self._epoch != epoch or self.away:
+                    break
+                if (event := _event(what, change, str(resume))) is not None:
                     yield event
-            async with self._changed:
-                while self._revision <= known and self._epoch == epoch and not self.away:
-                    await self._changed.wait()
+                at = resume
+                await asyncio.sleep(0)  # between any two events something may happen
             if self._epoch != epoch or self.away:
                 raise DatastoreUnreachable("the watch was dropped")
+            await changed.wait()
+
+    def _since(self, revision: int) -> Iterator[tuple[_Change, int]]:
+        """Changes after a revision, each with what to resume after: within a transaction the one before."""
+        first = bisect_right(self._history, revision, key=lambda change: change.revision)
+        news = self._history[first:]
+        for index, change in enumerate(news):
+            last = index + 1 == len(news) or news[index + 1].revision != change.revision
+            yield change, change.revision - (not last)
 
     async def close(self) -> None:
         self.away = True
-        await self.drop_watches()
+        self.drop_watches()
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -159,18 +183,21 @@ class MemoryBackend:
         if self.away:
             raise DatastoreUnreachable("connection refused")
 
-    async def _write(self, path: str, data: bytes | None) -> str:
+    def _write(self, changes: Mapping[str, bytes | None]) -> str:
         """No await between a comparison and this: as atomic as a transaction."""
         self._revision += 1
-        if data is None:
-            self._now.pop(path, None)
-        else:
-            self._now[path] = (data, self._revision)
-        self._history.append(_Change(self._revision, path, data))
-        revision = str(self._revision)
-        async with self._changed:
-            self._changed.notify_all()
-        return revision
+        for path, data in changes.items():
+            if data is not None:
+                self._now[path] = (data, self._revision)
+            elif self._now.pop(path, None) is None:
+                continue  # deleting what is not there is no event
+            self._history.append(_Change(self._revision, path, data))
+        self._wake()
+        return str(self._revision)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _compare(self, key: Key, path: str, revision: int) -> None:
         if path not in self._now:
@@ -232,20 +259,20 @@ def _stored(key: Key, value: msgspec.Struct, revision: str, origin: dict[str, An
     return KV(key, value, revision, origin)
 
 
-def _interpret(what: Listing, path: str, data: bytes, revision: int) -> WatchEvent | None:
+def _interpret(what: Listing, path: str, data: bytes, revision: int, resume: str = "") -> WatchEvent | None:
     key = parse(path)
     if key is None or not what.contains(key):
         return None
     try:
-        return WatchEvent("set", str(revision), _kv(key, data, revision))
+        return WatchEvent("set", resume, _kv(key, data, revision))
     except ValidationError as err:
-        return WatchEvent("broken", str(revision), broken=Broken(path, key, err))
+        return WatchEvent("broken", resume, broken=Broken(path, key, err))
 
 
-def _event(what: Listing, change: _Change) -> WatchEvent | None:
+def _event(what: Listing, change: _Change, resume: str) -> WatchEvent | None:
     if change.data is not None:
-        return _interpret(what, change.path, change.data, change.revision)
+        return _interpret(what, change.path, change.data, change.revision, resume)
     key = parse(change.path)
     if key is None or not what.contains(key):
         return None
-    return WatchEvent("deleted", str(change.revision), KV(key, None, str(change.revision)))
+    return WatchEvent("deleted", resume, KV(key, None, str(change.revision)))

@@ -1,6 +1,7 @@
 """A consumer of a Syncer that believes nothing: applies every batch and checks what it may contain."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -11,7 +12,9 @@ from tortie.datastore.syncer import Batch, Syncer, SyncStatus
 class Replay:
     """`state` is the world according to the batches so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Any], Any] = lambda value: value) -> None:
+        """`read` gives what `state` is to hold of a value."""
+        self._read = read
         self.state: dict[Key, Any] = {}  # key -> value
         self.revisions: dict[Key, str] = {}
         self.statuses: list[SyncStatus] = []  # each change
@@ -51,7 +54,7 @@ class Replay:
                 del self.state[update.key], self.revisions[update.key]
             else:
                 assert self.revisions.get(update.key) != update.revision, f"{update} came twice"
-                self.state[update.key] = update.value
+                self.state[update.key] = self._read(update.value)
                 self.revisions[update.key] = update.revision
         if not self.statuses or batch.status is not self.status:
             self.statuses.append(batch.status)

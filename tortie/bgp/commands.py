@@ -57,8 +57,8 @@ def resend(peer: str) -> bytes:
 
 
 def description(peer: str) -> bytes:
-    """Asks for the configuration of (at least) one neighbour; the end is marked by SESSIONS."""
-    return f"show neighbor configuration {peer}\n".encode() + SESSIONS
+    """Asks for the configuration of (at least) one neighbour."""
+    return f"show neighbor configuration {peer}\n".encode()
 
 
 def _together(by_peer: dict[str, list[str]]) -> Iterator[tuple[Sequence[str], Sequence[str]]]:

@@ -25,7 +25,7 @@ from tortie.core.errors import PeerError
 
 FAMILIES: Mapping[str, Version] = {"ipv4 unicast": 4, "ipv6 unicast": 6}  # in updates -> IP version
 _CAPABILITY_FAMILIES: Mapping[str, Version] = {"ipv4/unicast": 4, "ipv6/unicast": 6}  # in OPENs
-_GRACEFUL_RESTART, _MULTIPROTOCOL, _ROUTE_REFRESH = "64", "1", "2"  # capability codes, RFC 4724, 4760, 2918
+_GRACEFUL_RESTART, _MULTIPROTOCOL = "64", "1"  # capability codes, RFC 4724, 4760
 
 
 @dataclass(frozen=True, slots=True)

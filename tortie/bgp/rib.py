@@ -35,9 +35,6 @@ class Rib:
     def local(self, prefix: str) -> Path | None:
         return self._local.get(prefix)
 
-    def announced_by(self, peer: str) -> frozenset[str]:
-        return frozenset(self._by_peer.get(peer, ()))
-
     def count(self, peer: str) -> int:
         """How many prefixes a peer announces, stale ones included."""
         return len(self._by_peer.get(peer, ()))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tortie.bgp import events
 from tortie.bgp.bestpath import Choice, choose
 from tortie.bgp.config import Config, Peer
-from tortie.bgp.fib import Fib, Interfaces, unicast
+from tortie.bgp.fib import TUNNEL, Fib, Interfaces, unicast
 from tortie.bgp.graceful import Capability
 from tortie.bgp.local import local_paths
 from tortie.bgp.nexthop import Resolver, Way
@@ -37,7 +37,7 @@ class Decision:
     """Kernel routes that changed: prefix -> route, None: none is wanted."""
 
     routes: dict[str, Route | None] = field(default_factory=dict)
-    announcements: list[tuple[Outbox, str, Announcement]] = field(default_factory=list)
+    announcements: list[tuple[Session, str, Announcement]] = field(default_factory=list)
 
 
 class Router:
@@ -54,6 +54,7 @@ class Router:
         self._resolver = resolver
         self._interfaces = interfaces
         self._ways: dict[str, Way | None] = {}  # next hop -> how it was reached when last looked at
+        self._links: tuple[int | None, ...] = ()  # indices of interfaces, likewise
         self._afresh = False  # something that decides about every prefix changed
         self._gateways: set[str] = set()  # prefixes of peers behind a gateway
 
@@ -92,18 +93,22 @@ class Router:
 
     def kernel_changed(self) -> None:
         """The resolver's routes or the interfaces are no longer what they were."""
-        if any(self._resolver.way(next_hop) != way for next_hop, way in self._ways.items()):
+        if self._links != self._present_links() or any(
+            self._resolver.way(next_hop) != way for next_hop, way in self._ways.items()
+        ):
             self._look_at_all()
-        self._set_local()
-
-    def interfaces_changed(self) -> None:
-        self._look_at_all()
         self._set_local()
 
     def _look_at_all(self) -> None:
         self.rib.touch(self.rib.prefixes())
         self._ways.clear()
+        self._links = self._present_links()
         self._afresh = True
+
+    def _present_links(self) -> tuple[int | None, ...]:
+        """What routes may lead over without the resolver: the tunnel, and where link-local next hops are."""
+        own = self.config.local.addresses if self.config else ()
+        return self._interfaces.by_name.get(TUNNEL), *map(self._interfaces.by_address.get, own)
 
     def _set_local(self) -> None:
         if self.config is not None:
@@ -265,9 +270,10 @@ class Router:
         return decision
 
     def announce(self, decision: Decision) -> None:
-        """The kernel has the decision's routes: peers may hear of them."""
-        for outbox, prefix, announcement in decision.announcements:
-            outbox.want(prefix, announcement)
+        """The kernel has the routes: peers may hear of them, unless they were removed meanwhile."""
+        for session, prefix, announcement in decision.announcements:
+            if session.peer is not None:
+                session.outbox.want(prefix, announcement)
 
     def _reach_gateways(self, decision: Decision) -> None:
         """Host routes to peers that are behind a gateway (reachableBy), before anything resolves by them."""
@@ -372,7 +378,7 @@ class Router:
                     if mine is None:
                         session.outbox.want(prefix, None)
                     else:
-                        decision.announcements.append((session.outbox, prefix, mine))
+                        decision.announcements.append((session, prefix, mine))
 
     def _peer(self, address: str) -> Peer | None:
         session = self.sessions.get(address)

@@ -62,10 +62,6 @@ class Session:
     def version(self) -> int:
         return version(self.address)
 
-    @property
-    def passive(self) -> bool:
-        return self.peer is not None and self.peer.passive
-
     def failed(self, reason: str, at: float) -> None:
         """`reason` is ExaBGP's for a session, or an attempt at one, that ended."""
         self.last_error, self.last_error_at = failure_text(reason, self.up), at

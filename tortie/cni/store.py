@@ -152,6 +152,8 @@ class Stores:
         return self._open(effective_config(self._base, conf))
 
     def _open(self, config: DatastoreConfig) -> Store:
+        if not config.datastoreType:  # spelled out or understood, it is the same datastore
+            config = replace(config, datastoreType=config.type)
         if (store := self._stores.get(config)) is not None:
             return store
         store = self._stores[config] = Store(open_client(config), self._node)

@@ -46,30 +46,29 @@ class Confd:
         self._health = HealthSender("confd", environment)
         self._rendered = False  # once at least
         self._snapshot = Snapshot()
+        self._whole = False  # the snapshot is all there is; half of one would take sessions and routes away
         self._dirty = asyncio.Event()
         self._told: set[str] = set()  # problems that were logged and still hold
         self._retry = Retry(_RETRY)
 
     async def watch(self) -> None:
         """For ever: keep the snapshot; have it rendered whenever it is whole and has changed."""
-        self._snapshot = Snapshot()
+        self._snapshot, self._whole = Snapshot(), False
         syncer = Syncer(self._backend, listings(self._node), check=_check)
         async with aclosing(syncer.batches()) as batches:
             async for batch in batches:
                 self._snapshot.apply(batch.updates)
-                if batch.status is SyncStatus.IN_SYNC:
-                    self._dirty.set()
-                else:
-                    self._dirty.clear()  # half a snapshot would take sessions and routes away
+                self._whole = batch.status is SyncStatus.IN_SYNC
+                self._dirty.set()
 
     async def render(self) -> None:
         """For ever: bring the files up to date with the snapshot."""
         while True:
             await self._dirty.wait()
             await asyncio.sleep(_SETTLE)
-            if not self._dirty.is_set():
-                continue
             self._dirty.clear()
+            if not self._whole:
+                continue
             if not await self.render_once():
                 asyncio.get_running_loop().call_later(self._retry.wait(), self._dirty.set)
             else:

@@ -40,12 +40,12 @@ def decode(kind: type[S], data: bytes) -> S:
         raise _invalid(kind, data[:64].decode("utf-8", "replace"), f"malformed JSON: {err}") from err
     # What has neither nulls nor depth need not be searched for them: most objects, at half their cost.
     plain = b"null" not in data and data.count(b"{") + data.count(b"[") <= _MAX_DEPTH
-    return _typed(kind, raw if plain else _without_nulls(raw))
+    return _typed(kind, raw if plain else _cleaned(kind, raw))
 
 
 def from_plain(kind: type[S], raw: Any) -> S:
     """A typed value from decoded JSON or YAML. Raises ValidationError."""
-    return _typed(kind, _without_nulls(raw))
+    return _typed(kind, _cleaned(kind, raw))
 
 
 def _typed(kind: type[S], clean: Any) -> S:
@@ -159,6 +159,30 @@ def _sorted_maps(kind: type[msgspec.Struct] | None, plain: Any) -> Any:
         name: _sorted_maps(_struct_of(known.get(name)), value) if isinstance(value, _CONTAINERS) else value
         for name, value in zip(names, map(plain.__getitem__, names), strict=True)
     }
+
+
+def _cleaned(kind: type, raw: Any) -> Any:
+    """`raw` without its nulls. Raises ValidationError, which names the field where there is one."""
+    try:
+        return _without_nulls(raw)
+    except ValidationError:
+        for path, scalar in _scalars(raw, kind.__name__):
+            if reason := _not_json(scalar):
+                raise ValidationError([FieldError(path, ascii(scalar), reason)]) from None
+        raise
+
+
+def _scalars(raw: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every scalar and where it is; what is nested too deep is left out."""
+    if not isinstance(raw, _CONTAINERS):
+        yield path, raw
+    elif depth <= _MAX_DEPTH:
+        if isinstance(raw, dict):
+            for name, value in raw.items():
+                yield from _scalars(value, f"{path}.{name}", depth + 1)
+        else:
+            for index, value in enumerate(raw):
+                yield from _scalars(value, f"{path}[{index}]", depth + 1)
 
 
 def _without_nulls(raw: Any, depth: int = 0) -> Any:

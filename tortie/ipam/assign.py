@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from tortie.core.errors import ResourceDoesNotExist, TortieError, UpdateConflict, ValidationError
 from tortie.datastore.backend import KV
-from tortie.datastore.selector import SelectorError
 from tortie.datastore.types.ipam import AllocationAttribute
 from tortie.ipam import addresses, pools, walk
 from tortie.ipam import block as blocks
@@ -211,7 +210,7 @@ class Assigner:
             await self._unclaimer.release_quietly(owner_of(affinity), cidr, terms)
         except BlockNotEmpty:
             _log.debug("%s is not empty, %s keeps it", cidr, owner_of(affinity))
-        except (IPAMError, SelectorError, ValidationError) as err:
+        except (IPAMError, ValidationError) as err:
             _log.warning("could not release %s, which no longer selects this node: %s", cidr, err)
 
     # --- getting blocks -------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from tortie.core.errors import (
     ResourceDoesNotExist,
     TortieError,
     UpdateConflict,
+    ValidationError,
 )
 from tortie.datastore.backend import KV
+from tortie.datastore.keys import AffinityKey
 from tortie.ipam import addresses, walk
 from tortie.ipam import block as blocks
 from tortie.ipam.block import HostReserve, Owner
@@ -151,12 +153,26 @@ class Claimer:
             try:
                 affinity = await self._store.create_affinity(owner, cidr)
             except ResourceAlreadyExists:
-                with contextlib.suppress(ResourceDoesNotExist):
-                    return await self.reuse(await self._store.affinity(owner, cidr), reserve)
-                continue
+                try:
+                    return await self.reuse(await self._own_affinity(owner, cidr), reserve)
+                except ResourceDoesNotExist:
+                    continue
             with contextlib.suppress(UpdateConflict, ResourceDoesNotExist):
                 return await self._create(affinity, reserve)
         raise TooManyConflicts
+
+    async def _own_affinity(self, owner: Owner, cidr: str) -> KV:
+        """Raises ResourceDoesNotExist, also after deleting one that nobody can read.
+
+        All that such an object could say is how far a claim had got, and the block says that better.
+        """
+        try:
+            return await self._store.affinity(owner, cidr)
+        except ValidationError as err:
+            key = AffinityKey(cidr, owner.host, owner.type)
+            _log.warning("deleting %s, which cannot be read: %s", key.path(), err)
+            await self._store.backend.delete(key)
+            raise ResourceDoesNotExist(key) from err
 
     async def reuse(self, affinity: KV, reserve: HostReserve | None = None, seen: KV | None = None) -> KV:
         """The block an existing affinity promises; made so if a crash left it half done.

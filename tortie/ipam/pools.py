@@ -12,6 +12,7 @@ from ipaddress import ip_network
 from msgspec import UnsetType
 
 from tortie.core.errors import FieldError, ValidationError
+from tortie.datastore import validate
 from tortie.datastore.selector import Selector, parse
 from tortie.datastore.types.ippool import IPPool
 from tortie.ipam import addresses
@@ -35,6 +36,7 @@ class Pool:
     namespace_selector: str = ""
     uses: tuple[str, ...] = _DEFAULT_USES
     automatic: bool = True  # false: only on request
+    fault: str = ""  # why it must not be used: what its resource says that no writer may
 
     @property
     def cidr(self) -> str:
@@ -49,11 +51,11 @@ class Pool:
         return self.node_selector in ("", "all()")
 
     def selects_node(self, labels: Mapping[str, str]) -> bool:
-        """Raises SelectorError."""
+        """Of a pool without fault, whose selectors are valid."""
         return self.selects_all_nodes or _selector(self.node_selector).evaluate(labels)
 
     def selects_namespace(self, labels: Mapping[str, str]) -> bool:
-        """Raises SelectorError."""
+        """Of a pool without fault, whose selectors are valid."""
         return not self.namespace_selector or _selector(self.namespace_selector).evaluate(labels)
 
 
@@ -63,8 +65,11 @@ def _selector(text: str) -> Selector:
 
 
 def pool_of(resource: IPPool) -> Pool:
-    """Raises ValidationError if the stored pool has no usable CIDR or block size."""
-    spec = resource.spec
+    """Raises ValidationError if the stored pool has no usable CIDR or block size.
+
+    With any other fault it is as good as disabled: BGP ignores it, so its pods would reach nobody.
+    """
+    spec, fault = resource.spec, ""
     try:
         net = ip_network(spec.cidr)
     except ValueError as err:
@@ -72,15 +77,21 @@ def pool_of(resource: IPPool) -> Pool:
     block_size = spec.blockSize or _DEFAULT_BLOCK_SIZE[net.version]
     if block_size not in _BLOCK_SIZES[net.version]:
         raise _invalid(resource, "BlockSize", block_size, "not a block size of this IP version")
+    try:
+        validate.check(resource)
+    except ValidationError as err:
+        fault = str(err)
     return Pool(
         name=resource.name,
         net=net,
         block_size=block_size,
-        enabled=_is_enabled(resource) and net.prefixlen <= block_size,  # a smaller pool has no block
+        # A pool smaller than a block has none.
+        enabled=not fault and _is_enabled(resource) and net.prefixlen <= block_size,
         node_selector=spec.nodeSelector,
         namespace_selector=spec.namespaceSelector,
         uses=spec.allowedUses or _DEFAULT_USES,
         automatic=spec.assignmentMode in (None, "", "Automatic"),
+        fault=fault,
     )
 
 
@@ -107,13 +118,16 @@ class Wish:
 
 
 def choose(pools: Iterable[Pool], wish: Wish, node_labels: Mapping[str, str]) -> tuple[Pool, ...]:
-    """The pools an automatic assignment may use. Raises IPAMError, SelectorError.
+    """The pools an automatic assignment may use. Raises IPAMError.
 
     Requested pools need not select the node or the namespace, nor be automatic; they must allow the use.
+    A faulty pool keeps nobody from the others; without any other the error names its fault.
     """
+    pools = tuple(pools)
+    fault = next((f"; {p.fault}" for p in pools if p.fault and p.version == wish.version), "")
     fit = [p for p in enabled(pools, wish.version) if p.block_size <= wish.longest_prefix]
     if not fit:
-        raise IPAMError("cannot find a qualified ippool")
+        raise IPAMError(f"cannot find a qualified ippool{fault}")
     if wish.requested:
         chosen = _requested(fit, wish.requested)
     else:
@@ -122,7 +136,7 @@ def choose(pools: Iterable[Pool], wish: Wish, node_labels: Mapping[str, str]) ->
             p for p in fit if p.automatic and p.selects_node(node_labels) and p.selects_namespace(namespace)
         ]
     if not chosen:
-        raise IPAMError(f"no configured Calico pools for node {wish.host}")
+        raise IPAMError(f"no configured Calico pools for node {wish.host}{fault}")
     allowed = tuple(p for p in chosen if wish.use in p.uses)
     if not allowed:
         raise IPAMError(f"cannot find a qualified ippool, no pools match the required use ({wish.use})")

@@ -17,7 +17,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-from tortie.core.errors import DatastoreError, ResourceDoesNotExist, TortieError, UpdateConflict
+from tortie.core.errors import (
+    DatastoreError,
+    ResourceDoesNotExist,
+    TortieError,
+    UpdateConflict,
+    ValidationError,
+)
 from tortie.datastore.backend import KV
 from tortie.datastore.types.ipam import Block
 from tortie.ipam import addresses, pools
@@ -25,7 +31,7 @@ from tortie.ipam import block as blocks
 from tortie.ipam.block import Owner, ReleaseRequest
 from tortie.ipam.errors import BlockNotEmpty, IPAMError, TooManyConflicts
 from tortie.ipam.handle import block_cidrs
-from tortie.ipam.handles import Handles, handle_of
+from tortie.ipam.handles import Handles, handle_key, handle_of
 from tortie.ipam.requests import ReleaseOutcome
 from tortie.ipam.store import RETRIES, Store, best_effort, together
 from tortie.ipam.turns import Turns
@@ -144,7 +150,11 @@ class Releaser:
 
     async def release_handle(self, handle: str) -> None:
         """Release whatever a handle holds, and the handle. Raises ResourceDoesNotExist, TooManyConflicts."""
-        kv, facts = await together(self._handles.get(handle), self._view.facts())
+        try:
+            kv, facts = await together(self._handles.get(handle), self._view.facts())
+        except ValidationError as err:
+            await self._release_unreadable(handle, err)
+            return
         cidrs = block_cidrs(kv.value)
         await together(*(self._empty_handle_in(cidr, handle, facts) for cidr in cidrs))
         try:
@@ -153,6 +163,17 @@ class Releaser:
             return
         except UpdateConflict:  # somebody else uses this handle at this moment
             await best_effort(f"counting handle {handle}", self.settle(handle, cidrs))
+
+    async def _release_unreadable(self, handle: str, err: ValidationError) -> None:
+        """A handle that is no help: the blocks say what it holds, and the object goes."""
+        key = handle_key(handle)
+        _log.warning("%s cannot be read, looking through all blocks: %s", key.path(), err)
+        facts, stored = await together(self._view.facts(), self._store.blocks())
+        held = [
+            cidr for cidr, kv in stored.items() if kv is not None and blocks.ordinals_of(kv.value, key.handle)
+        ]
+        await together(*(self._empty_handle_in(cidr, key.handle, facts) for cidr in held))
+        await self._store.backend.delete(key)
 
     async def _empty_handle_in(self, cidr: str, handle: str, facts: Facts) -> None:
         """Release a handle's addresses in one block; write the block even if there are none."""

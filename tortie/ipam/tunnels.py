@@ -19,7 +19,6 @@ from tortie.core.errors import (
     ValidationError,
 )
 from tortie.datastore.client import Client
-from tortie.datastore.selector import SelectorError
 from tortie.datastore.types.ipam import AllocationAttribute
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.node import Node, NodeBGPSpec, NodeSpec, NodeWireguardSpec
@@ -91,11 +90,13 @@ def pools_for(
 def _suitable(tunnel: Tunnel, node: Node, resource: IPPool) -> str:
     try:
         pool = pool_of(resource)
-        fits = pool.enabled and pool.version == tunnel.version and TUNNEL in pool.uses
-        if not fits or not pool.selects_node(node.labels):
-            return ""
-    except (ValidationError, SelectorError) as err:
+    except ValidationError as err:
         _log.warning("no tunnel addresses from pool %s: %s", resource.name, err)
+        return ""
+    if pool.fault:
+        _log.warning("no tunnel addresses from pool %s: %s", resource.name, pool.fault)
+    fits = pool.enabled and pool.version == tunnel.version and TUNNEL in pool.uses
+    if not fits or not pool.selects_node(node.labels):
         return ""
     wanted = not tunnel.mode or getattr(resource.spec, tunnel.mode) in ("Always", "CrossSubnet")
     return pool.cidr if wanted else ""

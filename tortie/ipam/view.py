@@ -19,13 +19,20 @@ with another block size, because two blocks would then contain the same address.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from tortie.core.errors import ResourceDoesNotExist, ValidationError
 from tortie.datastore.client import Client
-from tortie.datastore.keys import IPAMConfigKey, IPAMConfigList, Listing, ResourceKey, ResourceList
+from tortie.datastore.keys import (
+    IPAMConfigKey,
+    IPAMConfigList,
+    Listing,
+    ResourceKey,
+    ResourceList,
+    key_of,
+)
 from tortie.datastore.syncer import Batch, Syncer, SyncStatus
 from tortie.datastore.types.ipam import DEFAULT_IPAM_CONFIG, IPAMConfig
 from tortie.datastore.types.ippool import IPPool, IPReservation
@@ -71,8 +78,11 @@ def facts_from(
     for pool in pools:
         try:
             usable.append(pool_of(pool))
+            fault = usable[-1].fault
         except ValidationError as err:
-            complaints.append(f"leaving out an unusable pool: {err}")
+            fault = str(err)
+        if fault:
+            complaints.append(f"ignoring {key_of(pool).path()}, which is invalid: {fault}")
     return Facts(config, tuple(sorted(usable, key=lambda pool: pool.name)), reserved), complaints
 
 
@@ -85,20 +95,41 @@ async def read_config(client: Client) -> IPAMConfig:
     return config
 
 
+class _Complaints:
+    """Says what is wrong once, and again after it was put right meanwhile."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()  # what has been logged and still holds
+
+    def say(self, complaints: Iterable[str]) -> None:
+        found = set(complaints)
+        for text in sorted(found - self._said):
+            _log.warning("%s", text)
+        self._said = found
+
+
 class DirectView:
     """Reads everything each time it is asked."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, complaints: _Complaints | None = None) -> None:
         self._client = client
+        self._complaints = complaints or _Complaints()
 
     async def facts(self, *, fresh: bool = False) -> Facts:
         config, pools, reservations = await together(
-            read_config(self._client), self._client.list(IPPool), self._client.list(IPReservation)
+            self._config(), self._client.list(IPPool), self._client.list(IPReservation)
         )
         facts, complaints = facts_from(config, pools.items, reservations.items)
-        for text in complaints:
-            _log.warning("%s", text)
+        self._complaints.say(complaints)
         return facts
+
+    async def _config(self) -> IPAMConfig:
+        """What cannot be read counts as absent, as it does for a SyncedView, whose Syncer reports it."""
+        try:
+            return await read_config(self._client)
+        except ValidationError as err:
+            _log.debug("using the default IPAM configuration: %s", err)
+            return DEFAULT_IPAM_CONFIG
 
     async def labels(self, node: str) -> Mapping[str, str]:
         return (await self._client.get(Node, node)).labels
@@ -112,14 +143,14 @@ class SyncedView:
 
     def __init__(self, client: Client, host: str) -> None:
         self._client = client
-        self._direct = DirectView(client)
+        self._complaints = _Complaints()
+        self._direct = DirectView(client, self._complaints)
         self._host = host
         self._pools: dict[str, IPPool] = {}  # name -> pool
         self._reservations: dict[str, IPReservation] = {}  # name -> reservation
         self._labels: Mapping[str, str] | None = None  # of our own node; None: there is no such node
         self._config = DEFAULT_IPAM_CONFIG
         self._facts: Facts | None = None  # derived from the above; None: something changed since
-        self._complained: set[str] = set()  # what has been logged and still holds
         self.in_sync = False
         self.listings: tuple[Listing, ...] = (
             ResourceList("IPPool"),
@@ -158,9 +189,7 @@ class SyncedView:
             self._facts, complaints = facts_from(
                 self._config, list(self._pools.values()), list(self._reservations.values())
             )
-            for text in set(complaints) - self._complained:
-                _log.warning("%s", text)
-            self._complained = set(complaints)
+            self._complaints.say(complaints)
         return self._facts
 
     async def labels(self, node: str) -> Mapping[str, str]:

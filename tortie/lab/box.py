@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tortie.core.errors import TortieError
 from tortie.lab.isolation import mount
 
 _OVERLAYS = ("etc", "var", "opt")
@@ -28,6 +29,10 @@ while True:
 """
 
 
+class LabError(TortieError):
+    """Something of the lab did not come about (in time); the message says what was seen instead."""
+
+
 class Box:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,7 +46,7 @@ class Box:
         answer = os.read(ready, 64)
         os.close(ready)
         if not answer:
-            raise RuntimeError(f"box {name} did not start (exit code {self._init.wait()})")
+            raise LabError(f"box {name} did not start (exit code {self._init.wait()})")
         self.pid = self._child_of(self._init.pid)  # of its PID 1, as seen from here
 
     @staticmethod
@@ -65,12 +70,12 @@ class Box:
     def run(
         self, *argv: str, env: Mapping[str, str] | None = None, check: bool = True, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the box and wait for it. Raises CalledProcessError with its stderr if `check`."""
+        """Run a command in the box and wait for it. Raises LabError with its words if `check`."""
         result = subprocess.run(
             self.command(argv, env), input=stdin, capture_output=True, text=True, check=False, timeout=60
         )
         if check and result.returncode != 0:
-            raise RuntimeError(
+            raise LabError(
                 f"{self.name}: {' '.join(argv)} failed ({result.returncode}): {result.stderr}{result.stdout}"
             )
         return result

@@ -15,21 +15,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tortie.core.errors import TortieError
 from tortie.lab import echo, isolation, pods, probe
-from tortie.lab.box import Box
+from tortie.lab.box import Box, LabError
 from tortie.lab.etcd import Etcd
 from tortie.lab.pods import Pod
 from tortie.lab.runtime import Runtime
 
 UNDERLAY = "172.18.0"  # /24 of the nodes; .1 is the lab itself, where etcd listens
+UNDERLAY6 = "fd00:18"  # /64 of the nodes, likewise
 NETWORK = "k8s-pod-network"
 _UPSTREAM_PLUGINS = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
 _PLUGINS = Path("/opt/cni/bin")
-
-
-class LabError(TortieError):
-    """Something of the lab did not come about in time; the message says what was seen instead."""
 
 
 class LabNode:
@@ -38,7 +34,7 @@ class LabNode:
     def __init__(self, name: str, number: int, lab: "Lab") -> None:
         self.name = name
         self.ip = f"{UNDERLAY}.{10 + number}"
-        self.ip6 = f"fd00:18::{10 + number:x}"
+        self.ip6 = f"{UNDERLAY6}::{10 + number:x}"
         self.box = Box(name)
         self.runtime = Runtime(self.box, NETWORK)
         self._lab = lab
@@ -131,6 +127,7 @@ class Lab:
             self.agent_env.setdefault("IP6", "autodetect")
         self.etcd = Etcd(folder / "etcd", f"{UNDERLAY}.1")
         self.nodes: dict[str, LabNode] = {}  # name -> node
+        self.hosts: dict[str, Box] = {}  # name -> machine on the underlay that is no node
         self.pods: dict[str, Pod] = {}  # name -> running pod
         self._count = nodes
 
@@ -153,7 +150,7 @@ class Lab:
         tell(f"underlay bridge {UNDERLAY}.0/24")
         ip("link", "add", "underlay", "type", "bridge")
         ip("addr", "add", f"{UNDERLAY}.1/24", "dev", "underlay")
-        ip("-6", "addr", "add", "fd00:18::1/64", "dev", "underlay", "nodad")
+        ip("-6", "addr", "add", f"{UNDERLAY6}::1/64", "dev", "underlay", "nodad")
         ip("link", "set", "underlay", "up")
         tell(f"etcd at {self.etcd.endpoint}")
         self.etcd.start()
@@ -164,16 +161,25 @@ class Lab:
         name = f"node-{number}"
         node = LabNode(name, number, self)
         self.nodes[name] = node
-        port = _port(name)
-        ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(node.box.pid))
-        ip("link", "set", port, "master", "underlay", "up")
-        node.box.run("ip", "addr", "add", f"{node.ip}/24", "dev", "eth0")
-        if self._ipv6:
-            node.box.run("ip", "-6", "addr", "add", f"{node.ip6}/64", "dev", "eth0", "nodad")
-        node.box.run("ip", "link", "set", "eth0", "up")
-        node.box.run("ip", "route", "add", "default", "via", f"{UNDERLAY}.1")
+        self._plug_in(node.box, node.ip, node.ip6)
         self._install_cni(node)
         return node
+
+    def add_host(self, name: str, number: int) -> Box:
+        """A machine on the underlay that is no node, such as a router: at address .NUMBER, IPv6 ::NUMBER."""
+        box = self.hosts[name] = Box(name)
+        self._plug_in(box, f"{UNDERLAY}.{number}", f"{UNDERLAY6}::{number:x}")
+        return box
+
+    def _plug_in(self, box: Box, address: str, address6: str) -> None:
+        port = _port(box.name)
+        ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(box.pid))
+        ip("link", "set", port, "master", "underlay", "up")
+        box.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
+        if self._ipv6:
+            box.run("ip", "-6", "addr", "add", f"{address6}/64", "dev", "eth0", "nodad")
+        box.run("ip", "link", "set", "eth0", "up")
+        box.run("ip", "route", "add", "default", "via", f"{UNDERLAY}.1")
 
     def unplug_machine(self, name: str) -> None:
         """Switch a machine without pods off for good; the datastore keeps what it says of it."""
@@ -194,7 +200,9 @@ class Lab:
         for name in ("calico", "calico-ipam"):
             shutil.copy2(shim, target / name)
         for name in ("portmap", "bandwidth", "host-local", "loopback"):
-            shutil.copy2(_UPSTREAM_PLUGINS / name, target / name)
+            if not (plugin := _UPSTREAM_PLUGINS / name).exists():
+                raise LabError(f"{plugin} is missing: run ./dev, or install containernetworking-plugins")
+            shutil.copy2(plugin, target / name)
         folder = node.box.path("/etc/cni/net.d")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "10-calico.conflist").write_text(json.dumps(self._conflist(), indent=2))
@@ -221,10 +229,13 @@ class Lab:
         self.pods.clear()
         for node in self.nodes.values():
             node.box.power_off()
+        for box in self.hosts.values():
+            box.power_off()
         self.etcd.stop()
-        for name in self.nodes:
+        for name in [*self.nodes, *self.hosts]:
             _unplug(name)
         self.nodes.clear()
+        self.hosts.clear()
         subprocess.run(["ip", "link", "del", "underlay"], check=False, capture_output=True)
 
     # --- pods -----------------------------------------------------------------------------------
@@ -253,12 +264,14 @@ class Lab:
         node: str,
         namespace: str = "default",
         labels: Mapping[str, str] | None = None,
+        *,
+        serving: bool = True,
         **args: object,
     ) -> Pod:
-        """Attach a new pod to a node and start its echo server; `args` go to the CNI plugin."""
+        """Attach a new pod to a node, `serving` or not; `args` go to the CNI plugin."""
         machine = self.nodes[node]
         given = {"labels": dict(labels or {}), **args}
-        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given)
+        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given, serving)
         self.pods[name] = pod
         return pod
 

@@ -1,10 +1,10 @@
 """The demo: a cluster comes up before the reader's eyes, and what a Calico user would look at first."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from tortie.lab.cluster import Lab, LabError, render_matrix, wait_until
+from tortie.lab.box import LabError
+from tortie.lab.cluster import Lab, render_matrix, wait_until
 
 _PODS = [  # (pod, number of its node); two on the first node, so that both kinds of path are shown
     ("web-0", 1), ("web-1", 2), ("db-0", 3), ("client-0", 1),
@@ -93,10 +93,10 @@ def _calicoctl(story: Story, lab: Lab, *args: str) -> None:
         raise LabError(f"calicoctl {' '.join(args)} failed")
 
 
-def things_to_try(names: Sequence[str]) -> str:
+def things_to_try(lab: Lab) -> str:
     """What to do next, as text."""
     return f"""
-Things to try, from another terminal ({", ".join(names)}):
+Things to try, from another terminal ({", ".join([*lab.nodes, *lab.pods])}):
 
   sudo ./dev shell node-1                           a shell on a node; calicoctl works there
   sudo ./dev shell web-0 ping -c 3 172.18.0.1       a command inside a pod; its packets leave masqueraded

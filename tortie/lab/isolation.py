@@ -7,6 +7,7 @@ lab and with them every namespace, interface, route and mount.
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,13 @@ def main(argv: Sequence[str]) -> int:
         command = isolated([sys.executable, "-m", "tortie.lab.isolation", *argv])
         os.execvp(command[0], command)
     prepare()
-    return subprocess.call(argv)
+    # We are PID 1: Ctrl-C is for the command to act on, and whoever is orphaned is ours to reap.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    command_pid = os.posix_spawnp(argv[0], list(argv), os.environ)
+    while True:
+        pid, status = os.wait()
+        if pid == command_pid:
+            return os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":

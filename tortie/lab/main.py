@@ -52,30 +52,49 @@ def main(argv: list[str] | None = None) -> int:
 
 def _demo(nodes: int) -> int:
     """Show the demo; stay until Ctrl-C on a terminal, else leave the cluster running and return."""
+    if _keeper_pid() is not None:
+        print("removing the demo that is up", flush=True)
     _down(quiet=True)
-    STATE.mkdir(mode=0o700, exist_ok=True)
-    command = isolation.isolated([sys.executable, "-m", "tortie.lab.main", "_keeper", str(nodes)])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    keeper = None
+    try:
+        keeper = _start_keeper(nodes)
+        if not _follow(keeper):
+            print("error: the cluster did not come up", file=sys.stderr)
+            _end(keeper)
+            return 1
+        if not sys.stdin.isatty():
+            print("The cluster stays up; remove it with: sudo ./dev demo --down")
+            return 0
+        print("The cluster stays up until Ctrl-C.", flush=True)
+        keeper.wait()
+        _end(keeper)
+        print("the cluster was removed")
+        return 0
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        print("\nremoving the cluster", flush=True)
+        _end(keeper)
+        return 130
+
+
+def _start_keeper(nodes: int) -> subprocess.Popen[bytes]:
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    command = isolation.isolated([sys.executable, "-m", "tortie.lab.main", "_keeper", str(nodes)])
     # The keeper outlives a command whose output is piped, so it writes to a file and we copy.
     with (STATE / "story").open("wb") as story:
         keeper = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=story, stderr=story, start_new_session=True
         )
     (STATE / "keeper").write_text(f"{keeper.pid} {_started(keeper.pid)}")
-    try:
-        if not _follow(keeper):
-            _remove_state()
-            return keeper.returncode or 1
-        if not sys.stdin.isatty():
-            print("The cluster stays up; remove it with: sudo ./dev demo --down")
-            return 0
-        print("The cluster stays up until Ctrl-C.", flush=True)
-        return keeper.wait()
-    except KeyboardInterrupt:
-        print("\nremoving the cluster", flush=True)
+    return keeper
+
+
+def _end(keeper: subprocess.Popen[bytes] | None) -> None:
+    """Remove our own cluster, but none that took its place meanwhile."""
+    if keeper is None or _keeper_pid() in (keeper.pid, None):
         _down(quiet=True)
-        return 130
 
 
 def _follow(keeper: subprocess.Popen[bytes]) -> bool:
@@ -96,22 +115,27 @@ def _interrupt(_number: int, _frame: object) -> None:
 def _down(quiet: bool = False) -> int:
     keeper = _keeper_pid()
     if keeper is not None:
+        first = _first_process(keeper)
         with contextlib.suppress(ProcessLookupError):
             # unshare ignores SIGTERM; its --kill-child ends PID 1, and that ends everything.
             os.kill(keeper, signal.SIGKILL)
         deadline = time.monotonic() + _DOWN_TIMEOUT
-        while _keeper_pid() is not None and time.monotonic() < deadline:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(keeper, os.WNOHANG)
-            time.sleep(0.05)
-    _remove_state()
+        # PID 1 is gone when all others of its namespace are.
+        while (_started(keeper) or _started(first)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    shutil.rmtree(STATE, ignore_errors=True)
     if not quiet:
         print("removed" if keeper is not None else "no demo is running")
     return 0
 
 
-def _remove_state() -> None:
-    shutil.rmtree(STATE, ignore_errors=True)
+def _first_process(keeper: int) -> int:
+    """PID 1 of the demo's namespaces, as seen from here; 0 if there is none (yet)."""
+    try:
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    except OSError:
+        return 0
+    return int(children[0]) if children else 0
 
 
 def _keeper_pid() -> int | None:
@@ -137,19 +161,20 @@ def _shell(where: str, words: list[str]) -> int:
     if keeper is None:
         print("no demo is running; start one with: sudo ./dev demo", file=sys.stderr)
         return 1
+    if not (STATE / _UP).exists():
+        print("the demo is still coming up", file=sys.stderr)
+        return 1
     places = dict(line.split(" ", 1) for line in (STATE / "places").read_text().splitlines())
-    common = places.pop("_environment").split()
+    environment = places.pop("_environment").split()
     if where not in places:
         print(f"there is no {where!r}; there are: {', '.join(places)}", file=sys.stderr)
         return 1
-    inner = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()[0]
-    enter = ["nsenter", "-t", inner, "-n", "-m", "-p", "-u", "--"]
-    command = words or [os.environ.get("SHELL") or "/bin/bash"]
+    enter = ["nsenter", "-t", str(_first_process(keeper)), "-n", "-m", "-p", "-u", "--"]
+    command = words or ["bash", "--norc"]  # start-up files would change the prompt, which says where one is
     scripts = str(Path(sys.executable).parent)
     path = f"PATH={scripts}:{os.environ.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}:/usr/sbin:/sbin"
-    environment = ["env", path, *common, f"PS1={where}# "]
-    line = [*enter, *places[where].split(), *environment, *command]
-    return subprocess.call(line)
+    settings = ["env", path, *environment, f"PS1={where}# "]
+    return subprocess.call([*enter, *places[where].split(), *settings, *command])
 
 
 # --- inside -----------------------------------------------------------------------------------------
@@ -172,7 +197,7 @@ def _keep(nodes: int) -> int:
         places += [f"{name} {' '.join(node.box.command([]))}" for name, node in lab.nodes.items()]
         places += [f"{name} {' '.join(pod.command())}" for name, pod in lab.pods.items()]
         (outside / "places").write_text("\n".join(places) + "\n")
-        print(demo.things_to_try([*lab.nodes, *lab.pods]), flush=True)
+        print(demo.things_to_try(lab), flush=True)
         (outside / _UP).touch()
         while True:
             signal.pause()

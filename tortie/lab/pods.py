@@ -39,9 +39,18 @@ class Pod:
 
 
 def start(
-    runtime: Runtime, box: Box, name: str, namespace: str, logs: Path, args: Mapping[str, object]
+    runtime: Runtime,
+    box: Box,
+    name: str,
+    namespace: str,
+    logs: Path,
+    args: Mapping[str, object],
+    serving: bool = True,
 ) -> Pod:
-    """Make the namespace, attach it, start its server. Raises what the runtime raises; then undone."""
+    """Make the namespace, attach it, start its server. Raises what the runtime raises; then undone.
+
+    Without a server (8 MB each) others open their own sockets in the pod, as lab.packets does.
+    """
     container_id = uuid.uuid4().hex
     path = f"/run/netns/cni-{container_id[:12]}"
     box.run("ip", "netns", "add", os.path.basename(path))
@@ -51,8 +60,9 @@ def start(
         result = runtime.add(container_id, path, "eth0", name, namespace, args)
         pod.addresses = [ip["address"].split("/")[0] for ip in result["ips"]]
         pod.box.run("nsenter", f"--net={path}", "--", "ip", "link", "set", "lo", "up")
-        server = [sys.executable, "-I", "-S", echo.__file__, name, *map(str, PORTS)]
-        box.start(["nsenter", f"--net={path}", "--", *server], logs / f"pod-{name}.log")
+        if serving:
+            server = [sys.executable, "-I", "-S", echo.__file__, name, *map(str, PORTS)]
+            box.start(["nsenter", f"--net={path}", "--", *server], logs / f"pod-{name}.log")
     except BaseException:
         stop(runtime, pod)
         raise

@@ -31,6 +31,7 @@ _IPIP, _UDP, _ICMPV6 = 4, 17, 58
 # Multicast listener query, report and done; router solicitation; neighbour solicitation and
 # advertisement: without these a router is none, so no policy may forbid them.
 _ROUTER_ICMPV6 = (130, 131, 132, 133, 135, 136)
+_NEIGHBOUR_ICMPV6 = (133, 134, 135, 136)  # solicitations and advertisements of RFC 4861
 _ACCEPTED_BY_POLICY = "Policy explicitly accepted packet."
 _ACCEPTED_BY_HOST = "Host endpoint policy accepted packet."
 
@@ -297,13 +298,22 @@ def egress_dscp_chain(marking: Iterable[tuple[str, int]], version: int) -> Chain
 
 
 def _failsafes(table: str, version: int, settings: Settings) -> tuple[Chain, Chain]:
-    """Ports that no host policy can close. In raw the answers of the opposite ones pass as well."""
-    inward = [_failsafe(one, "dst", "src") for one in _of(settings.failsafe_in, version)]
-    outward = [_failsafe(one, "dst", "dst") for one in _of(settings.failsafe_out, version)]
+    """Ports that no host policy can close. In raw the answers of the opposite ones pass as well.
+
+    Neighbour discovery neither: it is to IPv6 what ARP, which policy never sees, is to IPv4, and without it
+    no other failsafe is worth anything. (Calico leaves it to the user's policies.)
+    """
+    neighbours = [_neighbour(kind) for kind in _NEIGHBOUR_ICMPV6] if version == 6 else []
+    inward = neighbours + [_failsafe(one, "dst", "src") for one in _of(settings.failsafe_in, version)]
+    outward = neighbours + [_failsafe(one, "dst", "dst") for one in _of(settings.failsafe_out, version)]
     if table == ir.RAW:
         inward += [_failsafe(one, "src", "src") for one in _of(settings.failsafe_out, version)]
         outward += [_failsafe(one, "src", "dst") for one in _of(settings.failsafe_in, version)]
     return Chain(names.FAILSAFE_IN, tuple(inward)), Chain(names.FAILSAFE_OUT, tuple(outward))
+
+
+def _neighbour(kind: int) -> Rule:
+    return Rule((Protocol(_ICMPV6), Icmp(6, kind)), ir.ACCEPT, ("Neighbour discovery",))
 
 
 def _of(failsafes: Sequence[Failsafe], version: int) -> Iterator[Failsafe]:
