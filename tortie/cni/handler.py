@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from tortie import __version__
 from tortie.cni import check, collect, ipam, netconf, plugin, protocol, result
@@ -59,7 +60,8 @@ class Handler:
         self._tools = tools
         self._locks = Locks()
         self._delegated = Delegated()
-        self._pooled: dict[tuple[Store, str], CalicoIpam] = {}  # (store, node) -> its addresses
+        # store -> node -> its addresses; a store that is given up takes its own along
+        self._pooled: WeakKeyDictionary[Store, dict[str, CalicoIpam]] = WeakKeyDictionary()
 
     async def handle(self, request: Request, shim: Conversation) -> None:
         """Carry out one request and answer it. Raises PeerError if the shim went away meanwhile."""
@@ -176,11 +178,10 @@ class Handler:
     def _manager(self, op: Operation) -> AddressManager:
         if op.conf.delegates_ipam and op.call.plugin != CALICO_IPAM:
             return self._delegated
-        key = (op.store, op.identity.node)
-        if key not in self._pooled:
-            allocator = Allocator(op.store.client, op.identity.node, view=op.store.view)
-            self._pooled[key] = CalicoIpam(allocator)
-        return self._pooled[key]
+        of_store, node = self._pooled.setdefault(op.store, {}), op.identity.node
+        if node not in of_store:
+            of_store[node] = CalicoIpam(Allocator(op.store.client, node, view=op.store.view))
+        return of_store[node]
 
 
 def _take_namespace(op: Operation, netns_errno: int, host: int) -> None:
