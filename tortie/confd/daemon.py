@@ -24,7 +24,6 @@ from tortie.datastore import config, felixparams, nodename, validate
 from tortie.datastore.backend import Backend
 from tortie.datastore.connect import connect
 from tortie.datastore.syncer import Syncer, SyncStatus
-from tortie.datastore.types.meta import Resource
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class Confd:
     async def watch(self) -> None:
         """For ever: keep the snapshot; have it rendered whenever it is whole and has changed."""
         self._snapshot, self._whole = Snapshot(), False
-        syncer = Syncer(self._backend, listings(self._node), check=_check)
+        syncer = Syncer(self._backend, listings(self._node), check=validate.check_stored)
         async with aclosing(syncer.batches()) as batches:
             async for batch in batches:
                 self._snapshot.apply(batch.updates)
@@ -113,11 +112,6 @@ def _parts(made: context.Context) -> tuple[Any, Any]:
 def _felix_file(environment: Mapping[str, str]) -> str:
     path = environment.get("FELIX_CONFIGFILE") or felixparams.DEFAULT_FILE
     return (read_or_none(path) or b"").decode("utf-8", "replace")
-
-
-def _check(value: Any) -> None:
-    if isinstance(value, Resource):
-        validate.check(value)
 
 
 def main() -> int:

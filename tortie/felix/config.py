@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tortie.core.errors import ConfigError
 from tortie.core.paths import Paths
 from tortie.datastore import felixparams, routeowner
 from tortie.datastore.felixparams import Resolved, Source
@@ -149,8 +148,7 @@ def _note(mapping: dict[str, Any], name: str, value: Any) -> None:
 def parameters(sources: Sources) -> Resolved:
     """Every parameter with its source. Raises ConfigError for what felix must not start with.
 
-    That is, from local sources: a value in the datastore that Calico's Felix would die of is ignored, and
-    said to be, because whoever can write there must not be able to stop every node.
+    Those are values of local sources only, see felixparams.resolve_stored().
     """
     local = {
         Source.ENVIRONMENT: felixparams.from_environment(sources.environment),
@@ -159,29 +157,7 @@ def parameters(sources: Sources) -> Resolved:
     stored = felixparams.datastore_layers(
         sources.configurations.values(), sources.hostname, sources.node, sources.information
     )
-    try:
-        return felixparams.resolve({**local, **stored}, sources.hostname)
-    except ConfigError:
-        refused = {
-            (source, name): why
-            for source, raw in stored.items()
-            for name, text in raw.items()
-            if (why := _why_fatal(source, name, text))
-        }
-    kept = {
-        source: {name: text for name, text in raw.items() if (source, name) not in refused}
-        for source, raw in stored.items()
-    }
-    resolved = felixparams.resolve({**local, **kept}, sources.hostname)
-    return replace(resolved, ignored=(*resolved.ignored, *refused.values()))
-
-
-def _why_fatal(source: Source, name: str, text: str) -> str:
-    try:
-        felixparams.resolve({source: {name: text}})
-    except ConfigError as err:
-        return str(err)
-    return ""
+    return felixparams.resolve_stored(local, stored, sources.hostname)
 
 
 def resolve(sources: Sources) -> tuple[Config, Resolved]:

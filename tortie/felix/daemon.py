@@ -13,11 +13,11 @@ from typing import Any
 
 from tortie.core import log, tasks
 from tortie.core.backoff import Backoff, Retry
-from tortie.core.errors import ConfigError, DatastoreError, KernelError
+from tortie.core.errors import ConfigError, DatastoreError, KernelError, ValidationError
 from tortie.core.files import read_or_none
 from tortie.core.health import INTERVAL, HealthSender
 from tortie.datastore import config as datastore_config
-from tortie.datastore import nodename
+from tortie.datastore import nodename, validate
 from tortie.datastore.backend import Backend
 from tortie.datastore.connect import connect
 from tortie.datastore.felixparams import DEFAULT_FILE, Resolved
@@ -177,8 +177,17 @@ async def _list_configuration(backend: Backend, sources: Sources) -> None:
     for kind in CONFIG_KINDS:
         listed = await backend.list(ResourceList(kind))
         for kv in listed.items:
-            if isinstance(kv.key, ResourceKey):
+            if isinstance(kv.key, ResourceKey) and _is_valid(kv.value):
                 sources.take(kind, kv.key.name, as_read(kv.value))
+
+
+def _is_valid(value: Any) -> bool:
+    """As for the agent's syncer, which will say what is wrong."""
+    try:
+        validate.check_stored(value)
+    except ValidationError:
+        return False
+    return True
 
 
 # --- with it --------------------------------------------------------------------------------------
