@@ -77,7 +77,6 @@ def test_routes_in_the_order_they_depend_on_each_other() -> None:
         ("::/0", "fe80::ecee:eeff:feee:eeee"),
     ]
     assert [one.dst for one in interface.host_routes(pair, 3)] == ["10.0.0.1/32", "fd00::1/128"]
-    assert interface.host_routes(Pair("a", "b", ("10.0.0.1",), host_routes=False), 3) == []
 
 
 # --- CHECK -----------------------------------------------------------------------------------------

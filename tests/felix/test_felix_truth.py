@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.felix import spec
 from tests.felix.fakes import FakeClock, FakeTables
+from tests.felix.nft_rulesets import nft_picture
 from tests.felix.node_lab import Node
 from tests.felix.packets import Ear, Mouth, heard, identity
 from tests.felix.test_felix_dataplane import Felix
@@ -104,7 +105,9 @@ class Cluster:
             node.outside.sh(f"ip route add {way}")
         self.sent = 0  # packets so far: no two may look like one connection
         self.calc, self.known = Calculation(Inputs(NODE)), set[Key]()
-        self.felix = Felix(node, settings=SETTINGS, backend=backend)
+        self.nftables = backend == "nftables"
+        options = {"nftables": True} if self.nftables else {"backend": backend}
+        self.felix = Felix(node, settings=SETTINGS, **options)
         self.felix.state = self.calc.state
         self.mouths = {name: Mouth(ns) for name, ns in self.namespaces.items()}
         self.ears = {name: Ear(ns) for name, ns in self.namespaces.items()}
@@ -129,6 +132,8 @@ class Cluster:
 
     def rules(self) -> dict[str, list[str]]:
         """All chains and sets, in an order that does not depend on history."""
+        if self.nftables:
+            return nft_picture(self.node.ns)
         tables = {
             f"{version} {command}": self.node.ns.run(command)
             for version, command in ((4, "iptables-nft-save"), (6, "ip6tables-nft-save"))
@@ -175,7 +180,7 @@ def cluster(make_netns: Callable[[], Namespace]) -> Iterator[Callable[[str], Clu
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("backend", ["nft", "legacy", "nftables"])
 def test_packets_go_where_the_objects_say(cluster: Callable[[str], Cluster], backend: str) -> None:
     """Through one random world after another, each reached by updates from the one before."""
     here = cluster(backend)
@@ -197,14 +202,17 @@ def test_packets_go_where_the_objects_say(cluster: Callable[[str], Cluster], bac
 
 
 @pytest.mark.kernel
-def test_any_history_ends_in_the_kernel_as_a_fresh_start(cluster: Callable[[str], Cluster]) -> None:
-    old, rand = cluster("nft"), Random(7)
+@pytest.mark.parametrize("backend", ["nft", "nftables"])
+def test_any_history_ends_in_the_kernel_as_a_fresh_start(
+    cluster: Callable[[str], Cluster], backend: str
+) -> None:
+    old, rand = cluster(backend), Random(7)
     for _ in range(12):
         world = a_world(rand)
         some = {key: value for key, value in world.items() if rand.random() < 0.8}
         old.become(some)
     old.become(world)
-    fresh = cluster("nft")
+    fresh = cluster(backend)
     fresh.become(world)
     for name, lines in fresh.rules().items():
         assert set(old.rules()[name]) ^ set(lines) == set(), name

@@ -45,6 +45,7 @@ PODS: dict[str, PodKind] = {  # name in a cell -> what it is
     "out1": PodKind("ns@", "node-1", {"app": "out1"}, {}),
     "host3": PodKind("", "node-3", {}, {}),
     "host1": PodKind("", "node-1", {}, {}),
+    "host2": PodKind("", "node-2", {}, {}),
 }
 CELL = ("srv", "alt", "near", "far", "ext")
 SERVERS = ("srv", "alt")

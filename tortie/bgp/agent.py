@@ -21,14 +21,13 @@ from tortie.bgp.kernel import Kernel
 from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
 from tortie.bgp.report import report
-from tortie.bgp.router import Decision, Router
+from tortie.bgp.router import Router
 from tortie.bgp.speaker import Answer, Speaker
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.core.files import write_atomic
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.core.paths import Paths
-from tortie.linux.routes import Route
 
 _log = logging.getLogger("tortie.bgp.agent")  # not __name__: it runs as __main__
 
@@ -118,7 +117,7 @@ class Agent:
     async def _decide(self, now: float) -> None:
         """Withdrawals leave first, then the kernel's routes change, then peers hear of new ones."""
         decision = self._router.decide()
-        self._want(decision)
+        self._kernel.want(decision.routes)
         self._fill_pipe()
         if decision.routes or (self._resync_at is not None and now >= self._resync_at):
             self._resync_at = None
@@ -133,14 +132,6 @@ class Agent:
             _log.info("start-up is over: what is left of the last run goes")
             self._kernel.release()
             self._resync()
-
-    def _want(self, decision: Decision) -> None:
-        routes = self._kernel.routes
-        for prefix, route in decision.routes.items():
-            if route is None:
-                routes.drop(Route(prefix).key)
-            else:
-                routes.put(route.key, route)
 
     def _kernel_changed(self) -> None:
         self._router.kernel_changed()

@@ -51,6 +51,9 @@ class Config:
     features: Features = Features()  # noqa: RUF009 - a frozen value
     interface_exclude: tuple[re.Pattern[str], ...] = ()
     backend: str = "auto"
+    nft_mode: str = "Auto"
+    nft_settings: Settings = Settings()  # noqa: RUF009 - what `settings` is when nftables enforces
+    nft_interval: float = 180.0
     append: bool = False
     lock_probe_ms: int = 50
     ipv6: bool = True
@@ -78,17 +81,17 @@ class Config:
     watchdog: float = 90.0  # one pass over the dataplane may take so long
     datastore_ready: bool = True
 
-    def options(self, versions: frozenset[int], rp_filter: str) -> Options:
+    def options(self, versions: frozenset[int], rp_filter: str, *, nftables: bool = False) -> Options:
         """For a host that has these IP versions, and that reverse path filter on new interfaces."""
         return Options(
             node=self.node,
-            settings=self.settings,
+            settings=self.nft_settings if nftables else self.settings,
             features=self.features,
             wiring=replace(self.wiring, versions=versions, rp_filter=rp_filter),
             forwarding=self.forwarding,
             set_maximum=self.set_maximum,
             external_nodes=self.external_nodes,
-            table_interval=self.table_interval,
+            table_interval=self.nft_interval if nftables else self.table_interval,
             table_recheck=self.table_recheck,
             set_interval=self.set_interval,
             route_interval=self.route_interval,
@@ -167,13 +170,17 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
     felix_routes = _said(params, "ProgramClusterRoutes")
     bgp_routes = sources.bgp.spec.programClusterRoutes if sources.bgp is not None else None
     information = sources.information
+    settings = _settings(params, pools)
     config = Config(
         node=params["FelixHostname"],
-        settings=_settings(params, pools),
+        settings=settings,
         wiring=_wiring(params),
         features=_features(params["FeatureDetectOverride"]),
         interface_exclude=tuple(params["InterfaceExclude"]),
         backend=params["IptablesBackend"],
+        nft_mode=params["NFTablesMode"],
+        nft_settings=_nft_settings(params, settings),
+        nft_interval=params["NftablesRefreshInterval"],
         append=params["ChainInsertMode"].lower() == "append",
         lock_probe_ms=round(params["IptablesLockProbeIntervalMillis"] * 1000),
         ipv6=params["Ipv6Support"],
@@ -256,6 +263,19 @@ def _settings(params: Resolved, pools: Iterable[IPPoolSpec]) -> Settings:
         log_prefix=params["LogPrefix"] or "calico-packet",
         log_rate=params["LogActionRateLimit"],
         log_burst=params["LogActionRateLimitBurst"],
+    )
+
+
+def _nft_settings(params: Resolved, settings: Settings) -> Settings:
+    """What has parameters of its own for nftables."""
+    return replace(
+        settings,
+        marks=allocate(
+            params["NftablesMarkMask"], wireguard=bool(settings.wireguard), parameter="NftablesMarkMask"
+        ),
+        filter_allow=_ACTIONS[params["NftablesFilterAllowAction"].upper()],  # type: ignore[arg-type]
+        mangle_allow=_ACTIONS[params["NftablesMangleAllowAction"].upper()],  # type: ignore[arg-type]
+        filter_deny=_ACTIONS[params["NftablesFilterDenyAction"].upper()],  # type: ignore[arg-type]
     )
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tortie.core import log, tasks
@@ -26,6 +27,7 @@ from tortie.datastore.rules import as_read
 from tortie.felix import config as felix_config
 from tortie.felix.agent import CONFIG_KINDS, Agent
 from tortie.felix.config import RESTART, Config, Sources
+from tortie.felix.dataplane.backend import wants_nftables
 from tortie.felix.dataplane.driver import Driver, Options
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel, open_kernel, usable_versions
@@ -115,8 +117,14 @@ def datastore_environment(environment: Mapping[str, str]) -> dict[str, str]:
 async def _guard(config: Config) -> None:
     """Deny all workloads where nothing of ours stands yet, e.g. after a reboot; else change nothing."""
     interfaces = Interfaces()
-    options = _options(config)
-    kernel = await _open(config, options, interfaces)
+    nftables = await wants_nftables(config.nft_mode)
+    # Only the datastore knows who may send tunnelled packets: the sets that say so do not exist yet.
+    settings, nft_settings = (
+        replace(one, ipip=False, vxlan=frozenset()) for one in (config.settings, config.nft_settings)
+    )
+    config = replace(config, settings=settings, nft_settings=nft_settings)
+    options = _options(config, nftables)
+    kernel = await _open(config, options, interfaces, nftables)
     try:
         driver = Driver(options, kernel, interfaces, clock=time.monotonic, rand=random.random)
         await driver.guard()
@@ -124,11 +132,12 @@ async def _guard(config: Config) -> None:
         await kernel.close()
 
 
-def _options(config: Config) -> Options:
-    return config.options(usable_versions(config.ipv6), default_rp_filter())
+def _options(config: Config, nftables: bool) -> Options:
+    versions = usable_versions(config.ipv6, nftables)
+    return config.options(versions, default_rp_filter(), nftables=nftables)
 
 
-async def _open(config: Config, options: Options, interfaces: Interfaces) -> Kernel:
+async def _open(config: Config, options: Options, interfaces: Interfaces, nftables: bool) -> Kernel:
     ownership = Ownership(
         interfaces.name_of,
         config.settings.workload_prefixes,
@@ -139,6 +148,7 @@ async def _open(config: Config, options: Options, interfaces: Interfaces) -> Ker
         options.wiring.versions,
         ownership,
         clock=time.monotonic,
+        nftables=nftables,
         backend=config.backend,
         append=config.append,
         lock_probe_ms=config.lock_probe_ms,
@@ -207,8 +217,10 @@ async def _serve(
     for line in params.ignored:
         _log.warning("%s", line)
     interfaces = Interfaces(config.interface_exclude)
-    options = _options(config)
-    kernel = await _open(config, options, interfaces)
+    nftables = await wants_nftables(config.nft_mode)
+    _log.info("enforcing with %s", "nftables" if nftables else "iptables")
+    options = _options(config, nftables)
+    kernel = await _open(config, options, interfaces, nftables)
     agent = Agent(config, params, sources, backend, options, kernel, interfaces, health)
     running = asyncio.create_task(agent.run())
     stop.add_done_callback(lambda done: agent.stop(done.result()))
