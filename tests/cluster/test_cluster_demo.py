@@ -188,7 +188,7 @@ def entered() -> None:
     assert run("shell", "frontend-0", "sh", "-c", "exit 7").returncode == 7
     unknown = run("shell", "web-9")
     assert unknown.returncode == 1
-    assert "there is no 'web-9'; there are: node-1, node-2, node-3, frontend-0" in unknown.stderr
+    assert "there is no 'web-9'; there are: lab, node-1, node-2, node-3, frontend-0" in unknown.stderr
     assert "_environment" not in unknown.stderr
     inside = Terminal("shell", "frontend-0")
     inside.wait_for("frontend-0# ")

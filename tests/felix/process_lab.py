@@ -190,7 +190,15 @@ class Stream:
 
     def lost(self) -> int:
         """Waits for the end."""
+        sent, answered = self._end()
+        return sent - answered
+
+    def answered(self) -> int:
+        """Waits for the end."""
+        return self._end()[1]
+
+    def _end(self) -> tuple[int, int]:
         output, _ = self._process.communicate(timeout=60)
         match = re.search(r"(\d+) packets transmitted, (\d+) received", output)
         assert match, output
-        return int(match[1]) - int(match[2])
+        return int(match[1]), int(match[2])

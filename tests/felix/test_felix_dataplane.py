@@ -38,6 +38,7 @@ class Felix:
     def __init__(self, node: Node, **options: Any) -> None:
         self.node, self.state = node, State(profiles={"open": OPEN})
         self.backend = options.pop("backend", "nft")
+        self.nftables = options.pop("nftables", False)
         self.options = Options("node1", **{"forwarding": True, **options})
         self.loop = Loop(node.ns)
         self.skew = 0.0
@@ -55,6 +56,7 @@ class Felix:
             ownership,
             clock=self.clock,
             backend=self.backend,
+            nftables=self.nftables,
             forget=conntrack.flush,
         )
         self.driver = Driver(self.options, self.kernel, self.interfaces, clock=self.clock, rand=lambda: 0.5)
@@ -104,12 +106,21 @@ def node(make_netns: Callable[[], Namespace]) -> Node:
     return Node(make_netns)
 
 
+@pytest.fixture(params=["iptables", "nftables"])
+def dataplane(request: pytest.FixtureRequest) -> str:
+    """Which one enforces: what felix does for packets is the same."""
+    return str(request.param)
+
+
+only_iptables = pytest.mark.parametrize("dataplane", ["iptables"])  # where its own text is looked at
+
+
 @pytest.fixture
-def felix(node: Node) -> Iterator[Callable[..., Felix]]:
+def felix(node: Node, dataplane: str) -> Iterator[Callable[..., Felix]]:
     made: list[Felix] = []
 
     def make(**options: Any) -> Felix:
-        made.append(Felix(node, **options))
+        made.append(Felix(node, **{"nftables": dataplane == "nftables", **options}))
         return made[-1]
 
     yield make
@@ -120,7 +131,9 @@ def felix(node: Node) -> Iterator[Callable[..., Felix]]:
 # --- traffic ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize(
+    ("dataplane", "backend"), [("iptables", "nft"), ("iptables", "legacy"), ("nftables", "nft")]
+)
 def test_the_truth_about_who_reaches_whom(node: Node, felix: Callable[..., Felix], backend: str) -> None:
     """Open, without profile, with a missing profile, unknown to felix: only the open reach each other."""
     pods = {name: node.pod(name) for name in ("open1", "open2", "bare", "missing", "unknown")}
@@ -155,6 +168,7 @@ def test_profiles_decide_by_direction_protocol_and_set(node: Node, felix: Callab
     assert c.reaches(b.v4) and not c.reaches(b.v6)
 
 
+@only_iptables
 def test_what_leaves_the_pool_is_masqueraded(node: Node, felix: Callable[..., Felix]) -> None:
     a, b = node.pod("a"), node.pod("b")
     daemon = felix()
@@ -170,6 +184,7 @@ def test_what_leaves_the_pool_is_masqueraded(node: Node, felix: Callable[..., Fe
     assert "add cali60network-ip-pools fd65::/64" in members
 
 
+@only_iptables
 def test_a_forged_source_does_not_get_out(node: Node, felix: Callable[..., Felix]) -> None:
     a, b = node.pod("a"), node.pod("b")
     daemon = felix()
@@ -198,6 +213,7 @@ def test_the_host_answers_pods_only_as_configured(node: Node, felix: Callable[..
     assert pings(node.ns, a.v4), "the host may speak to its pods all the same"
 
 
+@only_iptables
 def test_with_only_the_guard_pods_are_cut_off_and_the_host_is_not(
     node: Node, felix: Callable[..., Felix]
 ) -> None:
@@ -221,6 +237,7 @@ def test_with_only_the_guard_pods_are_cut_off_and_the_host_is_not(
     assert a.reaches(b.v4)
 
 
+@only_iptables
 def test_the_guard_changes_nothing_where_rules_stand(node: Node, felix: Callable[..., Felix]) -> None:
     a, b = node.pod("a"), node.pod("b")
     daemon = felix()
@@ -234,6 +251,7 @@ def test_the_guard_changes_nothing_where_rules_stand(node: Node, felix: Callable
     assert a.reaches(b.v4)
 
 
+@only_iptables
 def test_the_guard_leaves_what_it_does_not_need(node: Node, felix: Callable[..., Felix]) -> None:
     """After a flush while felix was away only filtering is restored; the rest waits for the full picture."""
     a = node.pod("a")
@@ -257,6 +275,7 @@ def comparable(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
+@only_iptables
 def test_routes_read_like_the_ones_everybody_knows(node: Node, felix: Callable[..., Felix]) -> None:
     a = node.pod("a")
     a.cni_route()
@@ -272,6 +291,7 @@ def test_routes_read_like_the_ones_everybody_knows(node: Node, felix: Callable[.
     assert (entry["dst"], entry["lladdr"]) == (a.v4, "aa:bb:cc:dd:ee:ff")
 
 
+@only_iptables
 def test_a_pod_has_one_neighbour_which_is_the_host(node: Node, felix: Callable[..., Felix]) -> None:
     a = node.pod("a")
     node.ns.sh("sysctl -qw net.ipv4.conf.calia.proxy_arp=0")
@@ -284,6 +304,7 @@ def test_a_pod_has_one_neighbour_which_is_the_host(node: Node, felix: Callable[.
     assert entry["lladdr"] == "ee:ee:ee:ee:ee:ee"
 
 
+@only_iptables
 def test_a_route_that_cni_made_is_adopted_not_rewritten(node: Node, felix: Callable[..., Felix]) -> None:
     a = node.pod("a")
     a.cni_route()
@@ -300,6 +321,7 @@ def test_a_route_that_cni_made_is_adopted_not_rewritten(node: Node, felix: Calla
     assert told == [], "the kernel saw no change of IPv4 routes"
 
 
+@only_iptables
 def test_restart_rewrites_nothing(node: Node, felix: Callable[..., Felix]) -> None:
     """Counters keep counting, sets and routes are the very same."""
     a, b = node.pod("a"), node.pod("b")
@@ -342,6 +364,7 @@ COMMIT
 """
 
 
+@only_iptables
 def test_rules_of_others_stay_byte_for_byte(node: Node, felix: Callable[..., Felix]) -> None:
     node.ns.run("iptables-nft-restore", stdin=FOREIGN)
     theirs = foreign(node)
@@ -365,6 +388,7 @@ def foreign(node: Node) -> list[str]:
     return [line for line in comparable(node.rules()) if "cali" not in line and line[:1] == "-"]
 
 
+@only_iptables
 def test_a_flush_by_somebody_else_is_repaired(node: Node, felix: Callable[..., Felix]) -> None:
     a, b, stranger = node.pod("a"), node.pod("b"), node.pod("stranger")
     daemon = felix()
@@ -384,6 +408,7 @@ def test_a_flush_by_somebody_else_is_repaired(node: Node, felix: Callable[..., F
         assert a.reaches(b.v4) and not stranger.reaches(a.v4)
 
 
+@only_iptables
 def test_drift_of_every_kind_is_repaired(node: Node, felix: Callable[..., Felix]) -> None:
     a = node.pod("a")
     daemon = felix()
@@ -431,6 +456,7 @@ def ip_sets(node: Node) -> list[str]:
     return sorted(re.sub(r" initval \S+", "", line) for line in node.ns.sh("ipset save").splitlines())
 
 
+@only_iptables
 def test_routes_of_others_are_never_touched(node: Node, felix: Callable[..., Felix]) -> None:
     for route in (
         "10.9.0.0/24 via 172.16.0.254 proto 186",
@@ -449,6 +475,7 @@ def test_routes_of_others_are_never_touched(node: Node, felix: Callable[..., Fel
     assert [line for line in node.routes() if "calia" not in line] == before
 
 
+@only_iptables
 def test_a_route_that_cni_just_made_is_left_alone_for_a_while(
     node: Node, felix: Callable[..., Felix]
 ) -> None:
@@ -484,6 +511,7 @@ def test_an_endpoint_is_up_when_everything_of_it_stands(node: Node, felix: Calla
     assert "not running" in daemon.driver.endpoint_troubles()[ident]
     node.ns.sh("ip link set calia up")
     node.ns.sh("ip link set far up")
+    eventually(lambda: node.ns.running("calia"))
     daemon.apply()
     assert daemon.driver.endpoint_troubles()[ident] == ""
     assert f"{a.v4} dev calia scope link" in node.routes()
@@ -525,6 +553,7 @@ def test_connections_end_when_an_address_changes_hands(node: Node, felix: Callab
     eventually(lambda: not tracked())
 
 
+@only_iptables
 def test_leftovers_go_and_what_is_wanted_comes_in_any_order(node: Node, felix: Callable[..., Felix]) -> None:
     """Random changes of the state, each applied: the kernel ends as after a fresh start."""
     rand = Random(7)
@@ -566,6 +595,7 @@ HOSTILE = [
 ]
 
 
+@only_iptables
 def test_hostile_names_never_reach_a_ruleset(node: Node, felix: Callable[..., Felix]) -> None:
     a = node.pod("a")
     daemon = felix()
@@ -625,6 +655,7 @@ def test_events_during_an_apply_are_taken_with_the_next(node: Node, felix: Calla
     assert f"{a.v4} dev calia scope link" in node.routes()
 
 
+@only_iptables
 def test_address_families_are_chosen(node: Node, felix: Callable[..., Felix]) -> None:
     a = node.pod("a")
     daemon = felix()

@@ -9,6 +9,7 @@ Losing the datastore changes nothing in the kernel. Stopping does not either.
 """
 
 import asyncio
+import gc
 import logging
 import random
 import time
@@ -17,9 +18,10 @@ from math import inf
 from typing import Any
 
 from tortie.core import tasks
-from tortie.core.errors import ConfigError, DatastoreError
+from tortie.core.errors import ConfigError, DatastoreError, KernelError
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.core.reconcile import Reconciler
+from tortie.datastore import validate
 from tortie.datastore.backend import Backend
 from tortie.datastore.felixparams import Resolved
 from tortie.datastore.keys import (
@@ -38,6 +40,7 @@ from tortie.felix.calc.graph import Calculation
 from tortie.felix.calc.model import WorkloadId
 from tortie.felix.calc.policies import KINDS as POLICY_KINDS
 from tortie.felix.config import RESTART, Config, Sources
+from tortie.felix.dataplane.backend import wants_nftables
 from tortie.felix.dataplane.driver import Driver, Options
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel
@@ -58,6 +61,7 @@ _KINDS = (
     "NetworkSet",
     "GlobalNetworkSet",
 )
+_RECHECK_DATAPLANE = 15.0  # seconds between looks at kube-proxy's choice, Calico's
 _RECHECK_FILES = 10.0  # seconds between looks at the status files, Calico's
 _FULL_REPORT = 180  # status keys are listed again after so many delays, Calico's
 _FIRST_REPORT = 10.0  # seconds from the start to the first report about the process
@@ -79,6 +83,7 @@ class Agent:
     ) -> None:
         self._config, self._params, self._sources = config, params, sources
         self._backend, self._interfaces, self._health = backend, interfaces, health
+        self._nftables = kernel.nftables
         self._calc = Calculation(config.inputs())
         self._driver = Driver(options, kernel, interfaces, clock=time.monotonic, rand=random.random)
         self._watch = InterfaceWatch(
@@ -114,6 +119,8 @@ class Agent:
         }
         if self._config.endpoint_reports:
             loops["endpoint reports"] = self._report_endpoints()
+        if self._config.nft_mode.lower() == "auto":
+            loops["choice of dataplane"] = self._follow_kube_proxy()
         if self._config.report_interval > 0:
             loops["process reports"] = self._report_process()
         running = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -132,7 +139,7 @@ class Agent:
     # --- the datastore --------------------------------------------------------------------------
 
     async def _follow_datastore(self) -> None:
-        async for batch in Syncer(self._backend, self._listings()).batches():
+        async for batch in Syncer(self._backend, self._listings(), check=validate.check_stored).batches():
             if self._take(batch):
                 self._review_configuration()
             if batch.status is SyncStatus.IN_SYNC and not self._in_sync:
@@ -187,6 +194,10 @@ class Agent:
             if await self._driver.apply() and not self._applied:
                 self._applied = True
                 _log.info("first apply done %.2f s after the start", time.monotonic() - self._began_at)
+                # What was read at the start stays for good: looking through it for garbage again and again
+                # would hold up changes, the longer the bigger the cluster.
+                gc.collect()
+                gc.freeze()
             await self._publish()
             self._passing = False
 
@@ -224,6 +235,19 @@ class Agent:
             if self._problems.get(where) != why:
                 _log.warning("%s: %s", where, why)
         self._problems = dict(now)
+
+    async def _follow_kube_proxy(self) -> None:
+        """When it changes over to nftables, or back, so do we: by a fresh start."""
+        while True:
+            await asyncio.sleep(_RECHECK_DATAPLANE)
+            try:
+                nftables = await wants_nftables(self._config.nft_mode)
+            except KernelError as err:
+                _log.warning("cannot see what kube-proxy uses, keeping the dataplane: %s", err)
+                continue
+            if nftables != self._nftables:
+                _log.info("kube-proxy uses %s now, starting again", "nftables" if nftables else "iptables")
+                self.stop(RESTART)
 
     # --- status ---------------------------------------------------------------------------------
 

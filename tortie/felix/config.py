@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tortie.core.errors import ConfigError
+from tortie.core.paths import Paths
 from tortie.datastore import felixparams, routeowner
 from tortie.datastore.felixparams import Resolved, Source
 from tortie.datastore.types.bgp import BGPConfiguration
@@ -51,6 +51,9 @@ class Config:
     features: Features = Features()  # noqa: RUF009 - a frozen value
     interface_exclude: tuple[re.Pattern[str], ...] = ()
     backend: str = "auto"
+    nft_mode: str = "Auto"
+    nft_settings: Settings = Settings()  # noqa: RUF009 - what `settings` is when nftables enforces
+    nft_interval: float = 180.0
     append: bool = False
     lock_probe_ms: int = 50
     ipv6: bool = True
@@ -78,17 +81,17 @@ class Config:
     watchdog: float = 90.0  # one pass over the dataplane may take so long
     datastore_ready: bool = True
 
-    def options(self, versions: frozenset[int], rp_filter: str) -> Options:
+    def options(self, versions: frozenset[int], rp_filter: str, *, nftables: bool = False) -> Options:
         """For a host that has these IP versions, and that reverse path filter on new interfaces."""
         return Options(
             node=self.node,
-            settings=self.settings,
+            settings=self.nft_settings if nftables else self.settings,
             features=self.features,
             wiring=replace(self.wiring, versions=versions, rp_filter=rp_filter),
             forwarding=self.forwarding,
             set_maximum=self.set_maximum,
             external_nodes=self.external_nodes,
-            table_interval=self.table_interval,
+            table_interval=self.nft_interval if nftables else self.table_interval,
             table_recheck=self.table_recheck,
             set_interval=self.set_interval,
             route_interval=self.route_interval,
@@ -148,8 +151,7 @@ def _note(mapping: dict[str, Any], name: str, value: Any) -> None:
 def parameters(sources: Sources) -> Resolved:
     """Every parameter with its source. Raises ConfigError for what felix must not start with.
 
-    That is, from local sources: a value in the datastore that Calico's Felix would die of is ignored, and
-    said to be, because whoever can write there must not be able to stop every node.
+    Those are values of local sources only, see felixparams.resolve_stored().
     """
     local = {
         Source.ENVIRONMENT: felixparams.from_environment(sources.environment),
@@ -158,29 +160,7 @@ def parameters(sources: Sources) -> Resolved:
     stored = felixparams.datastore_layers(
         sources.configurations.values(), sources.hostname, sources.node, sources.information
     )
-    try:
-        return felixparams.resolve({**local, **stored}, sources.hostname)
-    except ConfigError:
-        refused = {
-            (source, name): why
-            for source, raw in stored.items()
-            for name, text in raw.items()
-            if (why := _why_fatal(source, name, text))
-        }
-    kept = {
-        source: {name: text for name, text in raw.items() if (source, name) not in refused}
-        for source, raw in stored.items()
-    }
-    resolved = felixparams.resolve({**local, **kept}, sources.hostname)
-    return replace(resolved, ignored=(*resolved.ignored, *refused.values()))
-
-
-def _why_fatal(source: Source, name: str, text: str) -> str:
-    try:
-        felixparams.resolve({source: {name: text}})
-    except ConfigError as err:
-        return str(err)
-    return ""
+    return felixparams.resolve_stored(local, stored, sources.hostname)
 
 
 def resolve(sources: Sources) -> tuple[Config, Resolved]:
@@ -190,13 +170,17 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
     felix_routes = _said(params, "ProgramClusterRoutes")
     bgp_routes = sources.bgp.spec.programClusterRoutes if sources.bgp is not None else None
     information = sources.information
+    settings = _settings(params, pools)
     config = Config(
         node=params["FelixHostname"],
-        settings=_settings(params, pools),
+        settings=settings,
         wiring=_wiring(params),
         features=_features(params["FeatureDetectOverride"]),
         interface_exclude=tuple(params["InterfaceExclude"]),
         backend=params["IptablesBackend"],
+        nft_mode=params["NFTablesMode"],
+        nft_settings=_nft_settings(params, settings),
+        nft_interval=params["NftablesRefreshInterval"],
         append=params["ChainInsertMode"].lower() == "append",
         lock_probe_ms=round(params["IptablesLockProbeIntervalMillis"] * 1000),
         ipv6=params["Ipv6Support"],
@@ -216,7 +200,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         needs_blocks=any(felix_owns(pool, felix_routes, bgp_routes) for pool in pools),
         region=params["OpenstackRegion"],
         log_severity=params["LogSeverityScreen"],
-        status_folder=_status_folder(params["EndpointStatusPathPrefix"]),
+        status_folder=_status_folder(_said(params, "EndpointStatusPathPrefix"), sources.environment),
         endpoint_reports=params["EndpointReportingEnabled"],
         endpoint_report_delay=params["EndpointReportingDelaySecs"],
         report_interval=params["ReportingIntervalSecs"],
@@ -282,6 +266,19 @@ def _settings(params: Resolved, pools: Iterable[IPPoolSpec]) -> Settings:
     )
 
 
+def _nft_settings(params: Resolved, settings: Settings) -> Settings:
+    """What has parameters of its own for nftables."""
+    return replace(
+        settings,
+        marks=allocate(
+            params["NftablesMarkMask"], wireguard=bool(settings.wireguard), parameter="NftablesMarkMask"
+        ),
+        filter_allow=_ACTIONS[params["NftablesFilterAllowAction"].upper()],  # type: ignore[arg-type]
+        mangle_allow=_ACTIONS[params["NftablesMangleAllowAction"].upper()],  # type: ignore[arg-type]
+        filter_deny=_ACTIONS[params["NftablesFilterDenyAction"].upper()],  # type: ignore[arg-type]
+    )
+
+
 def _failsafes(ports: Iterable[felixparams.ProtoPort]) -> tuple[Failsafe, ...]:
     return tuple(Failsafe(one.protocol, one.port, one.net) for one in ports)
 
@@ -320,5 +317,8 @@ def _features(overrides: Mapping[str, str]) -> Features:
     )
 
 
-def _status_folder(prefix: str) -> str:
+def _status_folder(prefix: str | None, environment: Mapping[str, str]) -> str:
+    """Where CNI looks, unless somebody (other than the built-in default) names another place."""
+    if prefix is None:
+        return Paths.from_env(environment).endpoint_status
     return f"{prefix.rstrip('/')}/endpoint-status" if prefix else ""

@@ -6,18 +6,19 @@ import logging
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tortie.core import log, tasks
 from tortie.core.backoff import Backoff, Retry
-from tortie.core.errors import ConfigError, DatastoreError, KernelError
+from tortie.core.errors import ConfigError, DatastoreError, KernelError, ValidationError
 from tortie.core.files import read_or_none
 from tortie.core.health import INTERVAL, HealthSender
 from tortie.datastore import config as datastore_config
+from tortie.datastore import nodename, validate
 from tortie.datastore.backend import Backend
 from tortie.datastore.connect import connect
 from tortie.datastore.felixparams import DEFAULT_FILE, Resolved
@@ -26,6 +27,7 @@ from tortie.datastore.rules import as_read
 from tortie.felix import config as felix_config
 from tortie.felix.agent import CONFIG_KINDS, Agent
 from tortie.felix.config import RESTART, Config, Sources
+from tortie.felix.dataplane.backend import wants_nftables
 from tortie.felix.dataplane.driver import Driver, Options
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel, open_kernel, usable_versions
@@ -34,7 +36,6 @@ from tortie.felix.dataplane.sysctls import default_rp_filter
 
 _log = logging.getLogger(__name__)
 
-_NODENAME_FILE = "/var/lib/calico/nodename"
 _RETRY = Backoff(first=0.5, cap=5.0)  # of the datastore at start; Calico's syncer paces itself so
 
 
@@ -83,19 +84,10 @@ def local_sources(environment: Mapping[str, str]) -> Sources:
     """What can be known without a datastore."""
     path = environment.get("FELIX_CONFIGFILE") or DEFAULT_FILE
     text = (read_or_none(path) or b"").decode("utf-8", "replace")
-    sources = Sources(_hostname(environment), environment, text)
-    sources.hostname = felix_config.parameters(sources)["FelixHostname"]
+    sources = Sources("", environment, text)
+    named = felix_config.parameters(sources)["FelixHostname"]
+    sources.hostname = named or nodename.read(environment)[0]
     return sources
-
-
-def _hostname(environment: Mapping[str, str]) -> str:
-    """The node's name where no parameter gives it: as start-up decided it, else the host's."""
-    stored = read_or_none(environment.get("CALICO_NODENAME_FILE") or _NODENAME_FILE) or b""
-    return (
-        environment.get("NODENAME", "").strip()
-        or stored.decode("utf-8", "replace")
-        or socket.gethostname().lower()
-    )
 
 
 _ETCD = {  # Felix's own variables -> those that every component reads
@@ -125,8 +117,14 @@ def datastore_environment(environment: Mapping[str, str]) -> dict[str, str]:
 async def _guard(config: Config) -> None:
     """Deny all workloads where nothing of ours stands yet, e.g. after a reboot; else change nothing."""
     interfaces = Interfaces()
-    options = _options(config)
-    kernel = await _open(config, options, interfaces)
+    nftables = await wants_nftables(config.nft_mode)
+    # Only the datastore knows who may send tunnelled packets: the sets that say so do not exist yet.
+    settings, nft_settings = (
+        replace(one, ipip=False, vxlan=frozenset()) for one in (config.settings, config.nft_settings)
+    )
+    config = replace(config, settings=settings, nft_settings=nft_settings)
+    options = _options(config, nftables)
+    kernel = await _open(config, options, interfaces, nftables)
     try:
         driver = Driver(options, kernel, interfaces, clock=time.monotonic, rand=random.random)
         await driver.guard()
@@ -134,11 +132,12 @@ async def _guard(config: Config) -> None:
         await kernel.close()
 
 
-def _options(config: Config) -> Options:
-    return config.options(usable_versions(config.ipv6), default_rp_filter())
+def _options(config: Config, nftables: bool) -> Options:
+    versions = usable_versions(config.ipv6, nftables)
+    return config.options(versions, default_rp_filter(), nftables=nftables)
 
 
-async def _open(config: Config, options: Options, interfaces: Interfaces) -> Kernel:
+async def _open(config: Config, options: Options, interfaces: Interfaces, nftables: bool) -> Kernel:
     ownership = Ownership(
         interfaces.name_of,
         config.settings.workload_prefixes,
@@ -149,6 +148,7 @@ async def _open(config: Config, options: Options, interfaces: Interfaces) -> Ker
         options.wiring.versions,
         ownership,
         clock=time.monotonic,
+        nftables=nftables,
         backend=config.backend,
         append=config.append,
         lock_probe_ms=config.lock_probe_ms,
@@ -187,8 +187,17 @@ async def _list_configuration(backend: Backend, sources: Sources) -> None:
     for kind in CONFIG_KINDS:
         listed = await backend.list(ResourceList(kind))
         for kv in listed.items:
-            if isinstance(kv.key, ResourceKey):
+            if isinstance(kv.key, ResourceKey) and _is_valid(kv.value):
                 sources.take(kind, kv.key.name, as_read(kv.value))
+
+
+def _is_valid(value: Any) -> bool:
+    """As for the agent's syncer, which will say what is wrong."""
+    try:
+        validate.check_stored(value)
+    except ValidationError:
+        return False
+    return True
 
 
 # --- with it --------------------------------------------------------------------------------------
@@ -208,8 +217,10 @@ async def _serve(
     for line in params.ignored:
         _log.warning("%s", line)
     interfaces = Interfaces(config.interface_exclude)
-    options = _options(config)
-    kernel = await _open(config, options, interfaces)
+    nftables = await wants_nftables(config.nft_mode)
+    _log.info("enforcing with %s", "nftables" if nftables else "iptables")
+    options = _options(config, nftables)
+    kernel = await _open(config, options, interfaces, nftables)
     agent = Agent(config, params, sources, backend, options, kernel, interfaces, health)
     running = asyncio.create_task(agent.run())
     stop.add_done_callback(lambda done: agent.stop(done.result()))

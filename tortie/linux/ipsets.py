@@ -39,7 +39,7 @@ class IPSet:
 
 
 # Names that are ours; the last two belong to the first releases of Calico.
-_OURS = re.compile(r"cali[46]|felix-[46]|felix-(masq|all)-ipam-pools$")
+OURS = re.compile(r"cali[46]|felix-[46]|felix-(masq|all)-ipam-pools$")
 _TEMPORARY = re.compile(r"cali[46]t(\d+)$")
 _CREATE = re.compile(r"create (\S+) (\S+) family (inet6?)\b.*? maxelem (\d+)")
 _ERROR_LINE = re.compile(r"Error in line (\d+)")
@@ -62,7 +62,7 @@ class SetTarget:
             raise KernelError("read", "IP sets", text=saved.reason)
         known = {}
         for name, found in (await _parse(saved.output)).items():
-            if found.version == self._version and _OURS.match(name):
+            if found.version == self._version and OURS.match(name):
                 before = self._known.get(name)
                 # The same object for an unchanged set: comparing it again later costs nothing.
                 known[name] = before if before == found and before is not None else found

@@ -64,7 +64,7 @@ class Found:
 Content = Own | Hooked | Found
 
 # Chains that are ours, those of old releases of Calico included.
-_OWN_CHAIN = re.compile(r"(cali-|califw-|calitw-|califh-|calith-|calipi-|calipo-|felix-)")
+OWN_CHAIN = re.compile(r"(cali-|califw-|calitw-|califh-|calith-|calipi-|calipo-|felix-)")
 _HASH = re.compile(r'--comment "?cali:([A-Za-z0-9_-]{16})"?(?: |$)')
 _TARGET = re.compile(r"(?:-j|-g|--jump|--goto) (\S+)")
 _OLD = "<no hash>"  # stands for a rule of ours that carries none
@@ -97,7 +97,7 @@ def parse_save(text: str) -> dict[Key, list[str]]:
 def found(chain: str, rules: Collection[str]) -> Found:
     """What a chain's rules say about us."""
     hashes = tuple(map(_hash_of, rules))
-    if _OWN_CHAIN.match(chain):
+    if OWN_CHAIN.match(chain):
         return Found(hashes, ())
     return Found(hashes, tuple(rule for rule, ident in zip(rules, hashes, strict=True) if ident))
 
@@ -106,13 +106,13 @@ def _hash_of(rule: str) -> str:
     if match := _HASH.search(rule):
         return match[1]
     target = _TARGET.search(rule)
-    return _OLD if target and _OWN_CHAIN.match(target[1]) else ""
+    return _OLD if target and OWN_CHAIN.match(target[1]) else ""
 
 
 def ours(chains: Mapping[Key, list[str]]) -> dict[Key, Found]:
     """Our chains, and the kernel's as far as rules of ours stand in them."""
     everything = {key: found(key[1], rules) for key, rules in chains.items()}
-    return {key: one for key, one in everything.items() if _OWN_CHAIN.match(key[1]) or any(one.hashes)}
+    return {key: one for key, one in everything.items() if OWN_CHAIN.match(key[1]) or any(one.hashes)}
 
 
 # --- the target ---------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class TableTarget:
         for table in _TABLES:
             changing = {key: content for key, content in update.items() if key[0] == table}
             leaving = [key for key in delete if key[0] == table]
-            unhooked = [key for key in leaving if not _OWN_CHAIN.match(key[1])]
+            unhooked = [key for key in leaving if not OWN_CHAIN.match(key[1])]
             await self._write(table, changing, unhooked, failed)
             await self._remove(table, [key for key in leaving if key not in unhooked], failed)
         return failed

@@ -31,15 +31,15 @@ from tortie.felix.dataplane.hosts import assign as hosts_on_interfaces
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel
 from tortie.felix.dataplane.neighbours import Neighbours
+from tortie.felix.dataplane.nft import ArpWriter, NftSetWriter, NftTableWriter
 from tortie.felix.dataplane.routes import Candidate, RouteClass, Routes, RouteTable
 from tortie.felix.dataplane.sets import Sets, SetWriter
 from tortie.felix.dataplane.sysctls import Sysctls
-from tortie.felix.dataplane.tables import Tables, TableWriter
-from tortie.felix.rules import ir
+from tortie.felix.dataplane.tables import TableWriter
+from tortie.felix.rules.evaluate import Ruleset
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.settings import Settings
 from tortie.linux.ipsets import IPSet
-from tortie.linux.iptables import Key as ChainKey
 from tortie.linux.routes import PROTOCOL_BOOT, PROTOCOL_CALICO, TABLE_MAIN, Route, RouteType
 
 
@@ -69,11 +69,11 @@ class Options:
 class _Family:
     """One IP version's rules and sets."""
 
-    tables: Tables
+    tables: Duty[Any, Any]
     sets: Sets
     chains: TableWriter
     members: SetWriter
-    leftovers: Duty[ChainKey, Any] | None  # chains in the iptables back-end that is not in use
+    leftovers: list[Duty[Any, Any]]  # what other dataplanes left; gone in this order once the rest stands
 
 
 class Driver:
@@ -105,38 +105,41 @@ class Driver:
         self._sysctls: Sysctls = Duty("sysctls", kernel.sysctls, interval=interval, clock=clock, rand=rand)
         kernel.sysctls.wanted, kernel.routes.wanted = self._sysctls.desired, self._routes.desired
         self._route_table = RouteTable(self._routes, kernel.routes.claim)
+        self._arp = self._arp_duty()
+        self._arp_writer = None if self._arp is None else ArpWriter(self._arp)
         self._wiring = EndpointWiring(
             options.wiring, self._route_table, self._neighbours, self._sysctls, interfaces.get
         )
 
     def _family(self, version: int) -> _Family:
-        options, kernel, clock, rand = self._options, self._kernel, self._clock, self._rand
-        tables: Tables = Duty(
+        options, backend, clock, rand = self._options, self._kernel.backends[version], self._clock, self._rand
+        interval = options.table_interval
+        tables: Duty[Any, Any] = Duty(
             f"IPv{version} chains",
-            kernel.tables[version],
-            interval=options.table_interval,
-            recheck=options.table_recheck,
+            backend.tables,
+            interval=interval,
+            # Others write into iptables' tables as well, and may overwrite what they read before we wrote.
+            recheck=0.0 if backend.nftables else options.table_recheck,
             clock=clock,
             rand=rand,
         )
         sets: Sets = Duty(
             f"IPv{version} IP sets",
-            kernel.sets[version],
-            interval=options.set_interval,
+            backend.sets,
+            interval=interval if backend.nftables else options.set_interval,
             clock=clock,
             rand=rand,
             spare=self._spare_set,
         )
-        leftovers: Duty[ChainKey, Any] | None = None
-        if version in kernel.leftovers:
-            target = kernel.leftovers[version]
-            name, interval = f"IPv{version} leftover chains", options.table_interval
-            leftovers = Duty(name, target, interval=interval, clock=clock, rand=rand)
+        leftovers: list[Duty[Any, Any]] = [
+            Duty(one.name, one.target, interval=interval, clock=clock, rand=rand) for one in backend.leftovers
+        ]
+        table_writer, set_writer = _WRITERS[backend.nftables]
         return _Family(
             tables,
             sets,
-            TableWriter(version, options.settings, options.features, tables),
-            SetWriter(
+            table_writer(version, options.settings, options.features, tables),
+            set_writer(
                 version,
                 options.settings,
                 sets,
@@ -147,6 +150,12 @@ class Driver:
             leftovers,
         )
 
+    def _arp_duty(self) -> Duty[Any, Any] | None:
+        if self._kernel.arp is None:
+            return None
+        interval = self._options.table_interval
+        return Duty("ARP rules", self._kernel.arp, interval=interval, clock=self._clock, rand=self._rand)
+
     def _spare_set(self, _name: str, _set: IPSet) -> float:
         self._kept_sets |= self._keep_sets
         return inf if self._keep_sets else 0.0
@@ -156,20 +165,23 @@ class Driver:
     async def guard(self) -> None:
         """Where no rule of ours stands, deny all workloads until the state is known. Raises KernelError."""
         for version, family in self._families.items():
-            target = self._kernel.tables[version]
-            standing = await target.read()
-            if (ir.FILTER, "FORWARD") not in standing and (ir.FILTER, "INPUT") not in standing:
-                family.chains.guard()
-                # Only written: what else is left of an earlier run is looked at when the state is known.
-                for key, reason in (await target.apply(dict(family.tables.desired), ())).items():
-                    raise KernelError("write", f"chain {key[1]}", text=reason)
+            backend = self._kernel.backends[version]
+            if await backend.stands():
+                continue
+            family.chains.guard()
+            # Only written: what else is left of an earlier run is looked at when the state is known.
+            for key, reason in (await backend.tables.apply(dict(family.tables.desired), ())).items():
+                raise KernelError("write", f"chain {key[1]}", text=reason)
 
     def start(self, state: State) -> None:
         """Take the whole state for the first time: datastore and interfaces are known."""
         self._state, self._started = state, True
-        for family in self._families.values():
+        for version, family in self._families.items():
+            self._kernel.backends[version].bind(family.tables.desired)
             family.members.start(state)
             family.chains.start(state)
+        if self._arp_writer is not None:
+            self._arp_writer.start(state)
         values = sysctls.host(6 in self._families, self._options.forwarding)
         for name, value in values.items():
             self._sysctls.put(name, value)
@@ -183,6 +195,8 @@ class Driver:
         for family in self._families.values():
             family.members.update(self._state, touched)
             family.chains.update(self._state, touched)
+        if self._arp_writer is not None:
+            self._arp_writer.update(self._state, touched.workloads)
         # What ends comes first: another endpoint may want its interface.
         for ident in sorted(touched.workloads, key=lambda one: one in self._state.workloads):
             self._wiring.update(ident, self._state.workloads.get(ident))
@@ -298,8 +312,11 @@ class Driver:
         self._keep_sets = True
         sets = [family.sets for family in self._families.values()]
         await _all(self._on_interfaces() + sets)
-        await _all([family.tables for family in self._families.values()])
-        await _all([family.leftovers for family in self._families.values() if family.leftovers])
+        for version, family in self._families.items():
+            if self._kernel.backends[version].lost_all():
+                family.tables.forget()  # what took the sets away took the rules as well
+        await _all([family.tables for family in self._families.values()] + ([self._arp] if self._arp else []))
+        await asyncio.gather(*map(_clear, self._families.values()))
         if self._kept_sets and all(family.tables.outcome.ok for family in self._families.values()):
             self._keep_sets = self._kept_sets = False
             for duty in sets:
@@ -314,11 +331,12 @@ class Driver:
 
     def _duties(self) -> Iterator[Duty[Any, Any]]:
         yield from self._on_interfaces()
+        if self._arp is not None:
+            yield self._arp
         for family in self._families.values():
             yield family.sets
             yield family.tables
-            if family.leftovers is not None:
-                yield family.leftovers
+            yield from family.leftovers
 
     # --- how it stands --------------------------------------------------------------------------
 
@@ -330,7 +348,13 @@ class Driver:
         if reason := self._wiring.trouble(ident, lambda one: self._routes.reason(one.route.key)):
             return reason
         interface = self._wiring.interface(ident)
-        return _first(family.chains.trouble(interface) for family in self._families.values())
+        reason = _first(family.chains.trouble(interface) for family in self._families.values())
+        return reason or self._still_denied()
+
+    def _still_denied(self) -> str:
+        """Rules of an earlier dataplane know nothing of new endpoints, and stop their packets."""
+        duties = (duty for family in self._families.values() for duty in family.leftovers)
+        return _first("" if duty.outcome.ok else f"{duty.name} still stand" for duty in duties)
 
     def host_troubles(self) -> dict[str, str]:
         """Every host endpoint that is on an interface, and why it is not up; '' if it is."""
@@ -340,6 +364,10 @@ class Driver:
             found[endpoint.name] = found.get(endpoint.name) or reason
         return found
 
+    def rulesets(self) -> dict[int, Ruleset]:
+        """All rules that are to stand, by IP version, for evaluating packets against them."""
+        return {version: family.chains.ruleset() for version, family in self._families.items()}
+
     def failures(self) -> dict[str, str]:
         """What is not as it should be: kind of object and object -> reason."""
         return {
@@ -347,6 +375,21 @@ class Driver:
             for duty in self._duties()
             for key, reason in duty.outcome.failed.items()
         }
+
+
+async def _clear(family: _Family) -> None:
+    """Take down what other dataplanes left, now that this one enforces; sets after the rules on them."""
+    if not family.chains.stands():
+        return
+    for duty in family.leftovers:
+        if not (await duty.sync()).ok:
+            return
+
+
+_WRITERS: dict[bool, tuple[type[TableWriter], type[SetWriter]]] = {  # with nftables -> what renders for it
+    False: (TableWriter, SetWriter),
+    True: (NftTableWriter, NftSetWriter),
+}
 
 
 async def _all(duties: Iterable[Duty[Any, Any]]) -> None:

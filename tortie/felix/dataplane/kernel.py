@@ -1,32 +1,36 @@
 """All doors to this namespace's kernel that felix goes through, opened once."""
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tortie.felix.dataplane.backend import Backend, arp_target, iptables_backend, nft_backend
 from tortie.felix.dataplane.neighbours import NeighbourTarget
 from tortie.felix.dataplane.routes import Ownership, WorkloadRouteTarget
 from tortie.felix.dataplane.sysctls import SysctlTarget
-from tortie.felix.rules.profiles import expendable
 from tortie.linux import conntrack
-from tortie.linux.ipsets import SetTarget
-from tortie.linux.iptables import TableTarget
-from tortie.linux.iptables_backend import detect, installed, other_in_use, tools
+from tortie.linux.iptables_backend import installed
 from tortie.linux.netlink import NetlinkSocket
+from tortie.linux.nftables import TableTarget
 from tortie.linux.route_target import RouteTarget
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """`tables` and `sets` are by IP version; `leftovers` are tables of the iptables back-end not in use."""
+    """`backends` are by IP version; `arp` is None where ARP cannot be filtered."""
 
     netlink: NetlinkSocket
-    tables: dict[int, TableTarget]
-    sets: dict[int, SetTarget]
-    leftovers: dict[int, TableTarget]
+    backends: dict[int, Backend]
+    arp: TableTarget | None
     routes: WorkloadRouteTarget
     neighbours: NeighbourTarget
     sysctls: SysctlTarget
     ownership: Ownership
+
+    @property
+    def nftables(self) -> bool:
+        """Whether nftables enforces."""
+        return any(backend.nftables for backend in self.backends.values())
 
     async def close(self) -> None:
         await self.routes.close()
@@ -38,28 +42,26 @@ async def open_kernel(
     ownership: Ownership,
     *,
     clock: Callable[[], float],
+    nftables: bool = False,
     backend: str = "auto",
     append: bool = False,
     lock_probe_ms: int = 50,
     forget: Callable[[str], Awaitable[None]] = conntrack.flush,
 ) -> Kernel:
-    """Finds out which iptables to use. Raises KernelError if there is none."""
-    tables: dict[int, TableTarget] = {}
-    leftovers: dict[int, TableTarget] = {}
+    """`nftables` enforces, or else iptables, of which `backend` says which. Raises KernelError without it."""
+    backends: dict[int, Backend] = {}
     for version in sorted(versions):
-        chosen = await detect(version, backend)
-        tables[version] = TableTarget(
-            tools(version, chosen, lock_probe_ms), append=append, expendable=expendable
-        )
-        if (other := other_in_use(version, chosen)) is not None:
-            leftovers[version] = TableTarget(tools(version, other, lock_probe_ms))
+        if nftables:
+            backends[version] = nft_backend(version, lock_probe_ms)
+        else:
+            backends[version] = await iptables_backend(version, backend, append, lock_probe_ms)
+    arp = await arp_target() if 4 in versions else None
     netlink = NetlinkSocket()
     routes = WorkloadRouteTarget(RouteTarget(netlink, ownership.owns), ownership, forget, clock)
     return Kernel(
         netlink,
-        tables,
-        {version: SetTarget(version) for version in versions},
-        leftovers,
+        backends,
+        arp,
         routes,
         NeighbourTarget(netlink, ownership.is_workload),
         SysctlTarget(),
@@ -67,6 +69,7 @@ async def open_kernel(
     )
 
 
-def usable_versions(ipv6: bool) -> frozenset[int]:
+def usable_versions(ipv6: bool, nftables: bool = False) -> frozenset[int]:
     """The IP versions to work for: 6 only if asked for and there."""
-    return frozenset((4, 6)) if ipv6 and installed(6) else frozenset((4,))
+    there = os.path.exists("/proc/net/if_inet6") if nftables else installed(6)
+    return frozenset((4, 6)) if ipv6 and there else frozenset((4,))

@@ -31,6 +31,9 @@ class SetWriter:
         self._maximum = maximum
         self._external = tuple(external)
 
+    def _name(self, ident: str) -> str:
+        return names.ip_set(self._version, ident)
+
     def start(self, state: State) -> None:
         self._own_addresses(())
         self.update(state, Touched.everything(state))
@@ -70,7 +73,7 @@ class SetWriter:
 
     def _set(self, ident: str, members: Members | None) -> None:
         if members is None:
-            self._duty.drop(names.ip_set(self._version, ident))
+            self._duty.drop(self._name(ident))
         else:
             self._put(ident, members.kind, members.of(self._version))
 
@@ -81,4 +84,4 @@ class SetWriter:
     def _put(self, ident: str, kind: SetKind, members: Iterable[str]) -> None:
         mine = frozenset(one for one in members if version_of(one.partition(",")[0]) == self._version)
         wanted = IPSet(_TYPES[kind], self._version, mine, self._maximum)
-        self._duty.put(names.ip_set(self._version, ident), wanted)
+        self._duty.put(self._name(ident), wanted)

@@ -6,6 +6,7 @@ state, and hands the text of visible chains to the tables' duty. Nothing here to
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from tortie.felix.calc.graph import State, Touched
 from tortie.felix.calc.model import HostEndpoint, Policy, PolicyId, Tier, WorkloadId
@@ -30,7 +31,7 @@ _HOST_TABLES = (ir.FILTER, ir.MANGLE, ir.RAW)
 class TableWriter:
     """One IP version's tables."""
 
-    def __init__(self, version: int, settings: Settings, features: Features, duty: Tables) -> None:
+    def __init__(self, version: int, settings: Settings, features: Features, duty: Duty[Key, Any]) -> None:
         self._version, self._settings, self._features = version, settings, features
         self._duty = duty
         self._graph = ChainGraph(self._shown)
@@ -47,6 +48,12 @@ class TableWriter:
             self._duty.put(key, render_hook(content, key[1], self._version, self._features))
         else:
             self._duty.put(key, render_chain(content, self._version, self._features))
+
+    def _reason(self, key: Key) -> str:
+        return self._duty.reason(key)
+
+    def _dispatch_chains(self, interfaces: list[str]) -> list[ir.Chain]:
+        return dispatch.workload_dispatch(interfaces, self._settings)
 
     # --- what is always there -------------------------------------------------------------------
 
@@ -220,8 +227,7 @@ class TableWriter:
     # --- workloads' dispatch --------------------------------------------------------------------
 
     def _dispatch(self, interfaces: Iterable[str]) -> None:
-        chains = dispatch.workload_dispatch(list(interfaces), self._settings)
-        self._graph.offer(ir.FILTER, chains)
+        self._graph.offer(ir.FILTER, self._dispatch_chains(list(interfaces)))
 
     def _spoofing(self, state: State) -> None:
         """What depends on rare wishes of single endpoints."""
@@ -252,11 +258,15 @@ class TableWriter:
             key = pending.pop()
             if key not in seen:
                 seen.add(key)
-                if reason := self._duty.reason(key):
+                if reason := self._reason(key):
                     return f"{key[1]}: {reason}"
                 chain = self._graph.offered(*key)
                 pending += [(key[0], target) for target in chain.targets] if chain else []
         return ""
+
+    def stands(self) -> bool:
+        """Whether every hook is in place, and with it all that it leads to: they are written as one."""
+        return not any(self._reason(key) for key in static.hooks(self._settings))
 
     def ruleset(self) -> Ruleset:
         """All rules of this IP version, for evaluating packets against them."""

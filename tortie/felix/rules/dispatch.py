@@ -18,13 +18,29 @@ ANY_INTERFACE = "any-interface-at-all"  # stands for the endpoint of `*` in chai
 
 def workload_dispatch(interfaces: Collection[str], settings: Settings) -> list[Chain]:
     """Both directions, for the filter table."""
-    end = (Rule((), settings.filter_deny, ("Unknown interface",)),)
+    end = (_unknown(settings),)
     origin = {name: names.chain(names.FROM_WORKLOAD, name) for name in interfaces}
     to = {name: names.chain(names.TO_WORKLOAD, name) for name in interfaces}
     return [
         *_tree(names.FROM_WORKLOAD_DISPATCH, "in", origin, end),
         *_tree(names.TO_WORKLOAD_DISPATCH, "out", to, end),
     ]
+
+
+def workload_maps(interfaces: Collection[str], settings: Settings) -> list[Chain]:
+    """The same for renderers that have maps: one look-up each, however many endpoints there are."""
+    ordered = sorted(interfaces)
+    origin = tuple((name, names.chain(names.FROM_WORKLOAD, name)) for name in ordered)
+    to = tuple((name, names.chain(names.TO_WORKLOAD, name)) for name in ordered)
+    end = _unknown(settings)
+    return [
+        Chain(names.FROM_WORKLOAD_DISPATCH, (Rule(action=ir.Dispatch("in", origin)), end)),
+        Chain(names.TO_WORKLOAD_DISPATCH, (Rule(action=ir.Dispatch("out", to)), end)),
+    ]
+
+
+def _unknown(settings: Settings) -> Rule:
+    return Rule((), settings.filter_deny, ("Unknown interface",))
 
 
 def host_dispatch(

@@ -164,6 +164,10 @@ class _Walk:
                 if not isinstance(target, Chain):
                     raise KeyError(name)
                 return self._rules(name, target.rules, depth + 1), isinstance(action, ir.Goto)
+            case ir.Dispatch(direction, chains):
+                name = self.packet.in_interface if direction == "in" else self.packet.out_interface
+                chain = dict(chains).get(name)
+                return (None, False) if chain is None else self._act(ir.Goto(chain), depth)
             case ir.SetMark(value, mask):
                 self._mark((self.packet.mark & ~mask) | value)
             case ir.MarkWithinRate(mark=mark):

@@ -179,6 +179,18 @@ class Goto:
 
 
 @dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Goes on, as Goto does, in the chain of the interface the packet came in (goes out) by.
+
+    `chains`: (interface, chain). Without one for its interface the packet meets the next rule. For renderers
+    that have maps; a chain holds at most one, which bears the chain's name.
+    """
+
+    direction: Literal["in", "out"]
+    chains: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetMark:
     """mark = (mark & ~mask) | value."""
 
@@ -253,6 +265,7 @@ Action = (
     | Return
     | Jump
     | Goto
+    | Dispatch
     | SetMark
     | NoTrack
     | Masquerade
@@ -286,7 +299,11 @@ class Chain:
     @property
     def targets(self) -> Iterator[str]:
         """The chains this one leads to."""
-        return (rule.action.chain for rule in self.rules if isinstance(rule.action, (Jump, Goto)))
+        for rule in self.rules:
+            if isinstance(rule.action, (Jump, Goto)):
+                yield rule.action.chain
+            elif isinstance(rule.action, Dispatch):
+                yield from (chain for _, chain in rule.action.chains)
 
     @property
     def sets(self) -> Iterator[str]:

@@ -32,12 +32,15 @@ class Marks:
         return self.accept | self.passed | self.scratch0 | self.scratch1
 
 
-def allocate(mask: int, *, wireguard: bool = False) -> Marks:
-    """Hand out the bits of `mask` from the lowest upward. Raises ConfigError if they do not suffice."""
+def allocate(mask: int, *, wireguard: bool = False, parameter: str = "IptablesMarkMask") -> Marks:
+    """Hand out the bits of `mask` from the lowest upward. Raises ConfigError if they do not suffice.
+
+    `parameter` is where the mask comes from.
+    """
     bits = [1 << number for number in range(32) if mask & (1 << number)]
     needed = 6 if wireguard else 5
     if len(bits) < needed:
-        raise ConfigError("IptablesMarkMask", hex(mask), f"has {len(bits)} bits, {needed} are needed")
+        raise ConfigError(parameter, hex(mask), f"has {len(bits)} bits, {needed} are needed")
     accept, passed, drop, scratch0, scratch1, *rest = bits
     wireguard_bit = rest.pop(0) if wireguard else 0
     return Marks(accept, passed, drop, scratch0, scratch1, wireguard_bit, sum(rest))

@@ -12,9 +12,11 @@ from base64 import urlsafe_b64encode
 from tortie.datastore.names import length_limited
 
 MAX_CHAIN = 28  # iptables: XT_EXTENSION_MAXNAMELEN is 29 with its NUL
+MAX_LONG_CHAIN = 247  # nftables: NFT_NAME_MAXLEN is 256 with its NUL, and `mangle-` comes before
 MAX_SET = 31  # ipset: IPSET_MAXNAMELEN is 32 with its NUL
 
 _SAFE = re.compile(r"[A-Za-z0-9_.:/-]+", re.ASCII)
+_SAFE_LONG = re.compile(r"[A-Za-z0-9_./-]+", re.ASCII)  # what the nft language allows in a name
 
 # Prefixes of chains made for one object.
 POLICY_IN, POLICY_OUT = "cali-pi-", "cali-po-"
@@ -22,6 +24,7 @@ GROUP_IN, GROUP_OUT = "cali-gi-", "cali-go-"
 PROFILE_IN, PROFILE_OUT = "cali-pri-", "cali-pro-"
 TO_WORKLOAD, FROM_WORKLOAD = "cali-tw-", "cali-fw-"
 TO_HOST, FROM_HOST = "cali-th-", "cali-fh-"
+ARP = "cali-arp-"
 TO_HOST_FORWARD, FROM_HOST_FORWARD = "cali-thfw-", "cali-fhfw-"
 
 # Chains that always exist.
@@ -45,14 +48,40 @@ ALL_HOSTS, ALL_VXLAN, THIS_HOST = "all-hosts-net", "all-vxlan-net", "this-host"
 DSCP_SOURCES = "dscp-src-net"
 
 
-def chain(prefix: str, ident: str, maximum: int = MAX_CHAIN) -> str:
+class ChainName(str):
+    """A chain's name as every renderer can use it, with the one for those that need not cut it so short."""
+
+    long: str
+
+
+def chain(prefix: str, ident: str) -> str:
     """The chain of one kind for one object: `cali-pri-kns.default`."""
-    if _SAFE.fullmatch(ident):
+    short = _bounded(prefix, ident, MAX_CHAIN, _SAFE)
+    long = _bounded(prefix, ident, MAX_LONG_CHAIN, _SAFE_LONG)
+    if short == long:
+        return short
+    name = ChainName(short)
+    name.long = long
+    return name
+
+
+def long_chain(name: str) -> str:
+    """The name nftables uses for a chain: what it is made from in full, if that is harmless."""
+    return name.long if isinstance(name, ChainName) else name
+
+
+def _bounded(prefix: str, ident: str, maximum: int, safe: re.Pattern[str]) -> str:
+    if safe.fullmatch(ident):
         return length_limited(prefix, ident, maximum)
     digest = urlsafe_b64encode(hashlib.sha256(ident.encode("utf-8", "surrogatepass")).digest())
-    return f"{prefix}_{digest.decode()[: maximum - 1 - len(prefix)]}"
+    return f"{prefix}_{digest.decode().rstrip('=')[: maximum - 1 - len(prefix)]}"
 
 
 def ip_set(version: int, ident: str) -> str:
     """The kernel's name of a logical set for one family: `cali40s:5y5I3VdRZfDU01O--xXAPx2`."""
     return f"cali{version}0{ident}"[:MAX_SET]
+
+
+def nft_set(version: int, ident: str) -> str:
+    """The same in nftables, where names hold no colon: `cali40s-5y5I3VdRZfDU01O--xXAPx2`."""
+    return ip_set(version, ident).replace(":", "-")

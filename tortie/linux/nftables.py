@@ -1,0 +1,389 @@
+"""Makes one nftables table what it should be, in one atomic transaction, and looks at no other table.
+
+A Target for the reconciler. Its keys are (kind, name), kind being "chain" or "map"; the table's sets are
+those of nft_sets.py, which shares it.
+
+What it relies on and gives:
+- The table is ours alone: what stands in it and is not wanted goes. No other table is ever listed, so
+  nothing that others write there can disturb us, however new to this nft it may be.
+- Each rule carries the comment `cali:<hash>`, and the hash covers all rules before it in its chain. Reading
+  is therefore comparing hashes; the kernel's rewording of a rule never matters.
+- Everything that differs is written at once, whether asked for or not: the kernel takes the transaction as
+  a whole or leaves everything as it was. A changed chain is flushed and filled again within it.
+- After five failures in a row the table is deleted and built anew, sets included, in that same transaction:
+  packets meet the old rules or the new ones, and nothing that stood in the way survives.
+- A chain that the kernel refuses and that may be replaced (`expendable`) is written as a single drop, so
+  that it neither opens nor holds up the rest; its key fails with the kernel's reason.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import msgspec
+
+from tortie.core.errors import KernelError
+from tortie.linux.process import Finished, run
+
+Family = Literal["ip", "ip6", "arp"]
+Key = tuple[str, str]
+
+
+class Rule(NamedTuple):
+    """The hash in its comment, and the rule's whole text (comment included)."""
+
+    hash: str
+    text: str
+
+
+class Base(NamedTuple):
+    """What ties a chain to a hook of the kernel; its policy is always accept."""
+
+    type: str
+    hook: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    rules: tuple[Rule, ...] = ()
+    base: Base | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """From interface to the chain to go to: (interface, chain) of each."""
+
+    elements: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A chain as read: the hash of each rule, "" for one without."""
+
+    hashes: tuple[str, ...]
+    base: Base | None = None
+    policy: str = "accept"
+
+
+Content = Chain | Map | Found
+
+_HASH = re.compile(r"cali:([A-Za-z0-9_-]{16})(?:;|$)")
+LINE = re.compile(r"stdin:(\d+):")
+_MISSING = "No such file or directory"
+_DROP = (Rule("", "drop"),)
+_STRANGE = ("", "")  # stands for a map's element that none of ours could be
+_NONE: frozenset[tuple[str, str]] = frozenset()
+_MAX_REPLACED = 16  # chains replaced in one transaction; more means that something else is wrong
+_PATIENCE = 5  # failures in a row before the table is built anew, Calico's
+_DEADLINE = 60.0  # seconds; a hundred thousand lines take about three
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+class _ListedChain(msgspec.Struct):
+    name: str
+    type: str = ""
+    hook: str = ""
+    prio: int = 0
+    policy: str = "accept"
+
+
+class _ListedRule(msgspec.Struct):
+    chain: str
+    comment: str = ""
+
+
+class _Named(msgspec.Struct):
+    name: str
+    elem: list[msgspec.Raw] = []
+
+
+_Element = tuple[str, dict[str, dict[str, str] | None]]  # ["eth0", {"goto": {"target": "chain"}}]
+
+
+class _Listed(msgspec.Struct):
+    chain: _ListedChain | None = None
+    rule: _ListedRule | None = None
+    map: _Named | None = None
+    set: _Named | None = None
+
+
+class _Listing(msgspec.Struct):
+    nftables: list[_Listed]
+
+
+async def nft(*command: str, given: str = "") -> Finished:
+    """Raises KernelError if nft is missing or does not answer."""
+    return await run("nft", *command, given=given, deadline=_DEADLINE)
+
+
+async def listing(*command: str) -> bytes | None:
+    """What `nft -j list …` says; None if there is no such thing. Raises KernelError."""
+    done = await nft("-j", *command)
+    if done.status == 0:
+        return done.output.encode("utf-8", "surrogateescape")
+    if _MISSING in done.complaint:
+        return None
+    raise KernelError("read", "nftables", text=done.reason)
+
+
+def _decode(text: bytes) -> list[_Listed]:
+    try:
+        return msgspec.json.decode(text, type=_Listing).nftables
+    except msgspec.DecodeError as err:
+        raise KernelError("read", "nftables", text=f"nft lists what cannot be understood: {err}") from err
+
+
+def parse_table(text: bytes) -> tuple[dict[Key, Found], list[str], list[str]]:
+    """The chains of a table as `nft -j -t list table` shows it, and the names of its maps and sets."""
+    listed = _decode(text)
+    hashes: dict[str, list[str]] = {one.chain.name: [] for one in listed if one.chain is not None}
+    for one in listed:
+        if one.rule is not None:
+            match = _HASH.match(one.rule.comment)
+            hashes[one.rule.chain].append(match[1] if match else "")
+    chains: dict[Key, Found] = {}
+    for chain in (one.chain for one in listed if one.chain is not None):
+        base = Base(chain.type, chain.hook, chain.prio) if chain.hook else None
+        chains["chain", chain.name] = Found(tuple(hashes[chain.name]), base, chain.policy)
+    maps = [one.map.name for one in listed if one.map is not None]
+    return chains, maps, [one.set.name for one in listed if one.set is not None]
+
+
+def parse_map(text: bytes) -> Map:
+    """What `nft -j list map` shows of one of ours; elements of other kinds make it unlike any of ours."""
+    elements: set[tuple[str, str]] = set()
+    for one in _decode(text):
+        for raw in one.map.elem if one.map else ():
+            try:
+                interface, verdict = msgspec.json.decode(
+                    raw, type=tuple[str, dict[str, dict[str, str] | None]]
+                )
+                elements.add((interface, (verdict.get("goto") or {}).get("target", "")))
+            except msgspec.ValidationError:
+                elements.add(_STRANGE)
+    return Map(frozenset(elements))
+
+
+# --- the target ---------------------------------------------------------------------------------
+
+
+class TableSets(Protocol):
+    """What a table has to know of its sets, to bring back those that vanished with it."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of those that should be standing."""
+
+    def creation(self, names: Collection[str]) -> Iterator[str]:
+        """The lines that make them, members included."""
+
+
+class NoSets:
+    names: Collection[str] = ()
+
+    def creation(self, _names: Collection[str]) -> Iterator[str]:
+        return iter(())
+
+
+class TableTarget:
+    """reconcile.Target[Key, Content] for one table.
+
+    Once `wanted` is what the reconciler wants altogether, all of it is written that differs; before that,
+    only what is asked for.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        name: str,
+        sets: TableSets | None = None,
+        *,
+        expendable: Callable[[str], bool] = lambda _chain: False,
+    ) -> None:
+        self._table = f"{family} {name}"
+        self._sets = sets or NoSets()
+        self._expendable = expendable
+        self._known: dict[Key, Content] = {}  # as read or written last
+        self._lost: list[str] = []  # sets that were not there when the table was read last
+        self._failures = 0  # transactions refused in a row
+        self.wanted: Mapping[Key, Content] | None = None
+
+    async def read(self) -> Mapping[Key, Content]:
+        """Everything in the table but its sets. Raises KernelError."""
+        text = await listing("-t", "list", "table", *self._table.split())
+        self._known = {}
+        chains, maps, sets = ({}, [], []) if text is None else parse_table(text)
+        self._lost = [name for name in self._sets.names if name not in sets]
+        self._known.update(chains)
+        for name in maps:
+            listed = await listing("list", "map", *self._table.split(), name)
+            self._known["map", name] = Map() if listed is None else parse_map(listed)
+        return dict(self._known)
+
+    async def holds(self, *chains: str) -> bool:
+        """Whether rules of ours stand in any of these. Raises KernelError."""
+        await self.read()
+        found = (self._known.get(("chain", chain)) for chain in chains)
+        return any(isinstance(one, Found) and any(one.hashes) for one in found)
+
+    async def apply(self, update: Mapping[Key, Content], delete: Collection[Key]) -> Mapping[Key, str]:
+        """One transaction for everything that differs, `update` and `delete` among it."""
+        replaced: dict[Key, str] = {}  # chains the kernel refused -> its reason
+        wanted = self.wanted
+        if wanted is None:
+            wanted = {key: content for key, content in self._known.items() if key not in delete} | dict(
+                update
+            )
+        while True:
+            lines = list(self._transaction(wanted, replaced))
+            done = await nft("-f", "-", given="".join(f"{line}\n" for _, line in lines))
+            if done.status == 0:
+                break
+            refused = self._refused(done, lines)
+            if not all(self._may_replace(key, replaced) for key in refused) or not refused:
+                self._failures += 1
+                return dict.fromkeys([*update, *delete], " ".join(done.reason.split()))
+            replaced.update(refused)
+        self._failures, self._lost = 0, []
+        self._known = {key: Found(("",)) if key in replaced else content for key, content in wanted.items()}
+        return {key: f"drops everything instead: {why}" for key, why in replaced.items()}
+
+    def same(self, desired: Content, actual: Content) -> bool:
+        if desired is actual or desired == actual:
+            return True
+        if not isinstance(desired, Chain) or not isinstance(actual, Found):
+            return False
+        expected = tuple(rule.hash for rule in desired.rules)
+        return (actual.hashes, actual.base, actual.policy) == (expected, desired.base, "accept")
+
+    # --- what the kernel said -------------------------------------------------------------------
+
+    def _refused(self, done: Finished, lines: list[tuple[Key | None, str]]) -> dict[Key, str]:
+        """The chains whose lines the kernel complains about; empty if it is about anything else."""
+        refused: dict[Key, str] = {}
+        for match in LINE.finditer(done.complaint):
+            number = int(match[1])
+            key = lines[number - 1][0] if 0 < number <= len(lines) else None
+            if key is None:
+                return {}
+            refused.setdefault(key, " ".join(done.complaint[match.end() :].split("\n")[0].split()))
+        return refused
+
+    def _may_replace(self, key: Key, replaced: Mapping[Key, str]) -> bool:
+        if key[0] != "chain" or key in replaced or len(replaced) >= _MAX_REPLACED:
+            return False
+        return self._expendable(key[1])
+
+    # --- the transaction ------------------------------------------------------------------------
+
+    def _transaction(
+        self, wanted: Mapping[Key, Content], replaced: Collection[Key]
+    ) -> Iterator[tuple[Key | None, str]]:
+        """All its lines, each with the key it belongs to."""
+        rebuild = self._failures >= _PATIENCE or self._rehooked(wanted)
+        known: Mapping[Key, Content] = {} if rebuild else self._known
+        yield None, f"add table {self._table}"
+        if rebuild:
+            yield None, f"delete table {self._table}"
+            yield None, f"add table {self._table}"
+        dirty = {
+            key: content
+            for key, content in wanted.items()
+            if key not in known or key in replaced or not self.same(content, known[key])
+        }
+        chains = {key: content for key, content in dirty.items() if isinstance(content, Chain)}
+        maps = {key: content for key, content in dirty.items() if isinstance(content, Map)}
+        gone = [key for key in known if key not in wanted]
+        yield from self._map_removals(maps, known)
+        yield from self._chain_starts(chains, known)
+        for line in self._sets.creation(self._sets.names if rebuild else self._lost):
+            yield None, line
+        for key, chain in chains.items():
+            for rule in _DROP if key in replaced else chain.rules:
+                yield key, f"add rule {self._table} {key[1]} {rule.text}"
+        yield from self._map_additions(maps, known)
+        yield from self._removals(gone)
+
+    def _rehooked(self, wanted: Mapping[Key, Content]) -> bool:
+        """Whether a base chain stands at the wrong hook, which only a new table can mend."""
+        pairs = ((content, self._known.get(key)) for key, content in wanted.items())
+        return any(
+            isinstance(content, Chain) and isinstance(before, Found) and before.base != content.base
+            for content, before in pairs
+        )
+
+    def _map_removals(
+        self, maps: Mapping[Key, Map], known: Mapping[Key, Content]
+    ) -> Iterator[tuple[Key, str]]:
+        for key, wanted in maps.items():
+            before = known.get(key)
+            if not isinstance(before, Map):
+                yield key, f"add map {self._table} {key[1]} {{ type ifname : verdict; }}"
+            elif _STRANGE in before.elements:
+                yield key, f"flush map {self._table} {key[1]}"
+            elif stale := before.elements - wanted.elements:
+                yield key, f"delete element {self._table} {key[1]} {{ {_listed_keys(stale)} }}"
+
+    def _map_additions(
+        self, maps: Mapping[Key, Map], known: Mapping[Key, Content]
+    ) -> Iterator[tuple[Key, str]]:
+        for key, wanted in maps.items():
+            before = known.get(key)
+            kept = before.elements if isinstance(before, Map) else _NONE
+            kept = _NONE if _STRANGE in kept else kept
+            if new := sorted(wanted.elements - kept):
+                text = ", ".join(f'"{interface}" : goto {chain}' for interface, chain in new)
+                yield key, f"add element {self._table} {key[1]} {{ {text} }}"
+
+    def _chain_starts(
+        self, chains: Mapping[Key, Chain], known: Mapping[Key, Content]
+    ) -> Iterator[tuple[Key, str]]:
+        for key, chain in chains.items():
+            hook = ""
+            if chain.base is not None:
+                kind, where, priority = chain.base
+                hook = f" {{ type {kind} hook {where} priority {priority}; policy accept; }}"
+            yield key, f"add chain {self._table} {key[1]}{hook}"
+            if key in known:
+                yield key, f"flush chain {self._table} {key[1]}"
+
+    def _removals(self, gone: Collection[Key]) -> Iterator[tuple[Key, str]]:
+        """Emptied first, as one may lead to another."""
+        chains = [key for key in gone if key[0] == "chain"]
+        for key in chains:
+            yield key, f"flush chain {self._table} {key[1]}"
+        for key in gone:
+            if key[0] == "map":
+                yield key, f"flush map {self._table} {key[1]}"
+        for key in chains:
+            yield key, f"delete chain {self._table} {key[1]}"
+        for key in gone:
+            if key[0] == "map":
+                yield key, f"delete map {self._table} {key[1]}"
+
+
+def _listed_keys(elements: Collection[tuple[str, str]]) -> str:
+    return ", ".join(f'"{interface}"' for interface, _ in sorted(elements))
+
+
+class StrayTable:
+    """reconcile.Target for a table that is to go as a whole; its one key is its name."""
+
+    def __init__(self, family: Family, name: str) -> None:
+        self._table = f"{family} {name}"
+
+    async def read(self) -> Mapping[str, None]:
+        """Raises KernelError."""
+        found = await listing("-t", "list", "table", *self._table.split())
+        return {} if found is None else {self._table: None}
+
+    async def apply(self, _update: Mapping[str, None], delete: Collection[str]) -> Mapping[str, str]:
+        done = await nft("-f", "-", given="".join(f"add table {one}\ndelete table {one}\n" for one in delete))
+        return {} if done.status == 0 else dict.fromkeys(delete, done.reason)
+
+    def same(self, _desired: None, _actual: None) -> bool:
+        return True
