@@ -255,7 +255,8 @@ def test_the_search_for_traces_finds_them(lab: Lab) -> None:
     box = lab.nodes["node-2"].box
     box.path(f"/var/lib/calico/{MARK}").write_text(MARK)
     box.run("ip", "link", "add", f"{MARK}", "type", "veth", "peer", "name", "other")
-    assert f"/var/lib/calico/{MARK}" in traces(lab) and len(traces(lab)) == 3, "the file, and each end of the pair"
+    assert f"/var/lib/calico/{MARK}" in traces(lab)
+    assert len(traces(lab)) == 3, "the file, and each end of the pair"
     box.run("ip", "link", "del", MARK)
     box.path(f"/var/lib/calico/{MARK}").unlink()
     assert traces(lab) == []
