@@ -18,8 +18,8 @@ _ACCOUNTS: list[Json] = [
     {"selector": "all()"}, {"selector": "team != 'a'"},
 ]  # fmt: skip
 _NETS = {
-    4: ["%near4%/32", "%far4%/32", "%ext4%/32", "%srv4%/32", "%alt4%/31", "%pool4%", "10.0.0.0/8"],
-    6: ["%near6%/128", "%far6%/128", "%ext6%/128", "%srv6%/128", "%alt6%/127", "%pool6%", "fd77::/64"],
+    4: ["%near4%/32", "%far4%/32", "%ext4%/32", "%srv4%/32", "%alt4%/32", "%pool4%", "10.0.0.0/8"],
+    6: ["%near6%/128", "%far6%/128", "%ext6%/128", "%srv6%/128", "%alt6%/128", "%pool6%", "fd77::/64"],
 }
 _PORTS: list[int | str] = [
     8080,
