@@ -60,7 +60,7 @@ def some_clusters() -> list[list[Json]]:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(chance.resources())
+    @given(chance.resources(wide=False))
     def collect(resources: list[Json]) -> None:
         found.append(resources)
 
