@@ -94,6 +94,26 @@ def test_nothing_of_the_last_run_goes_before_start_up_is_over(watched: Watched) 
     watched.run(act)
 
 
+def test_what_this_run_has_known_goes_at_once(watched: Watched) -> None:
+    """A peer that never comes lengthens start-up; what others take back meanwhile must not stay that long."""
+    watched.ns.run("ip", "route", "add", "192.168.2.0/26", "via", "10.0.0.2", "proto", "186")
+    two = (NextHop("10.0.0.2", watched.index, onlink=True), NextHop("10.0.0.3", watched.index, onlink=True))
+
+    async def act() -> None:
+        both = Route("192.168.3.0/26", nexthops=two, protocol=186)
+        watched.kernel.want(
+            {"192.168.2.0/26": watched.via("192.168.2.0/26", "10.0.0.2"), "192.168.3.0/26": both}
+        )
+        await watched.kernel.sync()
+        watched.kernel.want(
+            {"192.168.2.0/26": None, "192.168.3.0/26": watched.via("192.168.3.0/26", "10.0.0.3")}
+        )
+        await watched.kernel.sync()
+        assert watched.bgp_routes() == ["192.168.3.0/26 via 10.0.0.3 dev eth0 onlink"]
+
+    watched.run(act)
+
+
 def test_what_is_taken_away_comes_back(watched: Watched) -> None:
     async def act() -> None:
         watched.want(

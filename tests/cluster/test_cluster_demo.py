@@ -164,25 +164,34 @@ def assert_shows_a_cluster(text: str) -> None:
     ):
         assert words.lower() in text.lower(), text
     assert text.count("Established") == 6, "three nodes with two sessions each"
-    lines = [line.split() for line in text.partition("Who reaches whom")[2].splitlines()]
-    rows = [line for line in lines if "·" in line]  # each pod's own cell
-    assert [row[0] for row in rows] == ["web-0", "web-1", "db-0", "client-0"], text
-    assert all(sorted(row[1:]) == ["ok", "ok", "ok", "·"] for row in rows), text
+    before, _, after = text.partition("Who reaches whom")[2].partition("Who reaches whom now")
+    assert [row.split()[0] for row in rows(before)] == ["frontend-0", "backend-0", "db-0", "backend-1"], text
+    assert all(sorted(row.split()[1:]) == ["ok", "ok", "ok", "·"] for row in rows(before)), text
+    # Then the policy, which concerns one of them.
+    assert [b for a, b in zip(rows(before), rows(after), strict=True) if a != b] == [
+        "frontend-0  ·           ok          timed out   ok"
+    ], text
+    assert "iptables-save -t filter | grep -e '-A cali-pi-" in text and "ipset list cali40s:" in text
+
+
+def rows(matrix: str) -> list[str]:
+    lines = [line.strip() for line in matrix.splitlines()]
+    return [line for line in lines if "·" in line]  # each pod's own cell
 
 
 def entered() -> None:
     """`shell` is inside what it names, and passes the exit code on."""
     assert run("shell", "node-2", "hostname").stdout == "node-2\n"
-    assert "dev eth0" in run("shell", "web-0", "ip", "route").stdout
+    assert "dev eth0" in run("shell", "frontend-0", "ip", "route").stdout
     nodes = run("shell", "node-1", "calicoctl", "get", "nodes")
     assert nodes.stdout.split() == ["NAME", "node-1", "node-2", "node-3"]
-    assert run("shell", "web-0", "sh", "-c", "exit 7").returncode == 7
+    assert run("shell", "frontend-0", "sh", "-c", "exit 7").returncode == 7
     unknown = run("shell", "web-9")
     assert unknown.returncode == 1
-    assert "there is no node or pod 'web-9'; there are: node-1, node-2, node-3, web-0" in unknown.stderr
+    assert "there is no 'web-9'; there are: lab, node-1, node-2, node-3, frontend-0" in unknown.stderr
     assert "_environment" not in unknown.stderr
-    inside = Terminal("shell", "web-0")
-    inside.wait_for("web-0# ")
+    inside = Terminal("shell", "frontend-0")
+    inside.wait_for("frontend-0# ")
     os.write(inside._fd, b"exit 3\n")
     assert inside.wait() == 3
 
@@ -212,7 +221,7 @@ def test_wrong_arguments_are_explained_and_do_nothing(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "moment", ["A cluster of", "underlay", "etcd at", "node-2 at", "is ready", "pod web-1"]
+    "moment", ["A cluster of", "underlay", "etcd at", "node-2 at", "is ready", "pod backend-0"]
 )
 def test_ctrl_c_while_it_comes_up(moment: str) -> None:
     terminal = Terminal("demo")

@@ -40,7 +40,7 @@ def edit(lab: Lab, field: str, value: str) -> None:
 
 
 def source_seen_outside(lab: Lab, pod: Pod) -> str:
-    """The source address of a packet from a pod, as a machine outside the cluster sees it; '' if none came."""
+    """The source address of a pod's packet, as a machine outside the cluster sees it; '' if none came."""
     node = lab.nodes[pod.box.name]
     outside = f"{node.ip.rpartition('.')[0]}.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:

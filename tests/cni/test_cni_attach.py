@@ -51,7 +51,7 @@ def test_inside_the_pod_everything_goes_to_the_link_local_gateway(machine: Machi
         {"dst": "169.254.1.1", "dev": "eth0", "scope": "link", "flags": []},
     ]
     answer = inside.run("arping", "-c", "1", "-I", "eth0", "169.254.1.1")
-    assert "ee:ee:ee:ee:ee:ee" in answer
+    assert "ee:ee:ee:ee:ee:ee" in answer.lower()
     inside.run("ping", "-c", "1", "-W", "2", "192.0.2.1")
     assert inside.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == "0"
 

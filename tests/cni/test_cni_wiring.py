@@ -64,7 +64,7 @@ def test_an_address_in_use_leaves_the_other_pod_alone(make_netns: MakeNetns) -> 
 def test_the_very_same_route_is_no_conflict(make_netns: MakeNetns) -> None:
     """Felix may have been faster with it."""
     host, container = make_netns(), make_netns()
-    build(host, container, replace(PAIR, host_routes=False))
+    build(host, container)
     index = host.ifindex("cali1")
     with entered(host):
         for _ in range(2):

@@ -107,7 +107,9 @@ def test_a_refused_object_waits_while_others_go_on() -> None:
     assert status is not None and (status.state, status.reason) == (State.FAILED, "no such device")
     applies = kernel.applies
     clock.now += 0.5
-    assert sync(reconciler).retry_at == 1001.0 and kernel.applies == applies, "still backing off"
+    outcome = sync(reconciler)
+    assert outcome.retry_at == 1001.0 and kernel.applies == applies, "still backing off"
+    assert outcome.failed == {"bad": "no such device"}, "what waits for its next try has still failed"
     clock.now += 0.6
     assert sync(reconciler).retry_at == pytest.approx(clock.now + 2), "the wait doubles"
     kernel.refuse = {}

@@ -283,7 +283,7 @@ def test_writes_under_fire_are_each_done_at_most_once(etcd: Etcd) -> None:
 def test_many_callers_share_one_connection(etcd: Etcd) -> None:
     async def scenario() -> None:
         async with Proxy(etcd.endpoint) as proxy:
-            link = link_to(proxy.endpoint)
+            link = link_to(proxy.endpoint, timing=Timing())
             keys = [f"k{number}".encode() for number in range(200)]
             await asyncio.gather(*(link.call(proto.PUT, proto.put(key, key)) for key in keys))
             assert await asyncio.gather(*(read(link, key) for key in keys)) == [[key] for key in keys]

@@ -15,7 +15,7 @@ from tests.support.etcd import Etcd
 from tests.support.links import link_to, read
 from tests.support.proxy import Proxy
 from tortie.core.errors import DatastoreUnreachable
-from tortie.datastore.etcdchannel import Timing
+from tortie.datastore.etcdchannel import Timing, explained
 
 pytestmark = pytest.mark.kernel
 
@@ -107,17 +107,23 @@ def test_every_tls_fault_names_endpoint_and_cause(
     for change, cause in [
         ({"etcdCACertFile": other.ca}, "CERTIFICATE_VERIFY_FAILED"),
         ({"etcdCACertFile": ""}, "CERTIFICATE_VERIFY_FAILED"),  # signed by nobody whom the host knows
-        ({"etcdCACertFile": str(garbage)}, "127.0.0.1"),
+        ({"etcdCACertFile": str(garbage)}, "is no PEM"),
         ({"etcdCACertFile": "/nowhere/ca"}, "etcdCACertFile = '/nowhere/ca': cannot be read: No such file"),
         ({"etcdCertFile": "", "etcdKeyFile": ""}, "127.0.0.1"),
         ({"etcdCertFile": expired["cert"], "etcdKeyFile": expired["key"]}, "127.0.0.1"),
-        ({"etcdKeyFile": expired["key"]}, "127.0.0.1"),  # not the certificate's
+        ({"etcdKeyFile": expired["key"]}, "the key belongs to another certificate"),
     ]:
         with pytest.raises(DatastoreUnreachable, match="no etcd endpoint answers") as caught:
             run(read_once(tls_etcd.endpoint, **client | change))
         assert cause in str(caught.value), change
     with pytest.raises(DatastoreUnreachable):
         run(read_once(tls_etcd.endpoint.replace("https", "http")))
+
+
+def test_a_refused_client_certificate_is_explained() -> None:
+    """Not asked of a server above: whether its alert or its hanging up is seen first is chance."""
+    assert "another client certificate" in explained("Unwrap failed (TSI_DATA_CORRUPTED)")
+    assert explained("Socket closed") == "Socket closed" and explained("") == ""
 
 
 def test_the_servers_certificate_must_be_for_the_name_dialled_and_in_force(

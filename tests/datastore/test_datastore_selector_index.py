@@ -83,7 +83,7 @@ class AgainstBruteForce(RuleBasedStateMachine):
     @rule(name=names)
     def delete_parent(self, name: str) -> None:
         self.parents.pop(name, None)
-        self.take(self.index.delete_parent(name))
+        self.take(self.index.update_parent(name, {}))
 
     @invariant()
     def the_matches_are_those_of_brute_force(self) -> None:
@@ -102,7 +102,7 @@ class AgainstBruteForce(RuleBasedStateMachine):
         for item in self.items:
             self.take(self.index.delete_item(item))
         for name in self.parents:
-            self.take(self.index.delete_parent(name))
+            self.take(self.index.update_parent(name, {}))
         for selector in self.selectors:
             self.take(self.index.delete_selector(selector))
         assert not self.told
@@ -118,7 +118,7 @@ TestAgainstBruteForce = AgainstBruteForce.TestCase
 
 def test_unknown_ids_are_no_error() -> None:
     index: SelectorIndex[str, str] = SelectorIndex()
-    assert index.delete_item("i") == index.delete_selector("s") == index.delete_parent("p") == []
+    assert index.delete_item("i") == index.delete_selector("s") == index.update_parent("p", {}) == []
     assert not index.items_of("s") and not index.selectors_of("i")
 
 
@@ -129,7 +129,7 @@ def test_a_parent_counts_from_when_it_is_known_and_own_labels_shadow_it() -> Non
     assert index.update_item("shadowing", {"team": "b"}, ["kns.x"]) == []
     assert index.update_parent("kns.x", {"team": "a"}) == [Match("s", "plain", True)]
     assert index.update_item("shadowing", {}, ["kns.x"]) == [Match("s", "shadowing", True)]
-    assert index.delete_parent("kns.x") == [Match("s", "plain", False), Match("s", "shadowing", False)]
+    assert index.update_parent("kns.x", {}) == [Match("s", "plain", False), Match("s", "shadowing", False)]
 
 
 def test_earlier_parents_shadow_later_ones() -> None:

@@ -152,8 +152,8 @@ def rule_matches(world: World, rule: Rule, namespace: str, packet: Packet) -> bo
     )
 
 
-def _number(protocol: Any) -> int | None:
-    return _NUMBERS.get(protocol, protocol)
+def _number(protocol: int | str | None) -> int | None:
+    return _NUMBERS[protocol] if isinstance(protocol, str) else protocol
 
 
 def _icmp(wanted: Any, packet: Packet) -> bool:

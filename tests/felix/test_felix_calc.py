@@ -309,7 +309,7 @@ def some_objects(rand: Random) -> dict[Key, Any]:
     for name in ("t", "default"):
         objects.update([tier(name, rand.choice([None, 1, 2]), rand.choice(["Pass", "Deny"]))])
     for number in range(4):
-        fields = {
+        fields: dict[str, Any] = {
             "selector": rand.choice(["", "(", *selectors]),
             "order": rand.choice([None, 1, 2]),
             "tier": rand.choice(["t", "default", "unknown"]),
@@ -318,7 +318,9 @@ def some_objects(rand: Random) -> dict[Key, Any]:
             "egress": tuple(rules()),
         }
         if rand.random() < 0.5:
-            flags = rand.choice([{}, {"doNotTrack": True}, {"preDNAT": True}, {"applyOnForward": True}])
+            flags: dict[str, Any] = rand.choice(
+                [{}, {"doNotTrack": True}, {"preDNAT": True}, {"applyOnForward": True}]
+            )
             objects.update([global_policy(f"g{number}", **fields, **flags)])
         else:
             objects.update([policy(f"n{number}", **fields)])

@@ -239,7 +239,8 @@ def test_policy_before_translation_is_for_what_comes_in() -> None:
 
 def test_failsafes_are_of_one_family_each() -> None:
     settings = Settings(failsafe_in=(Failsafe("tcp", 22), Failsafe("tcp", 23, "10.0.0.0/8")))
-    for version, count in ((4, 2), (6, 1)):
+    discovery = 4  # kinds of ICMPv6 that do what ARP does, in front of all others
+    for version, count in ((4, 2), (6, 1 + discovery)):
         chains = {chain.name: chain for chain in static.chains(version, settings)[ir.FILTER]}
         assert len(chains[names.FAILSAFE_IN].rules) == count
         raw = {chain.name: chain for chain in static.chains(version, settings)[ir.RAW]}

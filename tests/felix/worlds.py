@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from tests.felix import spec
-from tortie.datastore.keys import Key, key_of
+from tortie.datastore.keys import ResourceKey, key_of
 from tortie.datastore.types.endpoint import (
     EndpointPort,
     HostEndpoint,
@@ -134,7 +134,7 @@ def _profile(rand: Random, name: str, labels: Mapping[str, str], *, rules: bool)
     def some() -> tuple[Rule, ...]:
         if not rules:
             return ()
-        return (Rule(action="Allow"),) if rand.random() < 0.7 else tuple(a_rule(rand, "") for _ in range(2))
+        return (Rule(action="Allow"),) if rand.random() < 0.7 else tuple(a_rule(rand) for _ in range(2))
 
     return Profile(
         metadata=ObjectMeta(name=name),
@@ -142,7 +142,7 @@ def _profile(rand: Random, name: str, labels: Mapping[str, str], *, rules: bool)
     )
 
 
-def a_world(rand: Random) -> dict[Key, Any]:
+def a_world(rand: Random) -> dict[ResourceKey, Any]:
     """Valid objects, as they are stored."""
     objects: list[Any] = [pod_object(place) for place in PODS]
     objects += [
@@ -177,7 +177,7 @@ def _valid(resource: Any) -> Any:
     return found
 
 
-def specified(objects: Mapping[Key, Any]) -> spec.World:
+def specified(objects: Mapping[Any, Any]) -> spec.World:
     """The same world as the specification sees it."""
     return spec.World(objects.values(), NODE, failsafe, {"eth0": (HOST.v4, HOST.v6)})
 
@@ -203,6 +203,15 @@ _SELECTORS = [text for text in spec.SELECTORS if text]
 _TEAMS = ["team == 'red'", "team != 'red'", "app == 'web'"]
 
 
+_STAGES: list[dict[str, Any]] = [
+    {},
+    {},
+    {"applyOnForward": True},
+    {"applyOnForward": True, "doNotTrack": True},
+    {"applyOnForward": True, "preDNAT": True},
+]
+
+
 def a_policy(rand: Random, number: int) -> Any:
     common: dict[str, Any] = {
         "tier": rand.choice(["default", "default", "first"]),
@@ -212,43 +221,30 @@ def a_policy(rand: Random, number: int) -> Any:
         "serviceAccountSelector": rand.choice([*[""] * 9, "team == 'red'"]),
     }
     kind = rand.choice(["namespaced", "namespaced", "global", "global", "global", "staged"])
-    metadata: dict[str, Any] = {"name": f"p{number}"}
+    metadata = ObjectMeta(name=f"p{number}")
     if kind == "namespaced":
-        namespace = rand.choice(["one", "two"])
-        rules = _rules(rand, common["types"], namespace)
-        metadata = ObjectMeta(name=f"p{number}", namespace=namespace)  # type: ignore[assignment]
-        return NetworkPolicy(metadata=metadata, spec=NetworkPolicySpec(**common, **rules))  # type: ignore[arg-type]
-    if common["selector"] not in ("!all()",):
+        metadata = ObjectMeta(name=f"p{number}", namespace=rand.choice(["one", "two"]))
+        return NetworkPolicy(metadata=metadata, spec=NetworkPolicySpec(**common, **_rules(rand, common)))
+    if common["selector"] != "!all()":
         common["namespaceSelector"] = rand.choice([*[""] * 6, "all()", *_TEAMS])
     if kind == "staged":
-        rules = _rules(rand, common["types"], "")
-        staged = StagedGlobalNetworkPolicySpec(**common, **rules, stagedAction="Set")
-        return StagedGlobalNetworkPolicy(metadata=ObjectMeta(name=f"p{number}"), spec=staged)
-    stage = rand.choice(
-        [
-            {},
-            {},
-            {"applyOnForward": True},
-            {"applyOnForward": True, "doNotTrack": True},
-            {"applyOnForward": True, "preDNAT": True},
-        ]
-    )
-    if "preDNAT" in stage:
+        staged = StagedGlobalNetworkPolicySpec(**common, **_rules(rand, common), stagedAction="Set")
+        return StagedGlobalNetworkPolicy(metadata=metadata, spec=staged)
+    common |= rand.choice(_STAGES)
+    if "preDNAT" in common:
         common["types"] = ("Ingress",)
-    rules = _rules(rand, common["types"], "")
-    return GlobalNetworkPolicy(
-        metadata=ObjectMeta(name=f"p{number}"), spec=GlobalNetworkPolicySpec(**common, **rules, **stage)
-    )
+    whole = GlobalNetworkPolicySpec(**common, **_rules(rand, common))
+    return GlobalNetworkPolicy(metadata=metadata, spec=whole)
 
 
-def _rules(rand: Random, types: tuple[str, ...], namespace: str) -> dict[str, tuple[Rule, ...]]:
+def _rules(rand: Random, common: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        direction.lower(): tuple(a_rule(rand, namespace) for _ in range(rand.randint(0, 3)))
-        for direction in types
+        direction.lower(): tuple(a_rule(rand) for _ in range(rand.randint(0, 3)))
+        for direction in common["types"]
     }
 
 
-def a_rule(rand: Random, namespace: str) -> Rule:
+def a_rule(rand: Random) -> Rule:
     protocol = rand.choice([None, None, None, "TCP", "TCP", "UDP", "SCTP", "ICMP", "ICMPv6", 17])
     ports = protocol in ("TCP", "UDP", "SCTP", 17)
     fields: dict[str, Any] = {}

@@ -234,3 +234,27 @@ def test_a_handle_that_cannot_be_read_is_released_by_what_the_blocks_say() -> No
         await assert_at_rest(world)
 
     asyncio.run(story())
+
+
+def test_an_own_block_that_cannot_be_read_is_left_alone_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def story() -> None:
+        world = await world_of("10.0.0.0/28")  # four blocks
+        allocator = world.allocator("a")
+        await assign(allocator, 1, "first")
+        ((cidr, block),) = (await world.blocks()).items()
+        path = BlockKey(cidr).path()
+        for _ in range(2):
+            await world.backend.put_raw(path, "{")  # type: ignore[attr-defined]
+            caplog.clear()
+            for number in range(6):  # more than one block has
+                await assign(allocator, 1, f"h-{number}")
+            assert [path in text for text in caplog.messages if "malformed" in text] == [True], caplog.text
+            await world.backend.apply(BlockKey(cidr), block)
+            for number in range(6):
+                await allocator.release_by_handle(f"h-{number}")
+            await assign(allocator, 10, "all")  # for which all blocks are looked at
+            await allocator.release_by_handle("all")
+
+    asyncio.run(story())

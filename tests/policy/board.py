@@ -45,6 +45,7 @@ PODS: dict[str, PodKind] = {  # name in a cell -> what it is
     "out1": PodKind("ns@", "node-1", {"app": "out1"}, {}),
     "host3": PodKind("", "node-3", {}, {}),
     "host1": PodKind("", "node-1", {}, {}),
+    "host2": PodKind("", "node-2", {}, {}),
 }
 CELL = ("srv", "alt", "near", "far", "ext")
 SERVERS = ("srv", "alt")
@@ -215,6 +216,16 @@ def _profile(name: str, labels: dict[str, str], *, allow: bool) -> Json:
     rules = [{"action": "Allow"}] if allow else []
     spec = {"ingress": rules, "egress": rules, "labelsToApply": labels}
     return {"kind": "Profile", "metadata": {"name": name}, "spec": spec}
+
+
+BUILT_IN_TIERS: list[Json] = [  # what every cluster has in its datastore
+    {"kind": "Tier", "metadata": {"name": name}, "spec": {"order": order, "defaultAction": action}}
+    for name, (order, action) in {
+        "kube-admin": (1000, "Pass"),
+        "default": (1_000_000, "Deny"),
+        "kube-baseline": (10_000_000, "Pass"),
+    }.items()
+]
 
 
 def imaginary(number: int, pods: tuple[str, ...] = CELL) -> Cell:

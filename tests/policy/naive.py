@@ -266,11 +266,6 @@ class World:
 _NAMESPACE, _ACCOUNT = "projectcalico.org/namespace", "projectcalico.org/serviceaccount"
 
 
-def _prefixed(selector: str, prefix: str, instead_of_all: str) -> str:
-    text: str = parse(selector).prefixed(prefix).canonical
-    return text.replace("all()", f"has({instead_of_all})")
-
-
 def _joined(*parts: str) -> str:
     given = [f"({part})" for part in parts if part]
     return " && ".join(given)
@@ -282,12 +277,13 @@ def _peer_selector(side: Json, namespace: str) -> str:
     accounts = side.get("serviceAccounts", {})
     listed = ", ".join(f'"{name}"' for name in accounts.get("names", ()))
     account = _joined(
-        _prefixed(accounts["selector"], "pcsa.", _ACCOUNT) if accounts.get("selector") else "",
+        parse(accounts["selector"]).prefixed("pcsa.").canonical if accounts.get("selector") else "",
         f"{_ACCOUNT} in {{{listed}}}" if listed else "",
     )
     where = f"{_NAMESPACE} == '{namespace}'" if namespace else ""
     if spaces:
-        where = _prefixed(spaces, "pcns.", _NAMESPACE).replace("global()", f"!has({_NAMESPACE})")
+        where = parse(spaces).prefixed("pcns.").canonical
+        where = where.replace("all()", f"has({_NAMESPACE})").replace("global()", f"!has({_NAMESPACE})")
     if not (spaces or selector or side.get("notSelector") or account):
         where = ""
     return _joined(where, account, selector)

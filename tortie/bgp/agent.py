@@ -16,18 +16,18 @@ import socket
 import time
 from collections.abc import Awaitable
 
-from tortie.bgp import commands, config, events, exabgp, paths, status
+from tortie.bgp import commands, config, events, exabgp, status
 from tortie.bgp.kernel import Kernel
 from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
 from tortie.bgp.report import report
-from tortie.bgp.router import Decision, Router
+from tortie.bgp.router import Router
 from tortie.bgp.speaker import Answer, Speaker
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.core.files import write_atomic
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
-from tortie.linux.routes import Route
+from tortie.core.paths import Paths
 
 _log = logging.getLogger("tortie.bgp.agent")  # not __name__: it runs as __main__
 
@@ -48,6 +48,7 @@ class Agent:
         self._kernel = kernel
         self._router = Router(kernel.resolver, kernel.interfaces)
         self._reload = Reload(self)
+        self._paths = Paths.from_env()
         self._started = time.time()
         self._config_seen: tuple[int, int] | None = None  # of bgp.json: inode, time of change
         self._config_error = ""
@@ -116,7 +117,7 @@ class Agent:
     async def _decide(self, now: float) -> None:
         """Withdrawals leave first, then the kernel's routes change, then peers hear of new ones."""
         decision = self._router.decide()
-        self._want(decision)
+        self._kernel.want(decision.routes)
         self._fill_pipe()
         if decision.routes or (self._resync_at is not None and now >= self._resync_at):
             self._resync_at = None
@@ -131,14 +132,6 @@ class Agent:
             _log.info("start-up is over: what is left of the last run goes")
             self._kernel.release()
             self._resync()
-
-    def _want(self, decision: Decision) -> None:
-        routes = self._kernel.routes
-        for prefix, route in decision.routes.items():
-            if route is None:
-                routes.drop(Route(prefix).key)
-            else:
-                routes.put(route.key, route)
 
     def _kernel_changed(self) -> None:
         self._router.kernel_changed()
@@ -182,7 +175,7 @@ class Agent:
 
     async def _watch_config(self) -> None:
         """Read bgp.json when nudged, and every few seconds."""
-        path = paths.nudge_socket()
+        path = self._paths.bgp_nudge
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as nudges:
@@ -193,7 +186,7 @@ class Agent:
                 await _within(_POLL_CONFIG, asyncio.get_running_loop().sock_recv(nudges, 64))
 
     def _read_config(self) -> None:
-        path = paths.bgp_json()
+        path = self._paths.bgp_json
         try:
             found = os.stat(path)
         except FileNotFoundError:
@@ -250,7 +243,7 @@ class Agent:
     async def restart(self) -> None:
         """ExaBGP that met a bad file once takes no file any more; its supervisor starts it again."""
         check = await asyncio.create_subprocess_exec(
-            *exabgp.validation_argv(paths.exabgp_conf()),
+            *exabgp.validation_argv(self._paths.exabgp_conf),
             env=exabgp.environment(os.environ),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -258,7 +251,7 @@ class Agent:
         if await check.wait() == 0:
             self._speaker.write(commands.SHUTDOWN)
         else:
-            _log.error("%s is not valid: ExaBGP goes on with what it has", paths.exabgp_conf())
+            _log.error("%s is not valid: ExaBGP goes on with what it has", self._paths.exabgp_conf)
 
     # --- status ---------------------------------------------------------------------------------
 
@@ -280,7 +273,7 @@ class Agent:
         )
         without_time = status.encode(status.at(found, 0.0))
         if without_time != self._reported:
-            write_atomic(paths.status_json(), status.encode(found))
+            write_atomic(self._paths.bgp_status, status.encode(found))
             self._reported = without_time
 
 
@@ -298,7 +291,7 @@ def _routes(answers: list[Answer]) -> list[events.Listed]:
 def main() -> None:
     gc.set_threshold(100_000, 20, 100)  # tables of many small objects and no cycles: looking costs a tenth
     log.setup()
-    os.makedirs(paths.run_dir(), exist_ok=True)
+    os.makedirs(Paths.from_env().run, exist_ok=True)
     kernel = Kernel()
 
     async def run() -> None:

@@ -3,7 +3,8 @@
 One Reconciler owns all routes of protocol 186 in the main table, both families. The picture of foreign
 routes, interface names and addresses is kept by events and listed again every 90 s.
 
-After start nothing is deleted, and no route loses a next hop, until release(): see startup.py.
+After start nothing of the last run is deleted, and no route loses a next hop of it, until release(): see
+startup.py.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from random import Random
 
@@ -23,7 +24,7 @@ from tortie.linux.codec import RTM_NEWROUTE
 from tortie.linux.monitor import Monitor
 from tortie.linux.netlink import NetlinkSocket
 from tortie.linux.route_target import RouteTarget
-from tortie.linux.routes import PROTOCOL_BGP, TABLE_MAIN, Route, RouteKey
+from tortie.linux.routes import PROTOCOL_BGP, TABLE_MAIN, NextHop, Route, RouteKey
 
 _RELIST = (
     90.0  # seconds, Felix's RouteRefreshInterval; up to a tenth more, so that nodes do not march in step
@@ -33,15 +34,36 @@ _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 
 
 class _Target(RouteTarget):
-    """While `holding`, a multipath route may stand with more next hops than we know of yet."""
+    """While `holding`, what the last run left stays: unwanted routes, and next hops beside the wanted ones.
 
-    holding = True
+    What this run has wanted once is its own: it goes as soon as it is not wanted any more.
+    """
+
+    def __init__(self, netlink: NetlinkSocket) -> None:
+        super().__init__(netlink, owned, protocol=PROTOCOL_BGP)
+        self.holding = True
+        self._wanted: dict[RouteKey, set[NextHop]] = {}  # key -> next hops this run has wanted, while holding
+
+    def note(self, route: Route) -> None:
+        """The route is wanted now."""
+        if self.holding:
+            self._wanted.setdefault(route.key, set()).update(route.hops)
+
+    def release(self) -> None:
+        self.holding = False
+        self._wanted.clear()
+
+    def spare(self, key: RouteKey, _actual: Route) -> float:
+        """For Reconciler."""
+        return inf if self.holding and key not in self._wanted else 0.0
 
     def same(self, desired: Route, actual: Route) -> bool:
         if super().same(desired, actual):
             return True
+        if not self.holding or desired.type is not actual.type:
+            return False
         wanted, found = set(desired.hops), set(routes.normalise(actual).hops)
-        return self.holding and bool(wanted) and wanted < found and desired.type is actual.type
+        return bool(wanted) and wanted < found and not (found - wanted) & self._wanted.get(desired.key, set())
 
 
 class Kernel:
@@ -55,11 +77,9 @@ class Kernel:
         watching = NetlinkSocket(monitor.LINKS | monitor.ADDRESSES | monitor.ROUTES)
         _mute_own_routes(watching)
         self._monitor = Monitor(netlink=watching)  # before the first listing: no change is missed
-        self._target = _Target(self._netlink, owned, protocol=PROTOCOL_BGP)
+        self._target = _Target(self._netlink)
         self._reconciler: Reconciler[RouteKey, Route] = Reconciler(
-            "BGP routes",
-            self._target,
-            spare=lambda _key, _route: inf if self._target.holding else 0.0,
+            "BGP routes", self._target, spare=self._target.spare
         )
         self._random = Random()
 
@@ -71,8 +91,17 @@ class Kernel:
 
     @property
     def routes(self) -> Reconciler[RouteKey, Route]:
-        """Desired and actual routes with their status; put() and drop(), then sync()."""
+        """Desired and actual routes with their status; want(), then sync()."""
         return self._reconciler
+
+    def want(self, changed: Mapping[str, Route | None]) -> None:
+        """These prefixes should have these routes from now on; None: none."""
+        for prefix, route in changed.items():
+            if route is None:
+                self._reconciler.drop(Route(prefix).key)
+            else:
+                self._target.note(route)
+                self._reconciler.put(route.key, route)
 
     async def sync(self) -> Outcome:
         """Make the kernel's routes what they should be, as far as the kernel lets us."""
@@ -80,7 +109,7 @@ class Kernel:
 
     def release(self) -> None:
         """Start-up is over: what is not wanted goes with the next sync."""
-        self._target.holding = False
+        self._target.release()
 
     # --- everybody's ----------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from tortie.datastore.types.ipam import Block
 from tortie.ipam import gotime, pools
 from tortie.ipam.allocator import Allocator
 from tortie.ipam.block import ReleaseRequest
-from tortie.ipam.names import NAMESPACE, NODE, POD, TIMESTAMP, clean_handle
+from tortie.ipam.names import NAMESPACE, NODE, POD, TIMESTAMP, clean_handle, cni_handle
 from tortie.ipam.pools import Wish
 from tortie.ipam.requests import AssignAddress, AutoAssign
 from tortie.ipam.store import together
@@ -218,7 +218,7 @@ class CalicoIpam:
             if one.network == op.conf.name and not spared(one.container):
                 _log.info("releasing what container %s holds, which is gone", one.container)
                 async with self._alone(op):
-                    await self._release(f"{one.network}.{one.container}")
+                    await self._release(cni_handle(one.network, one.container))
 
     async def status(self, op: Operation) -> None:
         view, node = op.store.view, op.identity.node

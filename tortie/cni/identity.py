@@ -11,6 +11,7 @@ from tortie.cni.netconf import Label, NetConf
 from tortie.cni.protocol import Call, Code
 from tortie.core.errors import CniError
 from tortie.datastore.names import EndpointIds, host_interface, parse_endpoint_name
+from tortie.ipam.names import cni_handle, legacy_cni_handle
 
 K8S, CNI = "k8s", "cni"  # orchestrators
 _ALIAS_MAX = 255  # bytes; the kernel's IFALIASZ with its NUL is 256
@@ -36,12 +37,12 @@ class Identity:
     @property
     def handle(self) -> str:
         """What the container's addresses are held under in IPAM."""
-        return f"{self.network}.{self.container_id}"
+        return cni_handle(self.network, self.container_id)
 
     @property
     def legacy_handle(self) -> str:
         """What version 2 of the plugin held them under; DEL still releases it."""
-        return f"{self.namespace}.{self.pod}" if self.pod else self.container_id
+        return legacy_cni_handle(self.container_id, self.namespace, self.pod)
 
     @property
     def alias(self) -> str:

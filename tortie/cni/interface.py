@@ -34,7 +34,6 @@ class Pair:
     netkit: bool = False  # a netkit pair, where the kernel has them
     mac: str = ""  # of the container's end; '': the kernel picks one
     forwarding: bool = False  # whether the container may route
-    host_routes: bool = True  # False: felix programs them when the address has moved here
 
     @property
     def ipv4(self) -> bool:
@@ -115,8 +114,6 @@ def container_routes(pair: Pair, ifindex: int) -> list[Route]:
 
 def host_routes(pair: Pair, ifindex: int) -> list[Route]:
     """Metric 0 and protocol boot, as Calico's plugin leaves them; felix replaces them by its own."""
-    if not pair.host_routes:
-        return []
     return [
         Route(single(address), ifindex=ifindex, scope=SCOPE_LINK, protocol=PROTOCOL_BOOT)
         for address in pair.addresses

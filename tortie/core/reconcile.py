@@ -67,7 +67,7 @@ class Outcome:
 
     updated: int = 0
     deleted: int = 0
-    failed: dict[Any, str] = field(default_factory=dict)  # key -> reason
+    failed: dict[Any, str] = field(default_factory=dict)  # key -> reason, also if it only waits
     retry_at: float | None = None
 
     @property
@@ -79,6 +79,7 @@ class Outcome:
 class _Failure:
     count: int
     retry_at: float
+    reason: str
 
 
 _LISTING = "<listing>"  # stands for the whole kind in Outcome.failed when it could not be read
@@ -189,6 +190,8 @@ class Reconciler(Generic[K, V]):
         delete -= self._spared(delete, now, outcome)
         update = {key: value for key, value in update.items() if self._due(key, now)}
         delete = {key for key in delete if self._due(key, now)}
+        waiting = self._failures.keys() - update.keys() - delete
+        outcome.failed.update({key: self._failures[key].reason for key in waiting})
         if update or delete:
             await self._apply(update, delete, outcome)
         return self._finish(outcome)
@@ -254,7 +257,7 @@ class Reconciler(Generic[K, V]):
     def _failed(self, key: K, reason: str) -> None:
         count = self._failures[key].count + 1 if key in self._failures else 1
         retry_at = self._clock() + self._backoff.delay(count, self._rand)
-        self._failures[key] = _Failure(count, retry_at)
+        self._failures[key] = _Failure(count, retry_at, reason)
         if key not in self._desired:
             return
         before = self._status.get(key)

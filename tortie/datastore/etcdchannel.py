@@ -33,6 +33,11 @@ _DEFINITE = {  # etcd answered "no": asking again changes nothing
     _Code.OUT_OF_RANGE,
     _Code.UNIMPLEMENTED,
 }
+_HINTS = {  # in gRPC's text -> what that means
+    "Failed to create security handshaker": "etcdCACert, etcdCert or etcdKey, or the file given for one, "
+    "is no PEM, or the key belongs to another certificate",
+    "Unwrap failed": "the server hung up after the handshake: it wants another client certificate, etcdCert",
+}
 _LOGIN_LOST = ("invalid auth token", "revision of auth store is old", "user name is empty")
 
 
@@ -173,7 +178,13 @@ def meaning(err: Any, what: str) -> DatastoreError:
     if code is _Code.DEADLINE_EXCEEDED:
         return DatastoreUnreachable(f"{what}: no answer in time")
     # gRPC's own text, without the part that says the same for every failed connection.
-    return DatastoreUnreachable(f"{what}: {text.rpartition('last error: ')[2] or code.name}")
+    return DatastoreUnreachable(f"{what}: {explained(text.rpartition('last error: ')[2]) or code.name}")
+
+
+def explained(text: str) -> str:
+    """gRPC's text, with what to look at where that alone would not tell a person."""
+    hint = next((hint for sign, hint in _HINTS.items() if sign in text), "")
+    return f"{text} ({hint})" if hint else text
 
 
 def check_standing(reply: proto.WatchReply, what: str) -> None:

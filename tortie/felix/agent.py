@@ -9,6 +9,7 @@ Losing the datastore changes nothing in the kernel. Stopping does not either.
 """
 
 import asyncio
+import gc
 import logging
 import random
 import time
@@ -20,6 +21,7 @@ from tortie.core import tasks
 from tortie.core.errors import ConfigError, DatastoreError, KernelError
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.core.reconcile import Reconciler
+from tortie.datastore import validate
 from tortie.datastore.backend import Backend
 from tortie.datastore.felixparams import Resolved
 from tortie.datastore.keys import (
@@ -137,7 +139,7 @@ class Agent:
     # --- the datastore --------------------------------------------------------------------------
 
     async def _follow_datastore(self) -> None:
-        async for batch in Syncer(self._backend, self._listings()).batches():
+        async for batch in Syncer(self._backend, self._listings(), check=validate.check_stored).batches():
             if self._take(batch):
                 self._review_configuration()
             if batch.status is SyncStatus.IN_SYNC and not self._in_sync:
@@ -192,6 +194,10 @@ class Agent:
             if await self._driver.apply() and not self._applied:
                 self._applied = True
                 _log.info("first apply done %.2f s after the start", time.monotonic() - self._began_at)
+                # What was read at the start stays for good: looking through it for garbage again and again
+                # would hold up changes, the longer the bigger the cluster.
+                gc.collect()
+                gc.freeze()
             await self._publish()
             self._passing = False
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from tortie.core.errors import ResourceDoesNotExist, TortieError, UpdateConflict, ValidationError
 from tortie.datastore.backend import KV
+from tortie.datastore.keys import BlockKey
 from tortie.datastore.types.ipam import AllocationAttribute
 from tortie.ipam import addresses, pools, walk
 from tortie.ipam import block as blocks
@@ -223,7 +224,7 @@ class Assigner:
         except (StaleAffinity, BlockClaimConflict, ResourceDoesNotExist, TooManyConflicts) as err:
             _log.info("no block behind %s: %s", affinity.key, err)
         except ValidationError as err:
-            _log.warning("leaving %s alone: %s", affinity.key, err)
+            self._store.complain(BlockKey(cidr_of(affinity)).path(), err)
         return None
 
     async def _claimed(self, one: _Round, free: int) -> KV:

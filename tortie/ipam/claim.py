@@ -83,7 +83,10 @@ class Claimer:
     async def _left(self, last: KV, owner: Owner, pools: Pools, free: int) -> KV | None:
         """The block that the one before us in the queue claimed, if it has enough for us too."""
         facts = await self._view.facts()
-        kv = await self._store.find_block(cidr_of(last))
+        try:
+            kv = await self._store.find_block(cidr_of(last))
+        except ValidationError:
+            return None  # somebody spoilt it; the search finds another
         if kv is None or containing(pools(facts), addresses.network(cidr_of(kv))) is None:
             return None
         seen = self._seen(kv, facts)

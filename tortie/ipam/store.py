@@ -50,7 +50,7 @@ class Store:
         self.now = clock
         self.rand = rand
         self.sleep = sleep
-        self._complained: set[str] = set()  # paths of unusable blocks already logged
+        self._complained: dict[str, str] = {}  # path of an unusable block -> what has been logged of it
 
     async def pause(self, attempt: int) -> None:
         """Wait a random moment before try number `attempt` (from 0) of a contended write.
@@ -65,7 +65,9 @@ class Store:
 
     async def block(self, cidr: str) -> KV:
         """Raises ResourceDoesNotExist; ValidationError if what is stored cannot be worked on."""
-        return _checked(await self.backend.get(BlockKey(cidr)))
+        kv = _checked(await self.backend.get(BlockKey(cidr)))
+        self._complained.pop(kv.key.path(), None)
+        return kv
 
     async def find_block(self, cidr: str) -> KV | None:
         try:
@@ -83,14 +85,16 @@ class Store:
         found: dict[str, KV | None] = {}
         for broken in listed.broken:
             if isinstance(broken.key, BlockKey):
-                self._complain(broken.where, broken.error)
+                self.complain(broken.where, broken.error)
                 found[broken.key.cidr] = None
         for kv in listed.items:
             try:
                 found[cidr_of(kv)] = _checked(kv)
             except ValidationError as err:
-                self._complain(kv.key.path(), err)
+                self.complain(kv.key.path(), err)
                 found[cidr_of(kv)] = None
+            else:
+                self._complained.pop(kv.key.path(), None)
         return found
 
     async def create_block(self, block: Block) -> KV:
@@ -108,9 +112,10 @@ class Store:
         """Raises UpdateConflict, ResourceDoesNotExist."""
         await self.backend.delete(kv.key, kv.revision)
 
-    def _complain(self, where: str, err: ValidationError) -> None:
-        if where not in self._complained:
-            self._complained.add(where)
+    def complain(self, where: str, err: ValidationError) -> None:
+        """Once for each distinct problem of a block, and again after it was seen to be right meanwhile."""
+        if self._complained.get(where) != str(err):
+            self._complained[where] = str(err)
             _log.warning("leaving %s alone, which cannot be used: %s", where, err)
 
     # --- affinities -----------------------------------------------------------------------------

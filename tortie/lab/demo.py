@@ -1,14 +1,38 @@
 """The demo: a cluster comes up before the reader's eyes, and what a Calico user would look at first."""
 
+import re
 import time
 from pathlib import Path
 
 from tortie.lab.box import LabError
 from tortie.lab.cluster import Lab, render_matrix, wait_until
+from tortie.lab.probe import Answer
 
+_ACCESS = "networking/allow-db-access"  # the label that opens the database
 _PODS = [  # (pod, number of its node); two on the first node, so that both kinds of path are shown
-    ("web-0", 1), ("web-1", 2), ("db-0", 3), ("client-0", 1),
+    ("frontend-0", 1), ("backend-0", 2), ("db-0", 3), ("backend-1", 1),
 ]  # fmt: skip
+
+# The policy of one of Kubernetes, in Calico's words.
+_POLICY = f"""\
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata:
+  name: allow-db-access
+  namespace: default
+spec:
+  order: 1000
+  selector: projectcalico.org/orchestrator == 'k8s' && app == 'db'
+  types:
+  - Ingress
+  ingress:
+  - action: Allow
+    source:
+      selector: projectcalico.org/orchestrator == 'k8s' && {_ACCESS} == 'true'
+"""
+
+
+Answers = dict[tuple[str, str], Answer]  # (client, server) -> what it got
 
 
 class Story:
@@ -38,12 +62,13 @@ def run(folder: Path, nodes: int) -> Lab:
         lab.up(story.step)
         for name, number in _PODS:
             node = f"node-{min(number, nodes)}"
-            pod = lab.add_pod(name, node, labels={"app": name.split("-")[0]})
+            pod = lab.add_pod(name, node, labels=_labels(name))
             story.step(f"pod {name} on {node}: {pod.address()}")
         story.step("waiting until every pod reaches every other")
         wait_until(lambda: all(a.ok for a in lab.matrix().values()), "the pods to reach each other", 60)
         story.step("all reachable")
         _show(story, lab)
+        _show_policy(story, lab)
     except BaseException:
         lab.down()
         raise
@@ -52,7 +77,7 @@ def run(folder: Path, nodes: int) -> Lab:
 
 def _show(story: Story, lab: Lab) -> None:
     first = lab.nodes["node-1"]
-    pod = lab.pods["web-0"]
+    pod = lab.pods["frontend-0"]
     story.title("What the datastore says")
     _calicoctl(story, lab, "get", "nodes", "-o", "wide")
     _calicoctl(story, lab, "get", "ippool", "-o", "wide")
@@ -64,20 +89,66 @@ def _show(story: Story, lab: Lab) -> None:
         story.shown(node.name, "calicoctl node status", answer.stdout + answer.stderr)
     story.title("One node's routes, one pod's routes, and who answers for the gateway")
     story.shown("node-1", "ip route", first.box.output("ip", "route"))
-    story.shown("web-0", "ip route", pod.output("ip", "route"))
+    story.shown("frontend-0", "ip route", pod.output("ip", "route"))
     story.shown(
-        "web-0", "arping -c 1 169.254.1.1", pod.output("arping", "-c", "1", "-I", "eth0", "169.254.1.1")
+        "frontend-0", "arping -c 1 169.254.1.1", pod.output("arping", "-c", "1", "-I", "eth0", "169.254.1.1")
     )
-    link = str(_interface_of(lab, "web-0"))
+    link = str(_interface_of(lab, "frontend-0"))
     proxy = f"/proc/sys/net/ipv4/conf/{link}/proxy_arp"
     story.shown("node-1", f"cat {proxy}", first.box.output("cat", proxy))
     story.title("Who reaches whom over TCP (client × server)")
-    answers = lab.matrix()
+    _matrix(lab, lab.matrix(), refused=set())
+
+
+def _show_policy(story: Story, lab: Lab) -> None:
+    """Close the database to all but those who may, and show what the kernel does it with."""
+    story.title(f"A network policy: only pods labelled {_ACCESS}=true reach db")
+    story.shown("lab", "cat allow-db-access.yaml", _POLICY)
+    answer = lab.calicoctl("apply", "-f", "-", stdin=_POLICY)
+    story.shown("lab", "calicoctl apply -f allow-db-access.yaml", answer.stdout + answer.stderr)
+    if answer.returncode != 0:
+        raise LabError("the policy was refused")
+    _calicoctl(story, lab, "get", "networkpolicy", "-o", "wide")
+    refused = {("frontend-0", "db-0")}
+    answers: Answers = {}
+
+    def enforced() -> bool:
+        answers.update(lab.matrix(timeout=1.0))
+        return {pair for pair, one in answers.items() if not one.ok} == refused
+
+    wait_until(enforced, "the policy to be enforced", 30)
+    story.title("Who reaches whom now")
+    _matrix(lab, answers, refused)
+    story.title("The chains and the IP set that make the difference")
+    node = lab.pods["db-0"].box
+    rules = node.output("iptables-save", "-t", "filter")
+    chain = f"cali-tw-{_interface_of(lab, 'db-0')}"
+    story.shown(node.name, f"iptables-save -t filter | grep -e '-A {chain}'", _rules_of(chain, rules))
+    for policy in _found(r"-j (cali-pi-\S+)", _rules_of(chain, rules)):
+        story.shown(node.name, f"iptables-save -t filter | grep -e '-A {policy}'", _rules_of(policy, rules))
+        for name in _found(r"--match-set (\S+)", _rules_of(policy, rules)):
+            story.shown(node.name, f"ipset list {name}", node.output("ipset", "list", name))
+
+
+def _labels(pod: str) -> dict[str, str]:
+    app = pod.split("-")[0]
+    return {"app": app, _ACCESS: "true"} if app == "backend" else {"app": app}
+
+
+def _rules_of(chain: str, saved: str) -> str:
+    return "\n".join(line for line in saved.splitlines() if line.startswith(f"-A {chain} "))
+
+
+def _found(pattern: str, text: str) -> list[str]:
+    return list(dict.fromkeys(re.findall(pattern, text)))
+
+
+def _matrix(lab: Lab, answers: Answers, refused: set[tuple[str, str]]) -> None:
     print()
     for line in render_matrix(list(lab.pods), answers).splitlines():
         print("  " + line)
-    if bad := [pair for pair, answer in answers.items() if not answer.ok]:
-        raise LabError(f"not reachable: {bad}")
+    if wrong := [pair for pair, answer in answers.items() if answer.ok == (pair in refused)]:
+        raise LabError(f"not as it should be: {wrong}")
 
 
 def _interface_of(lab: Lab, pod: str) -> str:
@@ -99,8 +170,9 @@ def things_to_try(lab: Lab) -> str:
 Things to try, from another terminal ({", ".join([*lab.nodes, *lab.pods])}):
 
   sudo ./dev shell node-1                           a shell on a node; calicoctl works there
-  sudo ./dev shell web-0 ping -c 3 172.18.0.1       a command inside a pod; its packets leave masqueraded
+  sudo ./dev shell frontend-0 ping -c 3 172.18.0.1  a command inside a pod; its packets leave masqueraded
   sudo ./dev shell node-1 calicoctl get ippool default-ipv4-ippool -o yaml
+  sudo ./dev shell node-1 calicoctl delete networkpolicy allow-db-access
   sudo ./dev shell node-1 ip monitor route          then kill something elsewhere and watch
   sudo ./dev shell node-2 pkill -9 -f -- -felix     it comes back; nothing is lost meanwhile
   sudo ./dev shell lab tail -f /run/lab/node-1.log  a node's log; lab is where etcd runs

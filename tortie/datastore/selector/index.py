@@ -217,7 +217,8 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
     # --- parents --------------------------------------------------------------------------------
 
     def update_parent(self, name: str, labels: Mapping[str, str]) -> Events[SelectorId, ItemId]:
-        """Add a parent, or replace the labels of the one of that name. `labels` is copied."""
+        """Add a parent, or replace the labels of the one of that name; without labels it is gone, and items
+        that still name it inherit nothing until it comes back. `labels` is copied."""
         parent = self._parents.setdefault(name, _Parent())
         keys = [label for label, _old, _new in _difference(parent.labels, labels)]
         before = [[self._items[item_id].view.get(key) for key in keys] for item_id in parent.items]
@@ -228,10 +229,6 @@ class SelectorIndex(Generic[SelectorId, ItemId]):
         events = self._judge_children(parent, keys, before)
         self._drop_if_unused(name)
         return events
-
-    def delete_parent(self, name: str) -> Events[SelectorId, ItemId]:
-        """Items that still name it inherit nothing from it until it comes back."""
-        return self.update_parent(name, {})
 
     def _judge_children(
         self, parent: _Parent[ItemId], keys: list[str], before: list[list[str | None]]

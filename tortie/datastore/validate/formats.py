@@ -28,7 +28,6 @@ def is_resource_name(text: str) -> bool:
     return len(text) <= MAX_NAME and _NAME.fullmatch(text) is not None
 
 
-dns_label = matching(LABEL, "must be a valid DNS label", MAX_LABEL)
 container_id = matching(r"[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?", "invalid container ID", MAX_NAME)
 port_name = tested(
     lambda value: bool(re.fullmatch(r"(?!.*--)(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?", value, re.ASCII)),
