@@ -455,6 +455,7 @@ def _set(kind: str, *nets: str, namespace: str = "") -> Json:
 
 
 def _sets() -> Iterator[Case]:
+    """Some hold addresses of other cells: whoever plays beside them must not choose sets by namespace only."""
     chosen = {"selector": "set == 'yes' && cell == 'c@'"}
 
     def at(one: Json, **source: Any) -> tuple[Json, Json]:
