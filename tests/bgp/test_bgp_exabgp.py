@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tortie.bgp import exabgp, paths
+from tortie.bgp import exabgp
+from tortie.core.paths import Paths
 
 pytestmark = pytest.mark.unit
 
 
 def test_the_command_line() -> None:
     assert exabgp.argv("/x/y.conf") == [sys.executable, "-m", "tortie.bgp.exabgp", "/x/y.conf"]
-    assert exabgp.argv()[-1] == paths.exabgp_conf()
+    assert exabgp.argv()[-1] == Paths.from_env().exabgp_conf
 
 
 def test_the_environment_is_ours_alone() -> None:
@@ -24,15 +25,6 @@ def test_the_environment_is_ours_alone() -> None:
     assert made["exabgp.daemon.user"] == "root" and made["exabgp.daemon.drop"] == "false"
     assert made["exabgp.api.terminate"] == "true" and made["exabgp.api.respawn"] == "true"
     assert exabgp.environment({}, "DEBUG")["exabgp.log.level"] == "DEBUG"
-
-
-def test_files_move_with_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert paths.exabgp_conf() == "/etc/calico/confd/config/exabgp.conf"
-    assert paths.status_json() == "/var/run/calico/bgp-status.json"
-    monkeypatch.setenv("CALICO_CONFD_CONFIG_DIR", "/a")
-    monkeypatch.setenv("CALICO_RUN_DIR", "/b")
-    assert (paths.exabgp_conf(), paths.bgp_json()) == ("/a/exabgp.conf", "/a/bgp.json")
-    assert (paths.status_json(), paths.nudge_socket()) == ("/b/bgp-status.json", "/b/bgp.sock")
 
 
 _PROBE = """

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from tests.felix.node_lab import Node, Pod
 from tests.felix.objects import allow, pool, profile
@@ -91,6 +92,19 @@ def test_own_blocks_are_blackholed_where_felix_routes(felix: FelixProcess) -> No
     felix.started()
     assert "blackhole 10.65.0.0/26 proto 80" in felix.node.routes()
     assert not [line for line in felix.node.routes() if "10.66" in line]
+
+
+def test_an_invalid_pool_is_no_pool_and_said_to_be_once(felix: FelixProcess) -> None:
+    """As for confd, with its words: else one of them would make routes that the other knows nothing of."""
+    key, bad = pool("bad", "10.65.0.0/16", vxlan="CrossSubnet")
+    felix.put((key, structs.replace(bad, spec=structs.replace(bad.spec, ipipMode="Always"))))
+    felix.put((AffinityKey("10.65.0.0/26", NODE), Affinity(state="confirmed")))
+    felix.started()
+    assert not [line for line in felix.node.routes() if "10.65" in line]
+    said = "ipipMode and vxlanMode cannot both be enabled"
+    felix.wait_for(said)
+    (line,) = [line for line in felix.log.splitlines() if said in line]
+    assert f"ignoring {key.path()}, which is invalid: error with field" in line
 
 
 # --- it survives ----------------------------------------------------------------------------------

@@ -51,6 +51,14 @@ def test_a_first_start_writes_all_a_cluster_needs(machine: Machine) -> None:
     assert machine.node.box.path("/var/lib/calico/nodename").read_text() == "node-1"
 
 
+def test_the_name_is_kept_where_its_folder_is(machine: Machine) -> None:
+    machine.start(CALICO_LIB_DIR="/var/lib/elsewhere")
+    assert machine.node.box.path("/var/lib/elsewhere/nodename").read_text() == "node-1"
+    assert not machine.node.box.path("/var/lib/calico/nodename").exists()
+    machine.start(CALICO_LIB_DIR="/var/lib/elsewhere", NODENAME="(unset)", HOSTNAME="other")
+    assert set(machine.entries(NODES)) == {"node-1"}
+
+
 def test_a_second_start_changes_nothing(machine: Machine) -> None:
     machine.start()
     before = machine.entries()
@@ -244,6 +252,17 @@ def test_pools_that_are_wanted_and_not_wanted_are_refused(machine: Machine) -> N
 
 
 # --- the datastore --------------------------------------------------------------------------------
+
+
+def test_the_environment_alone_names_the_datastore(machine: Machine) -> None:
+    """calicoctl's file is calicoctl's: felix, confd and the CNI server do not read it either."""
+    folder = machine.node.box.path("/etc/calico")
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = "datastoreType: etcdv3\n  etcdEndpoints: http://172.18.0.1:9"
+    text = f"apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nmetadata:\nspec:\n  {spec}\n"
+    (folder / "calicoctl.cfg").write_text(text)
+    machine.start()
+    assert machine.stored()["bgp"]["ipv4Address"] == f"{machine.ip}/24"
 
 
 def test_an_unreachable_datastore_is_named(machine: Machine) -> None:

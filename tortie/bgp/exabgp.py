@@ -25,18 +25,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tortie.bgp import paths
+from tortie.core.paths import Paths
 
 _RETRY_CAP = 5  # seconds between dials, BIRD's connect retry time
 _SYN_RETRIES = 2  # a dial is given up after 1 + 2 + 4 s without an answer
 _TCP_SYNCNT = 7  # linux/tcp.h
 _VALIDATE = "--validate"
+_LOG_LEVEL = "TORTIE_EXABGP_LOG_LEVEL"  # DEBUG | INFO | WARNING | ERROR of ExaBGP itself
 _WAIT_FOR_CONFIG = 0.2  # seconds between looks for the file that confd makes
 
 
 def argv(config: str = "") -> list[str]:
     """The command line that supervision starts; the environment needs nothing but its own."""
-    return [sys.executable, "-m", "tortie.bgp.exabgp", config or paths.exabgp_conf()]
+    return [sys.executable, "-m", "tortie.bgp.exabgp", config or Paths.from_env().exabgp_conf]
 
 
 def validation_argv(config: str) -> list[str]:
@@ -72,10 +73,10 @@ def main() -> None:
     """Become ExaBGP, as soon as there is a configuration; returns never."""
     if sys.argv[1:2] == [_VALIDATE]:
         _validate(sys.argv[2:])
-    config = sys.argv[1] if len(sys.argv) > 1 else paths.exabgp_conf()
+    config = sys.argv[1] if len(sys.argv) > 1 else Paths.from_env().exabgp_conf
     while not os.path.exists(config):
         time.sleep(_WAIT_FOR_CONFIG)
-    os.environ.update(environment(os.environ, os.environ.get(paths.LOG_LEVEL_VARIABLE, "WARNING")))
+    os.environ.update(environment(os.environ, os.environ.get(_LOG_LEVEL, "WARNING")))
     _know_domain()
     _replace_edges()
     from exabgp.application import server

@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from tortie.bgp import paths
 from tortie.core.errors import ConfigError
 from tortie.core.files import read_or_none
+from tortie.core.paths import Paths
 
 PeerType = Literal["node-to-node mesh", "node specific", "global"]  # calicoctl's words
 
@@ -72,7 +72,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 def read(path: str = "") -> Status | None:
     """The last status, None if there was never one. Raises ConfigError if the file is none of ours."""
-    path = path or paths.status_json()
+    path = path or Paths.from_env().bgp_status
     data = read_or_none(path)
     if data is None:
         return None

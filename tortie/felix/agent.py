@@ -21,6 +21,7 @@ from tortie.core import tasks
 from tortie.core.errors import ConfigError, DatastoreError, KernelError
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.core.reconcile import Reconciler
+from tortie.datastore import validate
 from tortie.datastore.backend import Backend
 from tortie.datastore.felixparams import Resolved
 from tortie.datastore.keys import (
@@ -138,7 +139,7 @@ class Agent:
     # --- the datastore --------------------------------------------------------------------------
 
     async def _follow_datastore(self) -> None:
-        async for batch in Syncer(self._backend, self._listings()).batches():
+        async for batch in Syncer(self._backend, self._listings(), check=validate.check_stored).batches():
             if self._take(batch):
                 self._review_configuration()
             if batch.status is SyncStatus.IN_SYNC and not self._in_sync:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tortie.core.errors import ConfigError
+from tortie.core.paths import Paths
 from tortie.datastore import felixparams, routeowner
 from tortie.datastore.felixparams import Resolved, Source
 from tortie.datastore.types.bgp import BGPConfiguration
@@ -151,8 +151,7 @@ def _note(mapping: dict[str, Any], name: str, value: Any) -> None:
 def parameters(sources: Sources) -> Resolved:
     """Every parameter with its source. Raises ConfigError for what felix must not start with.
 
-    That is, from local sources: a value in the datastore that Calico's Felix would die of is ignored, and
-    said to be, because whoever can write there must not be able to stop every node.
+    Those are values of local sources only, see felixparams.resolve_stored().
     """
     local = {
         Source.ENVIRONMENT: felixparams.from_environment(sources.environment),
@@ -161,29 +160,7 @@ def parameters(sources: Sources) -> Resolved:
     stored = felixparams.datastore_layers(
         sources.configurations.values(), sources.hostname, sources.node, sources.information
     )
-    try:
-        return felixparams.resolve({**local, **stored}, sources.hostname)
-    except ConfigError:
-        refused = {
-            (source, name): why
-            for source, raw in stored.items()
-            for name, text in raw.items()
-            if (why := _why_fatal(source, name, text))
-        }
-    kept = {
-        source: {name: text for name, text in raw.items() if (source, name) not in refused}
-        for source, raw in stored.items()
-    }
-    resolved = felixparams.resolve({**local, **kept}, sources.hostname)
-    return replace(resolved, ignored=(*resolved.ignored, *refused.values()))
-
-
-def _why_fatal(source: Source, name: str, text: str) -> str:
-    try:
-        felixparams.resolve({source: {name: text}})
-    except ConfigError as err:
-        return str(err)
-    return ""
+    return felixparams.resolve_stored(local, stored, sources.hostname)
 
 
 def resolve(sources: Sources) -> tuple[Config, Resolved]:
@@ -223,7 +200,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         needs_blocks=any(felix_owns(pool, felix_routes, bgp_routes) for pool in pools),
         region=params["OpenstackRegion"],
         log_severity=params["LogSeverityScreen"],
-        status_folder=_status_folder(params["EndpointStatusPathPrefix"]),
+        status_folder=_status_folder(_said(params, "EndpointStatusPathPrefix"), sources.environment),
         endpoint_reports=params["EndpointReportingEnabled"],
         endpoint_report_delay=params["EndpointReportingDelaySecs"],
         report_interval=params["ReportingIntervalSecs"],
@@ -340,5 +317,8 @@ def _features(overrides: Mapping[str, str]) -> Features:
     )
 
 
-def _status_folder(prefix: str) -> str:
+def _status_folder(prefix: str | None, environment: Mapping[str, str]) -> str:
+    """Where CNI looks, unless somebody (other than the built-in default) names another place."""
+    if prefix is None:
+        return Paths.from_env(environment).endpoint_status
     return f"{prefix.rstrip('/')}/endpoint-status" if prefix else ""

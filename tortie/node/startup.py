@@ -22,33 +22,34 @@ from tortie.core.errors import (
     TortieError,
     UpdateConflict,
 )
+from tortie.core.paths import Paths
 from tortie.datastore import config as datastore_config
-from tortie.datastore import initialize
+from tortie.datastore import initialize, nodename
 from tortie.datastore.client import Client
 from tortie.datastore.connect import connect
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.meta import ASNumber, ObjectMeta
 from tortie.datastore.types.node import Node, NodeBGPSpec, OrchRef
-from tortie.node import addressing, autodetect, defaultpools, hostaddresses, nodename
+from tortie.node import addressing, autodetect, defaultpools, hostaddresses
 
 _log = logging.getLogger(__name__)
 
 _TRIES = 5  # other writers of our own Node (calicoctl, a controller) are rare; five conflicts are not chance
-_DIRECTORIES = ("/var/run/calico", "/var/lib/calico", "/var/log/calico")
+_LOGS = "/var/log/calico"  # nothing of ours is written there, but manifests expect it
 
 
 async def run(env: Mapping[str, str] = os.environ) -> str:
     """The whole start-up; returns the node's name. Raises ConfigError or DatastoreError."""
     name, source = nodename.read(env)
     _log.info("Starting node %s (from %s) with version %s", name, source, __version__)
-    client = connect(datastore_config.load(env=env))
+    client = connect(datastore_config.from_env(env))
     try:
         if env.get("WAIT_FOR_DATASTORE") == "true":
             await _wait_for_datastore(client)
         await initialize.ensure_initialized(client, __version__, env.get("CLUSTER_TYPE", ""))
         await _ensure_node(client, name, env)
-        for directory in _DIRECTORIES:
-            os.makedirs(directory, exist_ok=True)
+        Paths.from_env(env).create()
+        os.makedirs(_LOGS, exist_ok=True)
         await _ensure_pools(client, env)
         await initialize.ensure_default_configuration(client, name)
     finally:
@@ -82,7 +83,7 @@ async def _wait_for_datastore(client: Client) -> None:
 async def refresh_addresses(env: Mapping[str, str] = os.environ) -> None:
     """Follow a change of the host's addresses; the present address is kept while the host has it."""
     name, _ = nodename.read(env)
-    client = connect(datastore_config.load(env=env))
+    client = connect(datastore_config.from_env(env))
     try:
         await _ensure_node(client, name, env, sticky=True)
     finally:
