@@ -28,6 +28,7 @@ from tortie.datastore.keys import (
     NO_REGION,
     AffinityList,
     BlockList,
+    HostEndpointStatusKey,
     Listing,
     ResourceKey,
     ResourceList,
@@ -41,10 +42,20 @@ from tortie.felix.calc.model import WorkloadId
 from tortie.felix.calc.policies import KINDS as POLICY_KINDS
 from tortie.felix.config import RESTART, Config, Sources
 from tortie.felix.dataplane.backend import wants_nftables
-from tortie.felix.dataplane.driver import Driver, Options
+from tortie.felix.dataplane.driver import ON_NO_INTERFACE, Driver, Options
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel
-from tortie.felix.status import DOWN, UP, ProcessReports, StatusFiles, StatusKeys, file_content, file_name
+from tortie.felix.status import (
+    DOWN,
+    ERROR,
+    UP,
+    ProcessReports,
+    StatusFiles,
+    StatusKey,
+    StatusKeys,
+    file_content,
+    file_name,
+)
 from tortie.felix.throttle import Throttle
 from tortie.felix.watch import InterfaceWatch
 
@@ -103,6 +114,7 @@ class Agent:
         self._began_at = self._pass_began = time.monotonic()
         self._passing = False
         self._troubles: dict[WorkloadId, str] = {}  # endpoint -> why it is not up, as last told
+        self._host_troubles: dict[str, str] = {}  # host endpoint -> the same
         self._problems: dict[str, str] = {}  # object -> why it is not enforced as written, as last told
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -261,6 +273,11 @@ class Agent:
             if self._troubles.get(ident) != why:
                 _log.info("endpoint %s is %s", ident, f"not up: {why}" if why else "up")
         self._troubles = troubles
+        hosts = self._driver.host_troubles()
+        for name, why in hosts.items():
+            if self._host_troubles.get(name) != why:
+                _log.info("host endpoint %s is %s", name, f"not up: {why}" if why else "up")
+        self._host_troubles = hosts
         if not self._applied or not self._config.status_folder:
             return
         workloads = self._calc.state.workloads
@@ -285,10 +302,13 @@ class Agent:
             passes += 1
             if passes % _FULL_REPORT == 0:
                 keys.forget()
-            wanted = {
+            wanted: dict[StatusKey, str] = {
                 WorkloadStatusKey(config.node, *ident, region): DOWN if why else UP
                 for ident, why in self._troubles.items()
             }
+            for name, why in self._host_troubles.items():
+                status = ERROR if why == ON_NO_INTERFACE else DOWN if why else UP
+                wanted[HostEndpointStatusKey(config.node, name)] = status
             keys.want(wanted)
             await keys.sync()
 
