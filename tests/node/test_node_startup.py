@@ -266,7 +266,8 @@ def test_the_environment_alone_names_the_datastore(machine: Machine) -> None:
 
 
 def test_an_unreachable_datastore_is_named(machine: Machine) -> None:
-    machine.refuse("172.18.0.1:9", ETCD_ENDPOINTS="http://172.18.0.1:9")
+    said = "other-name cannot start: no etcd endpoint answers: http://172.18.0.1:9"
+    machine.refuse(said, ETCD_ENDPOINTS="http://172.18.0.1:9", NODENAME="other-name")
     machine.refuse("ETCD_ENDPOINTS", ETCD_ENDPOINTS="not a url")
 
 

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import secrets
-import socket
 from collections.abc import Collection, Mapping
 
 from msgspec import structs
@@ -226,11 +225,19 @@ async def _ensure_pools(client: Client, env: Mapping[str, str]) -> None:
             _log.info("IP pool %s exists already", pool.name)
 
 
+def _own_name() -> str:
+    """The node's name; what stands in the way of having one is the very reason we are asked."""
+    try:
+        return nodename.read()[0]
+    except (ConfigError, OSError):
+        return "the node"
+
+
 def main(*, refresh: bool = False) -> int:
     """Entry point of the start-up process: exit code 0, or 1 after saying why."""
     try:
         asyncio.run(refresh_addresses() if refresh else run())
     except TortieError as err:
-        _log.critical("%s cannot start: %s", socket.gethostname(), err)
+        _log.critical("%s cannot start: %s", _own_name(), err)
         return 1
     return 0
