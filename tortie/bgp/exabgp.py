@@ -159,7 +159,7 @@ def _replace_edges() -> None:
         if connection.io is not None:
             set_minimum_ttl(connection.io, connection.afi, connection.peer, neighbor["incoming-ttl"])
 
-    importlib.import_module("exabgp.logger.option").formater = lambda _short, _destination: _log_line
+    vars(importlib.import_module("exabgp.logger.option"))["formater"] = lambda _short, _destination: _log_line
     server.Reactor = PatientReactor
     peer.Delay = EagerDelay
     protocol.Outgoing = BriefOutgoing
