@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.felix.cluster_lab import path_of, sets_of
 from tests.felix.fakes import FakeClock, FakeTables
 from tests.felix.nft_rulesets import nft_input, rendered
 from tests.felix.rulesets import FULL, everything
 from tests.felix.test_felix_rules import a_rule
-from tests.felix.test_felix_truth import calculated, path_of, ruleset_of, sets_of
+from tests.felix.test_felix_truth import calculated, ruleset_of
 from tests.felix.worlds import HOST, SETTINGS, a_packet, a_world
 from tests.netns_lab import Namespace
 from tortie.felix.calc.model import Policy, PolicyId, PolicyRef

@@ -36,6 +36,7 @@ from tortie.felix.dataplane.routes import Candidate, RouteClass, Routes, RouteTa
 from tortie.felix.dataplane.sets import Sets, SetWriter
 from tortie.felix.dataplane.sysctls import Sysctls
 from tortie.felix.dataplane.tables import TableWriter
+from tortie.felix.rules.evaluate import Ruleset
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.settings import Settings
 from tortie.linux.ipsets import IPSet
@@ -362,6 +363,10 @@ class Driver:
             reason = _first(family.chains.host_trouble(interface) for family in self._families.values())
             found[endpoint.name] = found.get(endpoint.name) or reason
         return found
+
+    def rulesets(self) -> dict[int, Ruleset]:
+        """All rules that are to stand, by IP version, for evaluating packets against them."""
+        return {version: family.chains.ruleset() for version, family in self._families.items()}
 
     def failures(self) -> dict[str, str]:
         """What is not as it should be: kind of object and object -> reason."""
