@@ -29,6 +29,10 @@ from tortie.datastore.connect import connect
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.meta import ASNumber, ObjectMeta
 from tortie.datastore.types.node import Node, NodeBGPSpec, OrchRef
+from tortie.felix import config as felix_config
+from tortie.felix import daemon, mtu
+from tortie.linux import links
+from tortie.linux.netlink import NetlinkSocket
 from tortie.node import addressing, autodetect, defaultpools, hostaddresses
 
 _log = logging.getLogger(__name__)
@@ -51,6 +55,7 @@ async def run(env: Mapping[str, str] = os.environ) -> str:
         os.makedirs(_LOGS, exist_ok=True)
         await _ensure_pools(client, env)
         await initialize.ensure_default_configuration(client, name)
+        await _publish_mtu(client, env)
     finally:
         await client.close()
     nodename.write(name, env)
@@ -223,6 +228,19 @@ async def _ensure_pools(client: Client, env: Mapping[str, str]) -> None:
             _log.info("Created default IP pool %s with CIDR %s", pool.name, pool.spec.cidr)
         except ResourceAlreadyExists:  # another node was faster
             _log.info("IP pool %s exists already", pool.name)
+
+
+# --- the MTU ----------------------------------------------------------------------------------------
+
+
+async def _publish_mtu(client: Client, env: Mapping[str, str]) -> None:
+    """Before the nodename file, which lets CNI begin: a pod keeps the MTU it was given."""
+    sources = daemon.local_sources(env)
+    await daemon.list_configuration(client.backend, sources)
+    config, _ = felix_config.resolve(sources)
+    if config.pod_mtu is not None:
+        with NetlinkSocket() as netlink:
+            mtu.publish(config.pod_mtu, links.dump(netlink))
 
 
 def _own_name() -> str:
