@@ -169,6 +169,17 @@ def test_own_blocks_are_blackholed_where_felix_routes(felix: FelixProcess) -> No
     assert not [line for line in felix.node.routes() if "10.66" in line]
 
 
+def test_cni_is_told_the_mtu_of_the_encapsulation(felix: FelixProcess) -> None:
+    felix.started(MTUIFACEPATTERN="^lo$")
+    own = felix.node.ns.ip("link", "show", "lo")[0]["mtu"]
+    file = felix.folder / "lib" / "mtu"
+    eventually(lambda: file.exists() and file.read_text() == str(own))
+    felix.put(pool("tunnelled", "10.65.0.0/16", vxlan="Always"))
+    assert felix.process is not None and felix.process.wait(15) == RESTART
+    felix.started(MTUIFACEPATTERN="^lo$")
+    eventually(lambda: file.read_text() == str(own - 50))
+
+
 def test_an_invalid_pool_is_no_pool_and_said_to_be_once(felix: FelixProcess) -> None:
     """As for confd, with its words: else one of them would make routes that the other knows nothing of."""
     key, bad = pool("bad", "10.65.0.0/16", vxlan="CrossSubnet")

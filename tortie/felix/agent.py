@@ -9,6 +9,7 @@ Losing the datastore changes nothing in the kernel. Stopping does not either.
 """
 
 import asyncio
+import errno
 import gc
 import logging
 import random
@@ -37,6 +38,7 @@ from tortie.datastore.keys import (
 from tortie.datastore.rules import as_read
 from tortie.datastore.syncer import Batch, Syncer, SyncStatus, Update
 from tortie.felix import config as felix_config
+from tortie.felix import mtu
 from tortie.felix.calc.graph import Calculation
 from tortie.felix.calc.model import WorkloadId
 from tortie.felix.calc.policies import KINDS as POLICY_KINDS
@@ -58,6 +60,7 @@ from tortie.felix.status import (
 )
 from tortie.felix.throttle import Throttle
 from tortie.felix.watch import InterfaceWatch
+from tortie.linux import links
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ _KINDS = (
     "GlobalNetworkSet",
 )
 _RECHECK_DATAPLANE = 15.0  # seconds between looks at kube-proxy's choice, Calico's
+_RECHECK_MTU = 30.0  # seconds between looks at the host's MTU, Calico's
 _RECHECK_FILES = 10.0  # seconds between looks at the status files, Calico's
 _FULL_REPORT = 180  # status keys are listed again after so many delays, Calico's
 _FIRST_REPORT = 10.0  # seconds from the start to the first report about the process
@@ -94,7 +98,7 @@ class Agent:
     ) -> None:
         self._config, self._params, self._sources = config, params, sources
         self._backend, self._interfaces, self._health = backend, interfaces, health
-        self._nftables = kernel.nftables
+        self._nftables, self._netlink = kernel.nftables, kernel.netlink
         self._calc = Calculation(config.inputs())
         self._driver = Driver(options, kernel, interfaces, clock=time.monotonic, rand=random.random)
         self._watch = InterfaceWatch(
@@ -129,6 +133,8 @@ class Agent:
             "dataplane": self._apply_changes(),
             "health": self._report_health(),
         }
+        if self._config.pod_mtu is not None:
+            loops["MTU"] = self._publish_mtu(self._config.pod_mtu)
         if self._config.endpoint_reports:
             loops["endpoint reports"] = self._report_endpoints()
         if self._config.nft_mode.lower() == "auto":
@@ -260,6 +266,15 @@ class Agent:
             if nftables != self._nftables:
                 _log.info("kube-proxy uses %s now, starting again", "nftables" if nftables else "iptables")
                 self.stop(RESTART)
+
+    async def _publish_mtu(self, wanted: mtu.Wanted) -> None:
+        while True:
+            try:
+                mtu.publish(wanted, links.dump(self._netlink))
+            except KernelError as err:
+                if err.errno != errno.EINTR:  # else interfaces come and go: the next look will do
+                    raise
+            await asyncio.sleep(_RECHECK_MTU)
 
     # --- status ---------------------------------------------------------------------------------
 

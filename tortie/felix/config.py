@@ -18,6 +18,7 @@ from tortie.datastore.types.bgp import BGPConfiguration
 from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
 from tortie.datastore.types.node import Node
+from tortie.felix import mtu
 from tortie.felix.calc.graph import Inputs
 from tortie.felix.dataplane.driver import Options
 from tortie.felix.dataplane.endpoints import Wiring
@@ -39,6 +40,7 @@ _SERVICE_LOOP: dict[str, ir.Drop | ir.Reject | None] = {
     "Reject": ir.REJECT,
     "Disabled": None,
 }
+_NO_NAME = re.compile("(?!)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Config:
     needs_blocks: bool = False  # routes to other nodes' blocks are felix's for some pool
     region: str = ""
     log_severity: str = "INFO"
+    pod_mtu: mtu.Wanted | None = None  # None: CNI is told nothing
     status_folder: str = ""  # '': no files
     endpoint_reports: bool = False
     endpoint_report_delay: float = 1.0
@@ -200,6 +203,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         needs_blocks=any(felix_owns(pool, felix_routes, bgp_routes) for pool in pools),
         region=params["OpenstackRegion"],
         log_severity=params["LogSeverityScreen"],
+        pod_mtu=_mtu(params, settings, Paths.from_env(sources.environment).mtu),
         status_folder=_status_folder(_said(params, "EndpointStatusPathPrefix"), sources.environment),
         endpoint_reports=params["EndpointReportingEnabled"],
         endpoint_report_delay=params["EndpointReportingDelaySecs"],
@@ -315,6 +319,28 @@ def _features(overrides: Mapping[str, str]) -> Features:
         masquerade_random=overrides.get("MASQFullyRandom", "true").lower() != "false",
         snat_random=overrides.get("SNATFullyRandom", "true").lower() != "false",
     )
+
+
+def _mtu(params: Resolved, settings: Settings, path: str) -> mtu.Wanted:
+    encrypted_cloud = params["WireguardHostEncryptionEnabled"] and "aks" in _cluster_types(params)
+    wireguard = mtu.AKS if encrypted_cloud else 0
+    every = (
+        (settings.ipip, "IpInIpMtu", mtu.IPIP),
+        (4 in settings.vxlan, "VXLANMTU", mtu.VXLAN_V4),
+        (6 in settings.vxlan, "VXLANMTUV6", mtu.VXLAN_V6),
+        (4 in settings.wireguard, "WireguardMTU", mtu.WIREGUARD_V4 + wireguard),
+        (6 in settings.wireguard, "WireguardMTUV6", mtu.WIREGUARD_V6 + wireguard),
+    )
+    return mtu.Wanted(
+        path,
+        params["MTUIfacePattern"] or _NO_NAME,
+        tuple((params[name], overhead) for used, name, overhead in every if used),
+        params["RequireMTUFile"],
+    )
+
+
+def _cluster_types(params: Resolved) -> list[str]:
+    return [one.strip().lower() for one in params["ClusterType"].split(",")]
 
 
 def _status_folder(prefix: str | None, environment: Mapping[str, str]) -> str:
