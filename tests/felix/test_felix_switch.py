@@ -71,8 +71,9 @@ def test_a_change_of_mode_is_felt_by_nobody(felix: FelixProcess) -> None:
     felix.kill()
     felix.start()  # without the variable, which would outrank what the datastore says
     felix.up()
-    good = [Stream(a.ns, b.v4, 12), Stream(b.ns, a.v6, 12)]
-    bad = [Stream(stranger.ns, a.v4, 12), Stream(b.ns, stranger.v6, 12)]
+    good = [Stream(a.ns, b.v4), Stream(b.ns, a.v6)]
+    bad = [Stream(stranger.ns, a.v4), Stream(b.ns, stranger.v6)]
+    eventually(lambda: all(stream.heard() for stream in good))
     for value, expected in (("Enabled", NFTABLES), ("Disabled", IPTABLES), ("Enabled", NFTABLES)):
         mode(felix, value)
         assert felix.process is not None
@@ -90,7 +91,8 @@ def test_a_change_while_felix_was_away_is_finished_by_the_next(felix: FelixProce
     a, b, stranger = pods(felix)
     eventually(lambda: a.reaches(b.v4))
     felix.kill(signal.SIGKILL)
-    good, bad = Stream(a.ns, b.v4, 5), Stream(stranger.ns, a.v4, 5)
+    good, bad = Stream(a.ns, b.v4), Stream(stranger.ns, a.v4)
+    eventually(good.heard)
     second = "Enabled" if first == "Disabled" else "Disabled"
     felix.started(NFTABLESMODE=second)
     assert traces(felix.node) == (NFTABLES if second == "Enabled" else IPTABLES)
@@ -104,7 +106,8 @@ def test_killed_in_the_middle_of_a_change_nothing_opens(felix: FelixProcess, ste
     a, b, stranger = pods(felix)
     eventually(lambda: a.reaches(b.v4))
     felix.kill()
-    good, bad = Stream(a.ns, b.v4, 5), Stream(stranger.ns, a.v4, 5)
+    good, bad = Stream(a.ns, b.v4), Stream(stranger.ns, a.v4)
+    eventually(good.heard)
     felix.start(NFTABLESMODE="Enabled")
     reached: dict[str, Callable[[], bool]] = {
         "table": lambda: traces(felix.node)["nftables"],
@@ -174,7 +177,8 @@ def test_restarted_in_nftables_it_interrupts_nothing_and_counts_on(felix: FelixP
     felix.started(NFTABLESMODE="Enabled")
     a, b, stranger = pods(felix)
     eventually(lambda: a.reaches(b.v4))
-    good, bad = Stream(a.ns, b.v4, 5), Stream(stranger.ns, a.v4, 5)
+    good, bad = Stream(a.ns, b.v4), Stream(stranger.ns, a.v4)
+    eventually(good.heard)
     before = felix.node.ns.sh("nft -a list chain ip calico filter-cali-fw-calia")
     handles = re.findall(r"# handle \d+", before)
     for number in (signal.SIGKILL, signal.SIGTERM):
