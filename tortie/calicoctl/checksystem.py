@@ -132,7 +132,7 @@ def release_number(release: str) -> tuple[int, ...]:
 
 def module_names(lines: Iterable[str]) -> set[str]:
     """The modules of modules.dep or modules.builtin: each line begins with one's file."""
-    found = (re.match(rf"(?:.*/)?([^/]+?){_COMPRESSED}(?::|$)", line) for line in lines)
+    found = (re.match(rf"(?:[^:]*/)?([^/:]+?){_COMPRESSED}(?::|$)", line) for line in lines)
     return {match[1].replace("-", "_") for match in found if match}
 
 
