@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.felix import naive
 from tortie.felix.calc.model import Profile, Rule, Side
-from tortie.felix.rules import ir, iptables, names, nftables
+from tortie.felix.rules import iptables, ir, names, nftables
 from tortie.felix.rules.evaluate import Packet, Ruleset, Sets, evaluate
 from tortie.felix.rules.policy import Owner, log_prefix, nflog_prefix, split_ports
 from tortie.felix.rules.profiles import profile_chains
