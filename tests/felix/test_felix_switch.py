@@ -150,7 +150,7 @@ def test_killed_in_the_middle_of_a_change_nothing_opens(
         "chains": lambda: "filter-FORWARD" in felix.node.ns.sh("nft list chains ip"),
         "raw": lambda: "cali" not in felix.node.rules(4, "-t", "raw"),
     }
-    eventually(reached[step], 10)
+    eventually(reached[step], 30)
     felix.kill()
     assert a.reaches(b.v4) and not stranger.reaches(a.v4)
     felix.started(NFTABLESMODE="Enabled")
