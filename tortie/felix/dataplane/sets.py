@@ -1,6 +1,6 @@
 """The state's IP sets as kernel sets of one IP version: those that rules look into, and the static ones."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tortie.felix.calc import canonical
 from tortie.felix.calc.graph import State, Touched
@@ -33,6 +33,10 @@ class SetWriter:
 
     def _name(self, ident: str) -> str:
         return names.ip_set(self._version, ident)
+
+    def __getitem__(self, ident: str) -> Collection[str]:
+        """What is to be in a set, for evaluating packets. Raises KeyError."""
+        return self._duty.desired[self._name(ident)].members
 
     def start(self, state: State) -> None:
         self._own_addresses(())
