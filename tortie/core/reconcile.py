@@ -173,6 +173,24 @@ class Reconciler(Generic[K, V]):
         """Trust nothing that was listed before: the next sync lists again."""
         self._actual = None
 
+    async def refresh(self) -> bool:
+        """List while sync() may run beside it, for targets whose read() fails when a write overtakes it.
+
+        Whether the list could be used; if not, what was known before still counts.
+        """
+        if self._actual is None:
+            return False  # the next sync lists anyway
+        try:
+            self._take_list(await self._target.read())
+        except KernelError:
+            return False  # if there is more to it, a later sync will say so
+        return True
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether there may be something for sync() to do."""
+        return self._actual is None or bool(self._doubted)
+
     def status(self, key: K) -> Status | None:
         return self._status.get(key)
 
@@ -226,7 +244,7 @@ class Reconciler(Generic[K, V]):
             outcome.retry_at = self._listing_retry_at
             return False
         try:
-            self._actual = dict(await self._target.read())
+            self._take_list(await self._target.read())
         except KernelError as err:
             self._listing_failures += 1
             self._listing_retry_at = now + self._backoff.delay(self._listing_failures, self._rand)
@@ -234,10 +252,18 @@ class Reconciler(Generic[K, V]):
             outcome.retry_at = self._listing_retry_at
             return False
         self._listing_failures, self._listing_retry_at = 0, 0.0
-        self._doubted = {*self._desired, *self._actual}
-        for key in self._desired:
-            self._mark_if_drifted(key)
         return True
+
+    def _take_list(self, listed: Mapping[K, V]) -> None:
+        """Note what is there; what is as wished is settled at once, so that nobody looks at it again."""
+        self._actual = dict(listed)
+        update, delete = difference(self._desired, self._actual, self._target.same)
+        self._doubted |= update.keys() | delete
+        for key, status in self._status.items():
+            if key in update and status.state is State.DONE:
+                self._status[key] = Status(State.PENDING, self._clock(), "changed behind our back")
+        for key in self._desired.keys() - update.keys():
+            self._succeeded(key)
 
     async def _apply(self, update: Mapping[K, V], delete: Collection[K], outcome: Outcome) -> None:
         assert self._actual is not None

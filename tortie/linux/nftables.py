@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from tortie.core.errors import KernelError
+from tortie.linux.overtaken import Writes
 from tortie.linux.process import Finished, run
 
 Family = Literal["ip", "ip6", "arp"]
@@ -211,19 +212,23 @@ class TableTarget:
         self._known: dict[Key, Content] = {}  # as read or written last
         self._lost: list[str] = []  # sets that were not there when the table was read last
         self._failures = 0  # transactions refused in a row
+        self._writes = Writes()
         self._settled = False  # all that is wanted stood after the last transaction
         self.wanted: Mapping[Key, Content] | None = None
 
     async def read(self) -> Mapping[Key, Content]:
-        """Everything in the table but its sets. Raises KernelError."""
+        """Everything in the table but its sets. Raises KernelError, also if a write overtakes it."""
+        mark, standing = self._writes.mark(), set(self._sets.names)
         text = await listing("-t", "list", "table", *self._table.split())
         chains, maps, sets = ({}, [], []) if text is None else parse_table(text)
         known: dict[Key, Content] = dict(chains)
         for name in maps:
             listed = await listing("list", "map", *self._table.split(), name)
             known["map", name] = Map() if listed is None else parse_map(listed)
+        self._writes.check(mark, f"table {self._table}")
         self._known, self._settled = known, False
-        self._lost = [name for name in self._sets.names if name not in sets]
+        # Sets that came or went while this was read are none that somebody took away.
+        self._lost = [name for name in self._sets.names if name in standing and name not in sets]
         return dict(known)
 
     async def holds(self, *chains: str) -> bool:
@@ -244,7 +249,8 @@ class TableTarget:
         self._settled = False
         while True:
             lines = list(self._transaction(wanted, touched, replaced))
-            done = await nft("-f", "-", given="".join(f"{line}\n" for _, line in lines))
+            with self._writes.under_way():
+                done = await nft("-f", "-", given="".join(f"{line}\n" for _, line in lines))
             if done.status == 0:
                 break
             refused = self._refused(done, lines)
