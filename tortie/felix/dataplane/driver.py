@@ -315,6 +315,22 @@ class Driver:
             return inf
         return -inf if self._news else min(duty.next_due() for duty in self._duties())
 
+    def look_ahead_due(self) -> float:
+        """When look_ahead() has something to do, by the clock."""
+        return min(duty.look_ahead_due() for duty in self._read_ahead()) if self._started else inf
+
+    async def look_ahead(self) -> None:
+        """Read what apply() would soon have to read, at any time, also while that is under way."""
+        for duty in self._read_ahead():
+            if self._clock() >= duty.look_ahead_due():
+                await duty.look_ahead()
+
+    def _read_ahead(self) -> Iterator[Duty[Any, Any]]:
+        """Rules and sets: there can be many."""
+        for family in self._families.values():
+            yield family.sets
+            yield family.tables
+
     async def apply(self) -> bool:
         """Do what is due, in the order above. False if something failed and will be tried again."""
         self._take_news()
