@@ -65,7 +65,7 @@ def test_operators(operator: Any, net: str, expected: bool) -> None:
     ],
 )
 def test_prefix_lengths(net: str, inside: bool) -> None:
-    rule = {"cidr": "10.1.0.0/16", "lengths": (20, 24)}
+    rule: dict[str, Any] = {"cidr": "10.1.0.0/16", "lengths": (20, 24)}
     assert _matches(net=net, operator="In", **rule) is inside
     assert _matches(net=net, operator="Equal", **rule) is inside
     assert _matches(net=net, operator="NotIn", **rule) is not inside

@@ -140,8 +140,8 @@ def _check(config: Config) -> None:
         raise ValueError(f"format {config.format}, this version reads {FORMAT}")
     for address in [config.local.router_id, *config.local.addresses, *config.excluded_next_hops]:
         number(address)
-    prefixes = [one.cidr for one in (*config.blocks, *config.pools, *config.advertisements)]
-    for cidr in [*prefixes, *config.local.subnets]:
+    prefixes = [*(b.cidr for b in config.blocks), *(p.cidr for p in config.pools), *config.local.subnets]
+    for cidr in [*prefixes, *(one.cidr for one in config.advertisements)]:
         if canonical(cidr) != cidr:
             raise ValueError(f"{cidr!r} is not in canonical form")
     for one in config.filters:
