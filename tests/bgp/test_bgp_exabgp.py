@@ -1,20 +1,22 @@
 """How ExaBGP is started, and that the places where we replace its parts still exist."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tortie.bgp import exabgp, paths
+from tortie.bgp import exabgp
+from tortie.core.paths import Paths
 
 pytestmark = pytest.mark.unit
 
 
 def test_the_command_line() -> None:
     assert exabgp.argv("/x/y.conf") == [sys.executable, "-m", "tortie.bgp.exabgp", "/x/y.conf"]
-    assert exabgp.argv()[-1] == paths.exabgp_conf()
+    assert exabgp.argv()[-1] == Paths.from_env().exabgp_conf
 
 
 def test_the_environment_is_ours_alone() -> None:
@@ -24,15 +26,6 @@ def test_the_environment_is_ours_alone() -> None:
     assert made["exabgp.daemon.user"] == "root" and made["exabgp.daemon.drop"] == "false"
     assert made["exabgp.api.terminate"] == "true" and made["exabgp.api.respawn"] == "true"
     assert exabgp.environment({}, "DEBUG")["exabgp.log.level"] == "DEBUG"
-
-
-def test_files_move_with_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert paths.exabgp_conf() == "/etc/calico/confd/config/exabgp.conf"
-    assert paths.status_json() == "/var/run/calico/bgp-status.json"
-    monkeypatch.setenv("CALICO_CONFD_CONFIG_DIR", "/a")
-    monkeypatch.setenv("CALICO_RUN_DIR", "/b")
-    assert (paths.exabgp_conf(), paths.bgp_json()) == ("/a/exabgp.conf", "/a/bgp.json")
-    assert (paths.status_json(), paths.nudge_socket()) == ("/b/bgp-status.json", "/b/bgp.sock")
 
 
 _PROBE = """
@@ -101,6 +94,27 @@ def test_the_agent_imports_only_what_it_needs(module: str) -> None:
         env=os.environ | {"PYTHONPATH": root},
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_its_log_lines_are_ours() -> None:
+    program = (
+        "import os; from tortie.bgp import exabgp; os.environ.update(exabgp.environment(os.environ)); "
+        "exabgp._replace_edges(); from exabgp.environment import getenv; from exabgp.logger import log; "
+        "log.init(getenv()); log.warning(lambda: 'gone\\rforged %s\\nmore', 'outgoing-8'); "
+        "log.critical(lambda: 'x', 'network'); log.info(lambda: 'unseen', 'network')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stdout
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} "
+    wanted = [
+        r"\[WARNING\]\[\d+\] exabgp\.outgoing-8 0: gone\\rforged %s",
+        r"\[WARNING\]\[\d+\] exabgp\.outgoing-8 0: more",
+        r"\[FATAL\]\[\d+\] exabgp\.network 0: x",
+    ]
+    found = done.stderr.splitlines()
+    assert len(found) == len(wanted), found
+    for line, pattern in zip(found, wanted, strict=True):
+        assert re.fullmatch(stamp + pattern, line), line
 
 
 def test_no_dns_is_asked(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Decisions as plain functions: the plan of an interface, what CHECK and GC conclude, host-local."""
 
 import asyncio
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -247,6 +249,26 @@ def test_a_configuration_that_names_the_environments_datastore_opens_no_second_o
             for given in ({}, {"datastore_type": "etcdv3"}, {"etcd_endpoints": "http://127.0.0.1:9"}):
                 assert stores.of(conf(**given)) is own
             await stores.close()
+
+    asyncio.run(story())
+
+
+def test_a_datastore_that_is_named_no_more_is_let_go() -> None:
+    """One wrong name must not leave a loop that dials it for ever; the environment's own one stays."""
+
+    async def story() -> None:
+        stores = store.Stores(DatastoreConfig(etcdEndpoints=("http://127.0.0.1:9",)), "node", idle=0.01)
+        own = stores.start()
+        wrong = weakref.ref(stores.of(conf(etcd_endpoints="http://127.0.0.1:8")))
+        assert wrong() is not None
+        async with asyncio.timeout(20):
+            while wrong() is not None:
+                gc.collect()
+                await asyncio.sleep(0.01)
+        assert stores.of(conf()) is own
+        assert stores.of(conf(etcd_endpoints="http://127.0.0.1:8")) is not own
+        await stores.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(story())
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tests.netns_lab import eventually
 from tests.support.cni import Machine, calico, entered
 from tortie.cni import wire
-from tortie.cni.node import Paths
 from tortie.cni.server import Server, Settings, main
 from tortie.cni.wire import Request
+from tortie.core.paths import Paths
 from tortie.datastore.config import DatastoreConfig
 
 pytestmark = pytest.mark.kernel
@@ -294,7 +294,7 @@ def test_calls_before_the_datastore_is_there(bare_machine: Machine) -> None:
 def test_health_is_reported_at_each_change(bare_machine: Machine) -> None:
     machine = bare_machine
     machine.seed()
-    paths = Paths(socket=str(machine.socket), run=str(machine.folder), lib=str(machine.lib))
+    paths = Paths(cni_socket=str(machine.socket), run=str(machine.folder), lib=str(machine.lib))
     config = DatastoreConfig(etcdEndpoints=(machine.etcd.endpoint,))
     told: list[tuple[bool, bool, str]] = []
 

@@ -17,8 +17,9 @@ from tortie.cni import waiting
 from tortie.cni.journal import JournalHandler, Limits, LogFile, expired, severity_level
 from tortie.cni.locks import Locks
 from tortie.cni.netconf import NetConf
-from tortie.cni.node import Paths, endpoint_status_path, mtu, node_name, own_node_name
+from tortie.cni.node import endpoint_status_path, mtu, node_name
 from tortie.core.errors import CniError, ConfigError
+from tortie.core.paths import Paths
 
 pytestmark = pytest.mark.unit
 
@@ -30,13 +31,8 @@ def conf(**fields: Any) -> NetConf:
 # --- files of the node -----------------------------------------------------------------------------
 
 
-def test_where_files_are() -> None:
-    assert Paths.from_env({}) == Paths()
-    assert Paths().socket == "/var/run/calico/cni.sock" and Paths().mtu == "/var/lib/calico/mtu"
-    moved = Paths.from_env({"CALICO_RUN_DIR": "/r", "CALICO_LIB_DIR": "/l"})
-    assert (moved.socket, moved.nodename) == ("/r/cni.sock", "/l/nodename")
-    named = Paths.from_env({"TORTIE_CNI_SOCKET": "/s", "CALICO_NODENAME_FILE": "/n"})
-    assert (named.socket, named.nodename) == ("/s", "/n")
+def test_where_felix_says_what_is_up() -> None:
+    moved = Paths.from_env({"CALICO_RUN_DIR": "/r"})
     assert endpoint_status_path(conf(), moved, "x") == "/r/endpoint-status/x"
     assert endpoint_status_path(conf(endpoint_status_dir="/d"), moved, "x") == "/d/x"
 
@@ -44,21 +40,20 @@ def test_where_files_are() -> None:
 def test_the_nodes_name(tmp_path: Path) -> None:
     paths = Paths(nodename=str(tmp_path / "nodename"))
     with pytest.raises(CniError, match="check that the calico/node container is running"):
-        node_name(conf(nodename="given"), paths)
-    assert node_name(conf(nodename_file_optional=True, hostname="old"), paths) == "old"
-    assert node_name(conf(nodename_file_optional=True), paths)
+        node_name(conf(nodename="given"), paths, "own")
+    assert node_name(conf(nodename_file_optional=True, hostname="old"), paths, "own") == "old"
+    assert node_name(conf(nodename_file_optional=True), paths, "own") == "own"
     (tmp_path / "nodename").write_text("from-file\n")
-    assert node_name(conf(hostname="old"), paths) == "from-file"
-    assert node_name(conf(nodename="given"), paths) == "given"
+    assert node_name(conf(hostname="old"), paths, "own") == "from-file"
+    assert node_name(conf(nodename="given"), paths, "own") == "given"
     (tmp_path / "other").write_text("other")
-    assert node_name(conf(nodename_file=str(tmp_path / "other")), paths) == "other"
-    assert own_node_name({}, paths) == "from-file" and own_node_name({"NODENAME": "env"}, paths) == "env"
-    for wrong in ("a b", "a/b", "a\nb", "ä"):
+    assert node_name(conf(nodename_file=str(tmp_path / "other")), paths, "own") == "other"
+    for wrong in ("a b", "a/b", "a\nb", "ä", "Upper"):
         (tmp_path / "nodename").write_text(wrong)
         with pytest.raises(ConfigError):
-            node_name(conf(), paths)
+            node_name(conf(), paths, "own")
     with pytest.raises(CniError):
-        node_name(conf(nodename_file=str(tmp_path)), paths)
+        node_name(conf(nodename_file=str(tmp_path)), paths, "own")
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "123456", "1500\n1500", "١٥٠٠"])

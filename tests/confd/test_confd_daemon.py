@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.confd.confd_cases import MASTER, NO_MESH, NODES, POOL, node, peer, pool
+from tests.confd.confd_cases import MASTER, NO_MESH, NODES, POOL, felix, node, peer, pool
 from tests.support.memory_backend import MemoryBackend
 from tortie.bgp.config import Config, load
 from tortie.confd import files
@@ -303,6 +303,18 @@ def test_felix_settings_are_read_as_felix_reads_them(daemon: Daemon) -> None:
         assert daemon.config is not None and not daemon.config.pools[0].programmed
 
     daemon.run(act, FELIX_PROGRAMCLUSTERROUTES="Enabled")
+
+
+@pytest.mark.parametrize("wrong", [{"bpfEnabled": 5}, {"iptablesMarkMask": "0x0"}])
+def test_one_wrong_field_hides_no_other_of_felixs(daemon: Daemon, wrong: dict[str, Any]) -> None:
+    """Felix goes on with the others; routes that it then makes must not be BGP's as well."""
+
+    async def act() -> None:
+        await daemon.store(*NODES, POOL, felix(programClusterRoutes="Enabled", **wrong))
+        await daemon.until(lambda: daemon.config is not None)
+        assert daemon.config is not None and not daemon.config.pools[0].programmed
+
+    daemon.run(act)
 
 
 def test_the_router_id_of_the_environment(daemon: Daemon) -> None:

@@ -23,7 +23,6 @@ from tortie.datastore.felixparams import (
     from_file,
     from_node,
     from_resource,
-    needs_restart,
     resolve,
 )
 from tortie.datastore.felixparams.sources import Raw
@@ -397,13 +396,10 @@ def test_of_several_selected_resources_the_oldest_wins_then_the_name() -> None:
 # --- change -------------------------------------------------------------------------------------
 
 
-def test_which_changes_need_a_restart() -> None:
+def test_what_changed_is_named() -> None:
     before = resolve({})
-    after = resolve(
-        {Source.GLOBAL: {"ClusterType": "k8s", "HealthPort": "1", "HealthTimeoutOverrides": "a=1s"}}
-    )
-    assert after.changed(before) == {"ClusterType", "HealthPort", "HealthTimeoutOverrides"}
-    assert needs_restart(after.changed(before)) == {"HealthPort"}
+    after = resolve({Source.GLOBAL: {"ClusterType": "k8s", "HealthPort": "1"}})
+    assert after.changed(before) == {"ClusterType", "HealthPort"}
     assert resolve({}).changed(before) == set()
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.felix.objects import node, pool
 from tortie.core.errors import ConfigError
+from tortie.core.paths import Paths
 from tortie.datastore.types.bgp import BGPConfiguration, BGPConfigurationSpec
 from tortie.datastore.types.cluster import ClusterInformation, ClusterInformationSpec, FelixConfiguration
 from tortie.datastore.types.meta import ObjectMeta
@@ -157,6 +158,15 @@ def test_what_was_set_and_by_whom_can_be_logged() -> None:
     sources = Sources("node1", {"FELIX_IPV6SUPPORT": "false"})
     _, params = resolve(sources)
     assert "Ipv6Support = False (from environment variable)" in list(params.describe())
+
+
+def test_status_files_are_where_cni_looks() -> None:
+    moved = {"CALICO_RUN_DIR": "/r"}
+    assert resolve(Sources("node1"))[0].status_folder == "/var/run/calico/endpoint-status"
+    assert resolve(Sources("node1", moved))[0].status_folder == Paths.from_env(moved).endpoint_status
+    named = {**moved, "FELIX_ENDPOINTSTATUSPATHPREFIX": "/p/"}
+    assert resolve(Sources("node1", named))[0].status_folder == "/p/endpoint-status"
+    assert resolve(Sources("node1", {"FELIX_ENDPOINTSTATUSPATHPREFIX": "none"}))[0].status_folder == ""
 
 
 # --- who and where ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 
@@ -27,8 +28,12 @@ def test_attributes_survive_the_wire(given_set: dict[int, bytes]) -> None:
 
 
 def test_numbers_and_texts_survive_the_wire() -> None:
-    wire = codec.attribute_u8(1, 200) + codec.attribute_u16(2, 60_000) + codec.attribute_u32(3, 2**32 - 1)
-    wire += codec.attribute_text(4, "eth0") + codec.attribute_text(5, "\udcff")
+    wire = codec.attribute_u8(1, 200) + codec.attribute_u32(3, 2**32 - 1)
+    wire += (
+        codec.attribute(2, (60_000).to_bytes(2, sys.byteorder))
+        + codec.attribute_text(4, "eth0")
+        + codec.attribute_text(5, "\udcff")
+    )
     found = codec.attributes(wire)
     assert (codec.read_u8(found[1]), codec.read_u16(found[2]), codec.read_u32(found[3])) == (
         200,

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from tortie.core.errors import ConfigError
-from tortie.node import addressing, autodetect, nodename
+from tortie.node import addressing, autodetect
 from tortie.node.autodetect import Detection, HostAddress, Method, detect, parse_method
 
 pytestmark = pytest.mark.unit
@@ -154,28 +154,3 @@ def test_interfaces_are_listed_for_the_configured_families() -> None:
         ("eth0", ("10.0.0.7",)),
         ("eth1", ("192.0.2.7",)),
     ]
-
-
-# --- the node's name --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("env", "stored", "name"),
-    [
-        ({"NODENAME": " Node-A "}, "old", None),  # not lower-cased, hence not valid
-        ({"NODENAME": "node-a"}, "old", "node-a"),
-        ({}, "old", "old"),
-        ({"HOSTNAME": "Host-B "}, "", "host-b"),
-        ({}, "", "os-host"),
-        ({"NODENAME": "a/b"}, "", None),
-        ({"NODENAME": "a\nb"}, "", None),
-        ({}, "evil\nprocess", None),
-        ({"NODENAME": "x" * 254}, "", None),
-    ],
-)
-def test_node_name(env: dict[str, str], stored: str, name: str | None) -> None:
-    if name is None:
-        with pytest.raises(ConfigError):
-            nodename.determine(env, stored, "OS-Host")
-    else:
-        assert nodename.determine(env, stored, "OS-Host")[0] == name

@@ -51,6 +51,21 @@ def test_a_first_start_writes_all_a_cluster_needs(machine: Machine) -> None:
     assert machine.node.box.path("/var/lib/calico/nodename").read_text() == "node-1"
 
 
+def test_the_name_is_kept_where_its_folder_is(machine: Machine) -> None:
+    machine.start(CALICO_LIB_DIR="/var/lib/elsewhere")
+    assert machine.node.box.path("/var/lib/elsewhere/nodename").read_text() == "node-1"
+    assert not machine.node.box.path("/var/lib/calico/nodename").exists()
+    machine.start(CALICO_LIB_DIR="/var/lib/elsewhere", NODENAME="(unset)", HOSTNAME="other")
+    assert set(machine.entries(NODES)) == {"node-1"}
+
+
+def test_the_first_pod_finds_its_mtu(machine: Machine) -> None:
+    """CNI may begin as soon as the name is there, before felix has looked at anything."""
+    machine.node.box.run("ip", "link", "set", "eth0", "mtu", "1400")
+    machine.start(CALICO_IPV4POOL_IPIP="Always")
+    assert machine.node.box.path("/var/lib/calico/mtu").read_text() == "1380"
+
+
 def test_a_second_start_changes_nothing(machine: Machine) -> None:
     machine.start()
     before = machine.entries()
@@ -246,8 +261,20 @@ def test_pools_that_are_wanted_and_not_wanted_are_refused(machine: Machine) -> N
 # --- the datastore --------------------------------------------------------------------------------
 
 
+def test_the_environment_alone_names_the_datastore(machine: Machine) -> None:
+    """calicoctl's file is calicoctl's: felix, confd and the CNI server do not read it either."""
+    folder = machine.node.box.path("/etc/calico")
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = "datastoreType: etcdv3\n  etcdEndpoints: http://172.18.0.1:9"
+    text = f"apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nmetadata:\nspec:\n  {spec}\n"
+    (folder / "calicoctl.cfg").write_text(text)
+    machine.start()
+    assert machine.stored()["bgp"]["ipv4Address"] == f"{machine.ip}/24"
+
+
 def test_an_unreachable_datastore_is_named(machine: Machine) -> None:
-    machine.refuse("172.18.0.1:9", ETCD_ENDPOINTS="http://172.18.0.1:9")
+    said = "other-name cannot start: no etcd endpoint answers: http://172.18.0.1:9"
+    machine.refuse(said, ETCD_ENDPOINTS="http://172.18.0.1:9", NODENAME="other-name")
     machine.refuse("ETCD_ENDPOINTS", ETCD_ENDPOINTS="not a url")
 
 

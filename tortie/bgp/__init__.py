@@ -5,7 +5,7 @@ Knows no datastore: like BIRD it runs from rendered files and keeps routing when
 The face:
 - `exabgp`: the process that node supervision runs (`exabgp.argv()`); it starts the agent.
 - `agent.main()`: ExaBGP's helper, one asyncio loop that ties the parts below together.
-- `config`: bgp.json, which confd writes and the agent reads. `paths`: where all files are.
+- `config`: bgp.json, which confd writes and the agent reads (`core.paths`: where).
 - `status`: bgp-status.json, which the agent writes; `status.read()` for calicoctl and readiness.
 
 Pure parts: `prefix`, `route` (values), `rib`, `bestpath`, `policy`, `outbox`, `graceful`, `nexthop`, `fib`,

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Awaitable
 
-from tortie.bgp import commands, config, events, exabgp, paths, status
+from tortie.bgp import commands, config, events, exabgp, status
 from tortie.bgp.kernel import Kernel
 from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
@@ -27,6 +27,7 @@ from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.core.files import write_atomic
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
+from tortie.core.paths import Paths
 
 _log = logging.getLogger("tortie.bgp.agent")  # not __name__: it runs as __main__
 
@@ -47,6 +48,7 @@ class Agent:
         self._kernel = kernel
         self._router = Router(kernel.resolver, kernel.interfaces)
         self._reload = Reload(self)
+        self._paths = Paths.from_env()
         self._started = time.time()
         self._config_seen: tuple[int, int] | None = None  # of bgp.json: inode, time of change
         self._config_error = ""
@@ -173,7 +175,7 @@ class Agent:
 
     async def _watch_config(self) -> None:
         """Read bgp.json when nudged, and every few seconds."""
-        path = paths.nudge_socket()
+        path = self._paths.bgp_nudge
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as nudges:
@@ -184,7 +186,7 @@ class Agent:
                 await _within(_POLL_CONFIG, asyncio.get_running_loop().sock_recv(nudges, 64))
 
     def _read_config(self) -> None:
-        path = paths.bgp_json()
+        path = self._paths.bgp_json
         try:
             found = os.stat(path)
         except FileNotFoundError:
@@ -241,7 +243,7 @@ class Agent:
     async def restart(self) -> None:
         """ExaBGP that met a bad file once takes no file any more; its supervisor starts it again."""
         check = await asyncio.create_subprocess_exec(
-            *exabgp.validation_argv(paths.exabgp_conf()),
+            *exabgp.validation_argv(self._paths.exabgp_conf),
             env=exabgp.environment(os.environ),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -249,7 +251,7 @@ class Agent:
         if await check.wait() == 0:
             self._speaker.write(commands.SHUTDOWN)
         else:
-            _log.error("%s is not valid: ExaBGP goes on with what it has", paths.exabgp_conf())
+            _log.error("%s is not valid: ExaBGP goes on with what it has", self._paths.exabgp_conf)
 
     # --- status ---------------------------------------------------------------------------------
 
@@ -271,7 +273,7 @@ class Agent:
         )
         without_time = status.encode(status.at(found, 0.0))
         if without_time != self._reported:
-            write_atomic(paths.status_json(), status.encode(found))
+            write_atomic(self._paths.bgp_status, status.encode(found))
             self._reported = without_time
 
 
@@ -289,7 +291,7 @@ def _routes(answers: list[Answer]) -> list[events.Listed]:
 def main() -> None:
     gc.set_threshold(100_000, 20, 100)  # tables of many small objects and no cycles: looking costs a tenth
     log.setup()
-    os.makedirs(paths.run_dir(), exist_ok=True)
+    os.makedirs(Paths.from_env().run, exist_ok=True)
     kernel = Kernel()
 
     async def run() -> None:

@@ -9,7 +9,7 @@ one UPDATE have, are decided together.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tortie.bgp.bestpath import Choice, choose
+from tortie.bgp.bestpath import ONLY_PATH, Choice, choose
 from tortie.bgp.config import Config, Peer
 from tortie.bgp.exchange import Offer, Reception
 from tortie.bgp.fib import TUNNEL, Fib, Interfaces, unicast
@@ -38,6 +38,7 @@ class Decider:
         """All four are kept up to date by others."""
         self.reasons: dict[str, str] = {}  # prefix -> why it has no kernel route
         self.choices: dict[str, Choice] = {}  # prefix -> what was decided last
+        self.contested: dict[str, Choice] = {}  # the same of prefixes that have several paths
         self.refusals = Refusals()  # paths that did not pass import
         self.policy: Policy | None = None  # None until there is a configuration
         self._config: Config | None = None
@@ -93,7 +94,7 @@ class Decider:
             if choice is None:
                 self._forget(different, decision)
                 continue
-            self.choices.update(dict.fromkeys(different, choice))
+            self._note(different, choice)
             self._route(different, choice, decision)
             self._tell(different, choice, classes, decision)
         self._receptions.clear()
@@ -162,11 +163,21 @@ class Decider:
         names = {index: name for name, index in self._interfaces.by_name.items()}
         return names.get(way.ifindex, "") if way else ""
 
+    def _note(self, prefixes: Iterable[str], choice: Choice) -> None:
+        chosen = dict.fromkeys(prefixes, choice)
+        self.choices.update(chosen)
+        if choice.decided_by != ONLY_PATH:
+            self.contested.update(chosen)
+            return
+        for prefix in self.contested.keys() & chosen.keys():
+            del self.contested[prefix]
+
     def _forget(self, prefixes: Iterable[str], decision: Decision) -> None:
         """Nobody has a usable path to these any more."""
         prefixes = list(prefixes)
         for prefix in prefixes:
             self.choices.pop(prefix, None)
+            self.contested.pop(prefix, None)
             self.reasons.pop(prefix, None)
         decision.routes.update(dict.fromkeys(prefixes))
         for session in self._sessions.values():

@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from tortie.bgp import paths
 from tortie.core.errors import ConfigError
 from tortie.core.files import read_or_none
+from tortie.core.paths import Paths
 
 PeerType = Literal["node-to-node mesh", "node specific", "global"]  # calicoctl's words
 
@@ -38,11 +38,19 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of kernel routes; `failed`: the kernel refused, `reason` is that of one of them."""
+    """Counts of kernel routes, and of some prefixes why they are as they are.
+
+    `failed`: the kernel refused, `reason` is that of one of them. `left_out`: known prefixes that get no
+    kernel route. The two dicts name some, for a table of a hundred thousand must not be written each second.
+    """
 
     wanted: int = 0
     failed: int = 0
     reason: str = ""
+    left_out: int = 0
+    left_out_because: dict[str, str] = {}  # prefix -> why
+    contested: int = 0  # prefixes to which there are several paths
+    decided_by: dict[str, str] = {}  # prefix -> `via 172.18.0.12: shorter AS path`
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +80,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 def read(path: str = "") -> Status | None:
     """The last status, None if there was never one. Raises ConfigError if the file is none of ours."""
-    path = path or paths.status_json()
+    path = path or Paths.from_env().bgp_status
     data = read_or_none(path)
     if data is None:
         return None

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from tortie import __version__
 from tortie.cni import check, collect, ipam, netconf, plugin, protocol, result
@@ -19,7 +20,7 @@ from tortie.cni.identity import identify
 from tortie.cni.journal import JournalHandler, Limits
 from tortie.cni.locks import Locks
 from tortie.cni.netconf import NetConf
-from tortie.cni.node import Paths, node_name
+from tortie.cni.node import node_name
 from tortie.cni.operation import Operation
 from tortie.cni.pods import PodSource
 from tortie.cni.protocol import CALICO_IPAM, Call, Code
@@ -27,6 +28,7 @@ from tortie.cni.result import Result
 from tortie.cni.store import Store, Stores
 from tortie.cni.wire import Request
 from tortie.core.errors import CniError, PeerError, TortieError
+from tortie.core.paths import Paths
 from tortie.ipam.allocator import Allocator
 from tortie.linux import netns
 
@@ -39,12 +41,13 @@ _TEST_LIMIT = 2.0  # seconds for `calico -t`, Calico's
 class Tools:
     """What lives as long as the server.
 
-    `host` is an open descriptor of the host's network namespace, which is the server's; `prefix` is that
-    of host-side interfaces.
+    `host` is an open descriptor of the host's network namespace, which is the server's; `node` is this
+    node's name where a call does not say another; `prefix` is that of host-side interfaces.
     """
 
     host: int
     paths: Paths
+    node: str
     stores: Stores
     pods: PodSource
     journal: JournalHandler
@@ -57,7 +60,8 @@ class Handler:
         self._tools = tools
         self._locks = Locks()
         self._delegated = Delegated()
-        self._pooled: dict[tuple[Store, str], CalicoIpam] = {}  # (store, node) -> its addresses
+        # store -> node -> its addresses; a store that is given up takes its own along
+        self._pooled: WeakKeyDictionary[Store, dict[str, CalicoIpam]] = WeakKeyDictionary()
 
     async def handle(self, request: Request, shim: Conversation) -> None:
         """Carry out one request and answer it. Raises PeerError if the shim went away meanwhile."""
@@ -116,7 +120,7 @@ class Handler:
 
     def _operation(self, request: Request, call: Call, conf: NetConf, shim: Conversation) -> Operation:
         tools = self._tools
-        node = node_name(conf, tools.paths)
+        node = node_name(conf, tools.paths, tools.node)
         op = Operation(
             call=call,
             conf=conf,
@@ -174,11 +178,10 @@ class Handler:
     def _manager(self, op: Operation) -> AddressManager:
         if op.conf.delegates_ipam and op.call.plugin != CALICO_IPAM:
             return self._delegated
-        key = (op.store, op.identity.node)
-        if key not in self._pooled:
-            allocator = Allocator(op.store.client, op.identity.node, view=op.store.view)
-            self._pooled[key] = CalicoIpam(allocator)
-        return self._pooled[key]
+        of_store, node = self._pooled.setdefault(op.store, {}), op.identity.node
+        if node not in of_store:
+            of_store[node] = CalicoIpam(Allocator(op.store.client, node, view=op.store.view))
+        return of_store[node]
 
 
 def _take_namespace(op: Operation, netns_errno: int, host: int) -> None:

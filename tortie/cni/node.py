@@ -5,49 +5,20 @@ ready to have pods.
 """
 
 import os
-import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from tortie.cni.netconf import NetConf
 from tortie.cni.protocol import Code
-from tortie.core.errors import CniError, ConfigError
+from tortie.core.errors import CniError
 from tortie.core.files import read_or_none
-
-_RUN, _LIB = "/var/run/calico", "/var/lib/calico"  # Calico's
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where files are; environment variables move them, so that one machine can run several nodes."""
-
-    socket: str = f"{_RUN}/cni.sock"
-    run: str = _RUN
-    lib: str = _LIB
-    nodename: str = f"{_LIB}/nodename"
-
-    @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Paths":
-        """From TORTIE_CNI_SOCKET, CALICO_RUN_DIR, CALICO_LIB_DIR and CALICO_NODENAME_FILE."""
-        run, lib = env.get("CALICO_RUN_DIR") or _RUN, env.get("CALICO_LIB_DIR") or _LIB
-        return cls(
-            socket=env.get("TORTIE_CNI_SOCKET") or f"{run}/cni.sock",
-            run=run,
-            lib=lib,
-            nodename=env.get("CALICO_NODENAME_FILE") or f"{lib}/nodename",
-        )
-
-    @property
-    def mtu(self) -> str:
-        return f"{self.lib}/mtu"
-
-    @property
-    def endpoint_status(self) -> str:
-        return f"{self.run}/endpoint-status"
+from tortie.core.paths import Paths
+from tortie.datastore import nodename
 
 
-def node_name(conf: NetConf, paths: Paths) -> str:
-    """The name this node has in the datastore. Raises CniError if it has not been set up yet."""
+def node_name(conf: NetConf, paths: Paths, own: str) -> str:
+    """The name this node has in the datastore: what the configuration says, else its `own`.
+
+    Raises CniError if the node has not been set up yet, ConfigError for what cannot name a node.
+    """
     path = conf.nodename_file or paths.nodename
     try:
         content = read_or_none(path)
@@ -60,16 +31,10 @@ def node_name(conf: NetConf, paths: Paths) -> str:
             " and has mounted /var/lib/calico/",
         )
     from_file = (content or b"").decode("utf-8", "replace").strip()
-    name = conf.nodename or from_file or conf.hostname or socket.gethostname().strip().lower()
-    if not name.isascii() or not name.isprintable() or "/" in name or " " in name:
-        raise ConfigError("nodename", name, "not a node name")
-    return name
-
-
-def own_node_name(env: Mapping[str, str], paths: Paths) -> str:
-    """The name to expect in calls, before there is one: whose Node to keep at hand."""
-    stored = (read_or_none(paths.nodename) or b"").decode("utf-8", "replace").strip()
-    return env.get("NODENAME", "").strip() or stored or socket.gethostname().strip().lower()
+    for name, where in ((conf.nodename, "nodename"), (from_file, path), (conf.hostname, "hostname")):
+        if name:
+            return nodename.checked(name, where)
+    return own
 
 
 def mtu(conf: NetConf, paths: Paths) -> int:

@@ -14,11 +14,11 @@ from typing import ParamSpec, TypeVar
 from tortie.cni.conversation import Conversation
 from tortie.cni.identity import Identity
 from tortie.cni.netconf import VERSION_IF_MISSING, NetConf
-from tortie.cni.node import Paths
 from tortie.cni.pods import PodSource
 from tortie.cni.protocol import CALICO_IPAM, Call, Code
 from tortie.cni.store import Store
 from tortie.core.errors import CniError, KernelError, TortieError
+from tortie.core.paths import Paths
 
 _log = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from tortie.cni.conversation import Conversation
 from tortie.cni.handler import Handler, Tools
 from tortie.cni.journal import JournalHandler
-from tortie.cni.node import Paths, own_node_name
 from tortie.cni.pods import ArgsSource, PodSource
 from tortie.cni.store import Stores, open_client
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.core.health import INTERVAL, HealthSender
-from tortie.datastore import config
+from tortie.core.paths import Paths
+from tortie.datastore import config, nodename
 from tortie.datastore.config import DatastoreConfig
 from tortie.datastore.names import interface_prefixes
 from tortie.linux import netns
@@ -44,7 +44,7 @@ Report = Callable[[bool, bool, str], None]  # (live, ready, why not)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`node` is this node's name if it is known already; calls decide it themselves."""
+    """`node` is this node's name; a call may name another."""
 
     paths: Paths
     datastore: DatastoreConfig
@@ -54,8 +54,8 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
         """Raises ConfigError."""
-        paths = Paths.from_env(env)
-        return cls(paths, config.from_env(env), own_node_name(env, paths), interface_prefixes(env)[0])
+        node, _ = nodename.read(env)
+        return cls(Paths.from_env(env), config.from_env(env), node, interface_prefixes(env)[0])
 
 
 class Server:
@@ -80,7 +80,7 @@ class Server:
 
         Raises ConfigError if another server lives, or something else is in the socket's place.
         """
-        path = self._settings.paths.socket
+        path = self._settings.paths.cni_socket
         try:
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
             lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -117,6 +117,7 @@ class Server:
                 tools = Tools(
                     host=host,
                     paths=self._settings.paths,
+                    node=self._settings.node,
                     stores=stores,
                     pods=self._pods,
                     journal=self._journal,
@@ -133,13 +134,13 @@ class Server:
             await stores.close()
             root.removeHandler(self._journal)
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._settings.paths.socket)
+                os.unlink(self._settings.paths.cni_socket)
             os.close(host)
             os.close(lock)
 
     @contextlib.contextmanager
     def _listen(self) -> Iterator[socket.socket]:
-        path = self._settings.paths.socket
+        path = self._settings.paths.cni_socket
         flags = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         with socket.socket(socket.AF_UNIX, flags) as listener:
             with contextlib.suppress(FileNotFoundError):

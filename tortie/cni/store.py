@@ -27,6 +27,7 @@ from tortie.ipam.view import SyncedView
 _log = logging.getLogger(__name__)
 
 _CLUSTER = ResourceKey("ClusterInformation", "default")
+_IDLE = 600.0  # seconds; the longest call is given up by its runtime after two minutes
 _NOT_READY = "Calico is currently not ready to process requests"
 
 
@@ -135,13 +136,19 @@ class Store:
 
 
 class Stores:
-    """Every datastore that configurations have named so far."""
+    """The datastores that configurations name: the environment's for good, any other while it is in use.
 
-    def __init__(self, base: DatastoreConfig, node: str) -> None:
-        self._base = base
+    `idle` is how many seconds after its last use another one is given up: a name that was wrong once must
+    not be dialled for as long as the server lives.
+    """
+
+    def __init__(self, base: DatastoreConfig, node: str, idle: float = _IDLE) -> None:
+        self._base = _explicit(base)
         self._node = node
+        self._idle = idle
         self._stores: dict[DatastoreConfig, Store] = {}
-        self._followers: list[asyncio.Task[None]] = []
+        self._used: dict[DatastoreConfig, float] = {}  # config -> the loop's time when it was last asked for
+        self._keepers: set[asyncio.Task[None]] = set()
 
     def start(self) -> Store:
         """Begin to follow the environment's datastore. Raises ConfigError."""
@@ -149,23 +156,47 @@ class Stores:
 
     def of(self, conf: NetConf) -> Store:
         """Raises ConfigError if the configuration names none that can be used."""
-        return self._open(effective_config(self._base, conf))
+        return self._open(_explicit(effective_config(self._base, conf)))
 
     def _open(self, config: DatastoreConfig) -> Store:
-        if not config.datastoreType:  # spelled out or understood, it is the same datastore
-            config = replace(config, datastoreType=config.type)
-        if (store := self._stores.get(config)) is not None:
-            return store
-        store = self._stores[config] = Store(open_client(config), self._node)
-        where = ",".join(config.etcdEndpoints)
-        follower = tasks.supervise(f"following the datastore at {where}", store.follow)
-        self._followers.append(asyncio.create_task(follower))
-        return store
+        if config not in self._stores:
+            self._stores[config] = Store(open_client(config), self._node)
+            keeper = tasks.spawn(self._keep(config, self._stores[config]), f"keeping {_where(config)}")
+            self._keepers.add(keeper)
+            keeper.add_done_callback(self._keepers.discard)
+        self._used[config] = asyncio.get_running_loop().time()
+        return self._stores[config]
 
-    async def close(self) -> None:
-        await tasks.cancel(self._followers)
-        for where, store in self._stores.items():
+    async def _keep(self, config: DatastoreConfig, store: Store) -> None:
+        """Follow a datastore until it is of no use any more, then let go of it."""
+        follower = tasks.supervise(f"following the datastore at {_where(config)}", store.follow)
+        following = asyncio.create_task(follower)
+        try:
+            await self._out_of_use(config)
+            _log.info("no call has named the datastore at %s lately: closing it", _where(config))
+        finally:
+            del self._stores[config], self._used[config]  # first: from now on a call gets a new one
+            await tasks.cancel([following])
             try:
                 await store.client.close()
             except DatastoreError as err:
-                _log.warning("closing %s: %s", ",".join(where.etcdEndpoints), err)
+                _log.warning("closing %s: %s", _where(config), err)
+
+    async def _out_of_use(self, config: DatastoreConfig) -> None:
+        clock = asyncio.get_running_loop().time
+        if config == self._base:
+            await asyncio.Event().wait()
+        while (left := self._used[config] + self._idle - clock()) > 0:  # noqa: ASYNC110 - not a poll: when it is over is known
+            await asyncio.sleep(left)
+
+    async def close(self) -> None:
+        await tasks.cancel(self._keepers)
+
+
+def _explicit(config: DatastoreConfig) -> DatastoreConfig:
+    """Its type spelled out: whether that was given or understood, it is the same datastore."""
+    return replace(config, datastoreType=config.type)
+
+
+def _where(config: DatastoreConfig) -> str:
+    return ",".join(config.etcdEndpoints)

@@ -155,7 +155,7 @@ def _felix_says(snapshot: Snapshot, node: str, local: FelixLayers, problems: lis
     """Felix's programClusterRoutes as felix itself reads it on this node; None if nobody set it."""
     stored = felixparams.datastore_layers(snapshot.felix.values(), node, snapshot.nodes.get(node))
     try:
-        resolved = felixparams.resolve({**local, **stored}, node)
+        resolved = felixparams.resolve_stored(local, stored, node)
     except ConfigError as err:  # felix will not start with it, and say more
         problems.append(f"felix's configuration: {err}")
         return None

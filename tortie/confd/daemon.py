@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-from tortie.bgp import paths
 from tortie.confd import context, files, render
 from tortie.confd.snapshot import Snapshot, listings
 from tortie.core import log, tasks
@@ -20,11 +19,11 @@ from tortie.core.backoff import Backoff, Retry
 from tortie.core.errors import ConfigError
 from tortie.core.files import read_or_none
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
-from tortie.datastore import config, felixparams, validate
+from tortie.core.paths import Paths
+from tortie.datastore import config, felixparams, nodename, validate
 from tortie.datastore.backend import Backend
 from tortie.datastore.connect import connect
 from tortie.datastore.syncer import Syncer, SyncStatus
-from tortie.datastore.types.meta import Resource
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class Confd:
     async def watch(self) -> None:
         """For ever: keep the snapshot; have it rendered whenever it is whole and has changed."""
         self._snapshot, self._whole = Snapshot(), False
-        syncer = Syncer(self._backend, listings(self._node), check=_check)
+        syncer = Syncer(self._backend, listings(self._node), check=validate.check_stored)
         async with aclosing(syncer.batches()) as batches:
             async for batch in batches:
                 self._snapshot.apply(batch.updates)
@@ -115,22 +114,16 @@ def _felix_file(environment: Mapping[str, str]) -> str:
     return (read_or_none(path) or b"").decode("utf-8", "replace")
 
 
-def _check(value: Any) -> None:
-    if isinstance(value, Resource):
-        validate.check(value)
-
-
 def main() -> int:
-    """NODENAME names this node, CALICO_ROUTER_ID its router ID; datastore as in config.from_env().
+    """CALICO_ROUTER_ID gives the router ID; datastore as in config.from_env(), name as in nodename.
 
     The exit code: 0 after a stop, 1 for a configuration to start with that is wrong.
     """
     log.setup()
-    node = os.environ.get("NODENAME") or os.uname().nodename.lower()
-    os.makedirs(paths.config_dir(), exist_ok=True)
-    os.makedirs(paths.run_dir(), exist_ok=True)
 
     async def run() -> None:
+        Paths.from_env().create()
+        node, _ = nodename.read()
         client = connect(config.from_env())
         confd = Confd(client.backend, node, os.environ)
         loops = [("watching", confd.watch), ("rendering", confd.render), ("reporting", confd.report)]

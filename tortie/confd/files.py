@@ -11,9 +11,10 @@ import os
 import socket
 import tempfile
 
-from tortie.bgp import exabgp, paths
+from tortie.bgp import exabgp
 from tortie.core.errors import ConfigError
 from tortie.core.files import read_or_none, write_atomic
+from tortie.core.paths import Paths
 
 _SECRET_MODE = 0o600  # exabgp.conf holds passwords
 _CHECK_TIMEOUT = 30.0  # seconds; a check takes half a second, more on a node that is just starting
@@ -21,7 +22,8 @@ _CHECK_TIMEOUT = 30.0  # seconds; a check takes half a second, more on a node th
 
 async def install(exabgp_conf: str, bgp_json: bytes) -> bool:
     """Make the two files be these; whether anything changed. Raises ConfigError, OSError."""
-    conf_path, json_path = paths.exabgp_conf(), paths.bgp_json()
+    paths = Paths.from_env()
+    conf_path, json_path = paths.exabgp_conf, paths.bgp_json
     new_conf = read_or_none(conf_path) != exabgp_conf.encode()
     new_json = read_or_none(json_path) != bgp_json
     if new_conf:
@@ -75,4 +77,4 @@ def nudge() -> None:
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender,
         contextlib.suppress(FileNotFoundError, ConnectionRefusedError, BlockingIOError),
     ):
-        sender.sendto(b"!", paths.nudge_socket())
+        sender.sendto(b"!", Paths.from_env().bgp_nudge)

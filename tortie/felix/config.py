@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tortie.core.errors import ConfigError
+from tortie.core.paths import Paths
 from tortie.datastore import felixparams, routeowner
 from tortie.datastore.felixparams import Resolved, Source
 from tortie.datastore.types.bgp import BGPConfiguration
 from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
 from tortie.datastore.types.node import Node
+from tortie.felix import mtu
 from tortie.felix.calc.graph import Inputs
 from tortie.felix.dataplane.driver import Options
 from tortie.felix.dataplane.endpoints import Wiring
@@ -39,6 +40,7 @@ _SERVICE_LOOP: dict[str, ir.Drop | ir.Reject | None] = {
     "Reject": ir.REJECT,
     "Disabled": None,
 }
+_NO_NAME = re.compile("(?!)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Config:
     needs_blocks: bool = False  # routes to other nodes' blocks are felix's for some pool
     region: str = ""
     log_severity: str = "INFO"
+    pod_mtu: mtu.Wanted | None = None  # None: CNI is told nothing
     status_folder: str = ""  # '': no files
     endpoint_reports: bool = False
     endpoint_report_delay: float = 1.0
@@ -151,8 +154,7 @@ def _note(mapping: dict[str, Any], name: str, value: Any) -> None:
 def parameters(sources: Sources) -> Resolved:
     """Every parameter with its source. Raises ConfigError for what felix must not start with.
 
-    That is, from local sources: a value in the datastore that Calico's Felix would die of is ignored, and
-    said to be, because whoever can write there must not be able to stop every node.
+    Those are values of local sources only, see felixparams.resolve_stored().
     """
     local = {
         Source.ENVIRONMENT: felixparams.from_environment(sources.environment),
@@ -161,29 +163,7 @@ def parameters(sources: Sources) -> Resolved:
     stored = felixparams.datastore_layers(
         sources.configurations.values(), sources.hostname, sources.node, sources.information
     )
-    try:
-        return felixparams.resolve({**local, **stored}, sources.hostname)
-    except ConfigError:
-        refused = {
-            (source, name): why
-            for source, raw in stored.items()
-            for name, text in raw.items()
-            if (why := _why_fatal(source, name, text))
-        }
-    kept = {
-        source: {name: text for name, text in raw.items() if (source, name) not in refused}
-        for source, raw in stored.items()
-    }
-    resolved = felixparams.resolve({**local, **kept}, sources.hostname)
-    return replace(resolved, ignored=(*resolved.ignored, *refused.values()))
-
-
-def _why_fatal(source: Source, name: str, text: str) -> str:
-    try:
-        felixparams.resolve({source: {name: text}})
-    except ConfigError as err:
-        return str(err)
-    return ""
+    return felixparams.resolve_stored(local, stored, sources.hostname)
 
 
 def resolve(sources: Sources) -> tuple[Config, Resolved]:
@@ -223,7 +203,8 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         needs_blocks=any(felix_owns(pool, felix_routes, bgp_routes) for pool in pools),
         region=params["OpenstackRegion"],
         log_severity=params["LogSeverityScreen"],
-        status_folder=_status_folder(params["EndpointStatusPathPrefix"]),
+        pod_mtu=_mtu(params, settings, Paths.from_env(sources.environment).mtu),
+        status_folder=_status_folder(_said(params, "EndpointStatusPathPrefix"), sources.environment),
         endpoint_reports=params["EndpointReportingEnabled"],
         endpoint_report_delay=params["EndpointReportingDelaySecs"],
         report_interval=params["ReportingIntervalSecs"],
@@ -340,5 +321,30 @@ def _features(overrides: Mapping[str, str]) -> Features:
     )
 
 
-def _status_folder(prefix: str) -> str:
+def _mtu(params: Resolved, settings: Settings, path: str) -> mtu.Wanted:
+    encrypted_cloud = params["WireguardHostEncryptionEnabled"] and "aks" in _cluster_types(params)
+    wireguard = mtu.AKS if encrypted_cloud else 0
+    every = (
+        (settings.ipip, "IpInIpMtu", mtu.IPIP),
+        (4 in settings.vxlan, "VXLANMTU", mtu.VXLAN_V4),
+        (6 in settings.vxlan, "VXLANMTUV6", mtu.VXLAN_V6),
+        (4 in settings.wireguard, "WireguardMTU", mtu.WIREGUARD_V4 + wireguard),
+        (6 in settings.wireguard, "WireguardMTUV6", mtu.WIREGUARD_V6 + wireguard),
+    )
+    return mtu.Wanted(
+        path,
+        params["MTUIfacePattern"] or _NO_NAME,
+        tuple((params[name], overhead) for used, name, overhead in every if used),
+        params["RequireMTUFile"],
+    )
+
+
+def _cluster_types(params: Resolved) -> list[str]:
+    return [one.strip().lower() for one in params["ClusterType"].split(",")]
+
+
+def _status_folder(prefix: str | None, environment: Mapping[str, str]) -> str:
+    """Where CNI looks, unless somebody (other than the built-in default) names another place."""
+    if prefix is None:
+        return Paths.from_env(environment).endpoint_status
     return f"{prefix.rstrip('/')}/endpoint-status" if prefix else ""

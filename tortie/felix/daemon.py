@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -15,10 +14,11 @@ from typing import Any
 
 from tortie.core import log, tasks
 from tortie.core.backoff import Backoff, Retry
-from tortie.core.errors import ConfigError, DatastoreError, KernelError
+from tortie.core.errors import ConfigError, DatastoreError, KernelError, ValidationError
 from tortie.core.files import read_or_none
 from tortie.core.health import INTERVAL, HealthSender
 from tortie.datastore import config as datastore_config
+from tortie.datastore import nodename, validate
 from tortie.datastore.backend import Backend
 from tortie.datastore.connect import connect
 from tortie.datastore.felixparams import DEFAULT_FILE, Resolved
@@ -36,7 +36,6 @@ from tortie.felix.dataplane.sysctls import default_rp_filter
 
 _log = logging.getLogger(__name__)
 
-_NODENAME_FILE = "/var/lib/calico/nodename"
 _RETRY = Backoff(first=0.5, cap=5.0)  # of the datastore at start; Calico's syncer paces itself so
 
 
@@ -85,19 +84,10 @@ def local_sources(environment: Mapping[str, str]) -> Sources:
     """What can be known without a datastore."""
     path = environment.get("FELIX_CONFIGFILE") or DEFAULT_FILE
     text = (read_or_none(path) or b"").decode("utf-8", "replace")
-    sources = Sources(_hostname(environment), environment, text)
-    sources.hostname = felix_config.parameters(sources)["FelixHostname"]
+    sources = Sources("", environment, text)
+    named = felix_config.parameters(sources)["FelixHostname"]
+    sources.hostname = named or nodename.read(environment)[0]
     return sources
-
-
-def _hostname(environment: Mapping[str, str]) -> str:
-    """The node's name where no parameter gives it: as start-up decided it, else the host's."""
-    stored = read_or_none(environment.get("CALICO_NODENAME_FILE") or _NODENAME_FILE) or b""
-    return (
-        environment.get("NODENAME", "").strip()
-        or stored.decode("utf-8", "replace")
-        or socket.gethostname().lower()
-    )
 
 
 _ETCD = {  # Felix's own variables -> those that every component reads
@@ -173,7 +163,7 @@ async def _loading(backend: Backend, sources: Sources, health: HealthSender) -> 
     try:
         while True:
             try:
-                await _list_configuration(backend, sources)
+                await list_configuration(backend, sources)
                 config, params = felix_config.resolve(sources)
                 if config.datastore_ready:
                     return config, params
@@ -193,12 +183,22 @@ async def _report_waiting(health: HealthSender, why: list[str]) -> None:
         await asyncio.sleep(INTERVAL)
 
 
-async def _list_configuration(backend: Backend, sources: Sources) -> None:
+async def list_configuration(backend: Backend, sources: Sources) -> None:
+    """All that the datastore adds to what is known locally. Raises DatastoreError."""
     for kind in CONFIG_KINDS:
         listed = await backend.list(ResourceList(kind))
         for kv in listed.items:
-            if isinstance(kv.key, ResourceKey):
+            if isinstance(kv.key, ResourceKey) and _is_valid(kv.value):
                 sources.take(kind, kv.key.name, as_read(kv.value))
+
+
+def _is_valid(value: Any) -> bool:
+    """As for the agent's syncer, which will say what is wrong."""
+    try:
+        validate.check_stored(value)
+    except ValidationError:
+        return False
+    return True
 
 
 # --- with it --------------------------------------------------------------------------------------

@@ -34,7 +34,6 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 HEADER = Struct("=IHHII")  # length, kind, flags, sequence, port
 _ATTRIBUTE = Struct("=HH")  # length with this header, type
 _ATTRIBUTE_U8 = Struct("=HHBxxx")
-_ATTRIBUTE_U16 = Struct("=HHHxx")
 _ATTRIBUTE_U32 = Struct("=HHI")
 _INT = Struct("=i")
 _U32 = Struct("=I")
@@ -98,10 +97,6 @@ def attribute(kind: int, data: bytes) -> bytes:
 
 def attribute_u8(kind: int, value: int) -> bytes:
     return _ATTRIBUTE_U8.pack(5, kind, value)
-
-
-def attribute_u16(kind: int, value: int) -> bytes:
-    return _ATTRIBUTE_U16.pack(6, kind, value)
 
 
 def attribute_u32(kind: int, value: int) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tortie.bgp import exabgp
 from tortie.core import health
-from tortie.node.paths import Paths
+from tortie.core.paths import Paths
 from tortie.node.supervisor import Component
 
 _NO_BGP = ("none", "vxlan")  # networking backends without a routing daemon

@@ -16,8 +16,7 @@ from tortie.bgp import status as bgp_status
 from tortie.bgp.status import Status
 from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
-from tortie.node import nodename
-from tortie.node.paths import Paths
+from tortie.core.paths import Paths
 
 _TIMEOUT = 5.0  # seconds for one question; the manifests allow a probe 10
 _THRESHOLD = 30.0  # seconds after a start during which every peer counts, Calico's default
@@ -90,7 +89,7 @@ def bgp_unready(status: Status | None, family: int, young: bool) -> str:
 def _age(env: Mapping[str, str]) -> float:
     """Seconds since the node's last start, infinite if unknown."""
     try:
-        return time.time() - os.stat(nodename.file_path(env)).st_mtime
+        return time.time() - os.stat(Paths.from_env(env).nodename).st_mtime
     except OSError:
         return float("inf")
 

@@ -15,11 +15,12 @@ from functools import partial
 from tortie.core import tasks
 from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
-from tortie.node import nodename, orphans, shutdown
+from tortie.core.paths import Paths
+from tortie.datastore import nodename
+from tortie.node import orphans, shutdown
 from tortie.node.addresswatch import AddressWatch
 from tortie.node.components import components, role
 from tortie.node.health import Health, HealthServer
-from tortie.node.paths import Paths
 from tortie.node.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)

@@ -11,18 +11,13 @@ import time
 from collections.abc import Mapping
 
 from tortie.core.files import write_atomic
+from tortie.core.paths import Paths
 
 _log = logging.getLogger(__name__)
 
-_DEFAULT = "/var/lib/calico/shutdownTS"
-
-
-def _path(env: Mapping[str, str]) -> str:
-    return env.get("CALICO_SHUTDOWN_TIMESTAMP_FILE") or _DEFAULT
-
 
 def main() -> int:
-    path = _path(os.environ)
+    path = Paths.from_env().shutdown_note
     try:
         write_atomic(path, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     except OSError as err:
@@ -34,7 +29,7 @@ def main() -> int:
 def remove_note(env: Mapping[str, str] = os.environ) -> None:
     """The node is up again."""
     try:
-        os.unlink(_path(env))
+        os.unlink(Paths.from_env(env).shutdown_note)
     except FileNotFoundError:
         return
     except OSError as err:

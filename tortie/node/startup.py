@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import secrets
-import socket
 from collections.abc import Collection, Mapping
 
 from msgspec import structs
@@ -22,35 +21,41 @@ from tortie.core.errors import (
     TortieError,
     UpdateConflict,
 )
+from tortie.core.paths import Paths
 from tortie.datastore import config as datastore_config
-from tortie.datastore import initialize
+from tortie.datastore import initialize, nodename
 from tortie.datastore.client import Client
 from tortie.datastore.connect import connect
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.meta import ASNumber, ObjectMeta
 from tortie.datastore.types.node import Node, NodeBGPSpec, OrchRef
-from tortie.node import addressing, autodetect, defaultpools, hostaddresses, nodename
+from tortie.felix import config as felix_config
+from tortie.felix import daemon, mtu
+from tortie.linux import links
+from tortie.linux.netlink import NetlinkSocket
+from tortie.node import addressing, autodetect, defaultpools, hostaddresses
 
 _log = logging.getLogger(__name__)
 
 _TRIES = 5  # other writers of our own Node (calicoctl, a controller) are rare; five conflicts are not chance
-_DIRECTORIES = ("/var/run/calico", "/var/lib/calico", "/var/log/calico")
+_LOGS = "/var/log/calico"  # nothing of ours is written there, but manifests expect it
 
 
 async def run(env: Mapping[str, str] = os.environ) -> str:
     """The whole start-up; returns the node's name. Raises ConfigError or DatastoreError."""
     name, source = nodename.read(env)
     _log.info("Starting node %s (from %s) with version %s", name, source, __version__)
-    client = connect(datastore_config.load(env=env))
+    client = connect(datastore_config.from_env(env))
     try:
         if env.get("WAIT_FOR_DATASTORE") == "true":
             await _wait_for_datastore(client)
         await initialize.ensure_initialized(client, __version__, env.get("CLUSTER_TYPE", ""))
         await _ensure_node(client, name, env)
-        for directory in _DIRECTORIES:
-            os.makedirs(directory, exist_ok=True)
+        Paths.from_env(env).create()
+        os.makedirs(_LOGS, exist_ok=True)
         await _ensure_pools(client, env)
         await initialize.ensure_default_configuration(client, name)
+        await _publish_mtu(client, env)
     finally:
         await client.close()
     nodename.write(name, env)
@@ -82,7 +87,7 @@ async def _wait_for_datastore(client: Client) -> None:
 async def refresh_addresses(env: Mapping[str, str] = os.environ) -> None:
     """Follow a change of the host's addresses; the present address is kept while the host has it."""
     name, _ = nodename.read(env)
-    client = connect(datastore_config.load(env=env))
+    client = connect(datastore_config.from_env(env))
     try:
         await _ensure_node(client, name, env, sticky=True)
     finally:
@@ -225,11 +230,32 @@ async def _ensure_pools(client: Client, env: Mapping[str, str]) -> None:
             _log.info("IP pool %s exists already", pool.name)
 
 
+# --- the MTU ----------------------------------------------------------------------------------------
+
+
+async def _publish_mtu(client: Client, env: Mapping[str, str]) -> None:
+    """Before the nodename file, which lets CNI begin: a pod keeps the MTU it was given."""
+    sources = daemon.local_sources(env)
+    await daemon.list_configuration(client.backend, sources)
+    config, _ = felix_config.resolve(sources)
+    if config.pod_mtu is not None:
+        with NetlinkSocket() as netlink:
+            mtu.publish(config.pod_mtu, links.dump(netlink))
+
+
+def _own_name() -> str:
+    """The node's name; what stands in the way of having one is the very reason we are asked."""
+    try:
+        return nodename.read()[0]
+    except (ConfigError, OSError):
+        return "the node"
+
+
 def main(*, refresh: bool = False) -> int:
     """Entry point of the start-up process: exit code 0, or 1 after saying why."""
     try:
         asyncio.run(refresh_addresses() if refresh else run())
     except TortieError as err:
-        _log.critical("%s cannot start: %s", socket.gethostname(), err)
+        _log.critical("%s cannot start: %s", _own_name(), err)
         return 1
     return 0

@@ -6,15 +6,15 @@ The face:
   `datastore_layers(configurations, hostname, node, information)`: those of the datastore.
 - `resolve({Source.ENVIRONMENT: …, Source.FILE: …, **datastore_layers(…)}, hostname) -> Resolved`: the
   parsed value of every parameter with its source. Raises ConfigError for what Felix must not start with.
-- `needs_restart(new.changed(old))`: the changes that take a restart.
+  `resolve_stored(local, stored, hostname)` does so for local sources only.
 
 Validation of FelixConfiguration is in datastore.validate.felix. Reference: host networking facts, section
 6, and Calico data model, section 2.8.
 """
 
 from tortie.datastore.felixparams.kinds import ProtoPort
-from tortie.datastore.felixparams.param import FATAL, LIVE, LOCAL, NON_ZERO, Param
-from tortie.datastore.felixparams.resolve import Resolved, Source, datastore_layers, needs_restart, resolve
+from tortie.datastore.felixparams.param import FATAL, LOCAL, NON_ZERO, Param
+from tortie.datastore.felixparams.resolve import Resolved, Source, datastore_layers, resolve, resolve_stored
 from tortie.datastore.felixparams.sources import (
     DEFAULT_FILE,
     by_selector,
@@ -30,7 +30,6 @@ __all__ = [
     "BY_FIELD",
     "DEFAULT_FILE",
     "FATAL",
-    "LIVE",
     "LOCAL",
     "NON_ZERO",
     "PARAMS",
@@ -45,6 +44,6 @@ __all__ = [
     "from_file",
     "from_node",
     "from_resource",
-    "needs_restart",
     "resolve",
+    "resolve_stored",
 ]

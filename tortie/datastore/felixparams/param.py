@@ -13,10 +13,9 @@ class Trait(Flag):
     NON_ZERO = auto()  # `none` is refused
     FATAL = auto()  # a value that cannot be read stops Felix; others fall back to the default
     LOCAL = auto()  # only from environment or file: needed before the datastore can be read
-    LIVE = auto()  # a change needs no restart
 
 
-NON_ZERO, FATAL, LOCAL, LIVE = Trait
+NON_ZERO, FATAL, LOCAL = Trait
 NONE = Trait(0)
 
 

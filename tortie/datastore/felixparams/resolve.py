@@ -7,13 +7,13 @@ parameters marked fatal).
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Any
 
 from tortie.core.errors import ConfigError, printable
-from tortie.datastore.felixparams.param import FATAL, LIVE, LOCAL, NON_ZERO, Param
+from tortie.datastore.felixparams.param import FATAL, LOCAL, NON_ZERO, Param
 from tortie.datastore.felixparams.sources import Raw, by_selector, from_cluster, from_node, from_resource
 from tortie.datastore.felixparams.table import BY_LOWER_NAME, PARAMS
 from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
@@ -75,11 +75,6 @@ class Resolved:
                 yield f"{name} = {self.values[name]!r} (from {source})"
 
 
-def needs_restart(changed: Iterable[str]) -> set[str]:
-    """Of the changed parameters those that only a new start takes over."""
-    return {name for name in changed if LIVE not in PARAMS[name].traits}
-
-
 @dataclass(slots=True)
 class _Decision:
     values: dict[str, Any] = field(default_factory=dict)
@@ -105,6 +100,39 @@ def resolve(layers: Mapping[Source, Mapping[str, str]], hostname: str = "") -> R
         decision.values["FelixHostname"] = hostname
     ordered = {name: decision.values[name] for name in PARAMS}
     return Resolved(MappingProxyType(ordered), MappingProxyType(decision.sources), tuple(decision.ignored))
+
+
+def resolve_stored(
+    local: Mapping[Source, Mapping[str, str]], stored: Mapping[Source, Mapping[str, str]], hostname: str = ""
+) -> Resolved:
+    """resolve() for a process that runs: raises ConfigError for values of the local sources only.
+
+    A value in the datastore that Calico's Felix would die of is ignored, and said to be, because whoever can
+    write there must not be able to stop every node.
+    """
+    try:
+        return resolve({**local, **stored}, hostname)
+    except ConfigError:
+        refused = {
+            (source, name): why
+            for source, raw in stored.items()
+            for name, text in raw.items()
+            if (why := _why_fatal(source, name, text))
+        }
+    kept = {
+        source: {name: text for name, text in raw.items() if (source, name) not in refused}
+        for source, raw in stored.items()
+    }
+    resolved = resolve({**local, **kept}, hostname)
+    return replace(resolved, ignored=(*resolved.ignored, *refused.values()))
+
+
+def _why_fatal(source: Source, name: str, text: str) -> str:
+    try:
+        resolve({source: {name: text}})
+    except ConfigError as err:
+        return str(err)
+    return ""
 
 
 def _decide(decision: _Decision, source: Source, raw_name: str, text: str) -> None:

@@ -42,7 +42,7 @@ from tortie.datastore.felixparams.kinds import (
     integer,
     one_of,
 )
-from tortie.datastore.felixparams.param import FATAL, LIVE, LOCAL, NON_ZERO, NONE, Param, Trait
+from tortie.datastore.felixparams.param import FATAL, LOCAL, NON_ZERO, NONE, Param, Trait
 from tortie.datastore.felixparams.structured import (
     CONNTRACK_TIMEOUTS,
     FEATURE_FLAGS,
@@ -102,9 +102,9 @@ _TABLE = [
     _p("DataplaneDriver", "dataplaneDriver", FILE, "calico-iptables-plugin", NON_ZERO | FATAL),
     _p("DataplaneWatchdogTimeout", "dataplaneWatchdogTimeout", SECONDS, "90", check=DURATION),
     _p("Variant", "", LINE, "Calico"),
-    _p("ClusterGUID", "", LINE, "baddecaf", LIVE),
-    _p("ClusterType", "", LINE, "", LIVE),
-    _p("CalicoVersion", "", LINE, "", LIVE),
+    _p("ClusterGUID", "", LINE, "baddecaf"),
+    _p("ClusterType", "", LINE, ""),
+    _p("CalicoVersion", "", LINE, ""),
     _p("FeatureDetectOverride", "featureDetectOverride", FEATURE_FLAGS, ""),
     _p("FeatureGates", "featureGates", PAIRS, ""),
     _p("GoGCThreshold", "goGCThreshold", RUNTIME, "40"),
@@ -239,7 +239,7 @@ _TABLE = [
     _p("HealthEnabled", "healthEnabled", BOOL, "false"),
     _p("HealthPort", "healthPort", PORT, "9099"),
     _p("HealthHost", "healthHost", HOST_ADDRESS, "localhost"),
-    _p("HealthTimeoutOverrides", "healthTimeoutOverrides", REPORTER_TIMEOUTS, "", LIVE),
+    _p("HealthTimeoutOverrides", "healthTimeoutOverrides", REPORTER_TIMEOUTS, ""),
     _p("PrometheusMetricsEnabled", "prometheusMetricsEnabled", BOOL, "false"),
     _p("PrometheusMetricsHost", "prometheusMetricsHost", HOST_ADDRESS, ""),
     _p("PrometheusMetricsPort", "prometheusMetricsPort", PORT, "9091"),

@@ -36,10 +36,14 @@ from tortie.felix.dataplane.routes import Candidate, RouteClass, Routes, RouteTa
 from tortie.felix.dataplane.sets import Sets, SetWriter
 from tortie.felix.dataplane.sysctls import Sysctls
 from tortie.felix.dataplane.tables import TableWriter
+from tortie.felix.rules.dispatch import ANY_INTERFACE
+from tortie.felix.rules.evaluate import Ruleset
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.settings import Settings
 from tortie.linux.ipsets import IPSet
 from tortie.linux.routes import PROTOCOL_BOOT, PROTOCOL_CALICO, TABLE_MAIN, Route, RouteType
+
+ON_NO_INTERFACE = "is on no interface"  # of a host endpoint: not a failure of ours but of what was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,12 +360,18 @@ class Driver:
         return _first("" if duty.outcome.ok else f"{duty.name} still stand" for duty in duties)
 
     def host_troubles(self) -> dict[str, str]:
-        """Every host endpoint that is on an interface, and why it is not up; '' if it is."""
-        found: dict[str, str] = {}
+        """Every host endpoint of this node and why it is not up; '' if it is."""
+        found = dict.fromkeys(self._state.hosts, ON_NO_INTERFACE)
         for interface, endpoint in self._hosts.items():
-            reason = _first(family.chains.host_trouble(interface) for family in self._families.values())
-            found[endpoint.name] = found.get(endpoint.name) or reason
+            if interface == ANY_INTERFACE or self._interfaces.get(interface) is not None:
+                reason = _first(family.chains.host_trouble(interface) for family in self._families.values())
+                known = found.get(endpoint.name, ON_NO_INTERFACE)
+                found[endpoint.name] = reason if known == ON_NO_INTERFACE else known or reason
         return found
+
+    def rulesets(self) -> dict[int, Ruleset]:
+        """All rules that are to stand, by IP version, for evaluating packets against them."""
+        return {version: family.chains.ruleset() for version, family in self._families.items()}
 
     def failures(self) -> dict[str, str]:
         """What is not as it should be: kind of object and object -> reason."""
