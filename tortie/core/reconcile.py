@@ -118,6 +118,7 @@ class Reconciler(Generic[K, V]):
         self._desired: dict[K, V] = {}
         self._actual: dict[K, V] | None = None  # None: not known, the next sync lists
         self._status: dict[K, Status] = {}
+        self._open: set[K] = set()  # keys whose status is not done
         self._failures: dict[K, _Failure] = {}  # includes keys whose deletion failed
         self._listing_failures = 0
         self._listing_retry_at = 0.0
@@ -143,12 +144,13 @@ class Reconciler(Generic[K, V]):
             return
         self._desired[key] = value
         self._failures.pop(key, None)
-        self._status[key] = Status(State.PENDING, self._clock())
+        self._set(key, Status(State.PENDING, self._clock()))
 
     def drop(self, key: K) -> None:
         """Want `key` no more; it is deleted by the next sync."""
         self._desired.pop(key, None)
         self._status.pop(key, None)
+        self._open.discard(key)
         self._failures.pop(key, None)
 
     # --- what is --------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ class Reconciler(Generic[K, V]):
             return self._finish(outcome)
         assert self._actual is not None
         update, delete = difference(self._desired, self._actual, self._target.same)
-        for key in self._desired.keys() - update.keys():
+        for key in self._open - update.keys():
             self._succeeded(key)
         for key in self._failures.keys() - update.keys() - delete:
             del self._failures[key]  # it went away by itself
@@ -252,7 +254,14 @@ class Reconciler(Generic[K, V]):
     def _succeeded(self, key: K) -> None:
         self._failures.pop(key, None)
         if (status := self._status.get(key)) is None or status.state is not State.DONE:
-            self._status[key] = Status(State.DONE, self._clock())
+            self._set(key, Status(State.DONE, self._clock()))
+
+    def _set(self, key: K, status: Status) -> None:
+        self._status[key] = status
+        if status.state is State.DONE:
+            self._open.discard(key)
+        else:
+            self._open.add(key)
 
     def _failed(self, key: K, reason: str) -> None:
         count = self._failures[key].count + 1 if key in self._failures else 1
@@ -262,7 +271,7 @@ class Reconciler(Generic[K, V]):
             return
         before = self._status.get(key)
         since = before.since if before and before.state is State.FAILED else self._clock()
-        self._status[key] = Status(State.FAILED, since, reason)
+        self._set(key, Status(State.FAILED, since, reason))
 
     def _mark_if_drifted(self, key: K) -> None:
         """A done object that is no longer as wished is pending again, from now on."""
@@ -271,7 +280,7 @@ class Reconciler(Generic[K, V]):
         if status is None or status.state is not State.DONE:
             return
         if key not in self._actual or not self._target.same(self._desired[key], self._actual[key]):
-            self._status[key] = Status(State.PENDING, self._clock(), "changed behind our back")
+            self._set(key, Status(State.PENDING, self._clock(), "changed behind our back"))
 
     def _finish(self, outcome: Outcome) -> Outcome:
         if self._failures:
