@@ -15,7 +15,7 @@ from tortie.bgp.reload import Reload
 from tortie.bgp.report import report
 from tortie.bgp.route import Attributes, Received, Segment
 from tortie.bgp.router import Router
-from tortie.bgp.status import RouteStatus
+from tortie.bgp.status import PeerStatus, RouteStatus, Status
 from tortie.core.reconcile import Reconciler
 from tortie.linux.routes import NextHop, Route, RouteType
 
@@ -118,8 +118,14 @@ class World:
         return over
 
     def status(self) -> RouteStatus:
+        return self._report().routes
+
+    def peer_status(self, peer: Peer) -> PeerStatus:
+        return next(one for one in self._report().peers if one.address == peer.address)
+
+    def _report(self) -> Status:
         nothing: Any = None  # the kernel and ExaBGP are not asked
-        return report(self.router, Reconciler("routes", nothing), Reload(nothing), 0.0, 0.0, "").routes
+        return report(self.router, Reconciler("routes", nothing), Reload(nothing), 0.0, 0.0, "")
 
     def heard_by(self, peer: Peer) -> set[str]:
         return {prefix for (one, prefix), said in self.told.items() if one == peer.address and said}
@@ -404,12 +410,14 @@ def test_filters_part_prefixes_of_one_update() -> None:
     world.up(_A, tor)
     world.announce(tor, _P1, _P2)
     assert _P1 not in world.routes and _P2 in world.routes
-    assert world.router.decider.refusals.counts(tor.address) == {"filter deny, importV4 rule 1": 1}
+    found = world.peer_status(tor)
+    assert (found.received, found.rejected) == (2, 1)
+    assert found.rejected_because == {"filter deny, importV4 rule 1": 1}
     assert (world.heard_by(tor), world.heard_by(_A)) == (set(), {"192.168.1.0/26", _P2})
 
     world.configure(replace(_CONFIG, peers=(_A, _TOR)))
     assert _P1 in world.routes and world.heard_by(_TOR) == {"192.168.1.0/26"}
-    assert not world.router.decider.refusals.counts(_TOR.address)
+    assert world.peer_status(_TOR).rejected == 0
 
 
 def test_a_path_that_changes_between_refused_and_accepted() -> None:

@@ -18,7 +18,7 @@ _TYPES: dict[PeerKind, PeerType] = {
     "node": "node specific",
     "global": "global",
 }
-_EXAMPLES = 20  # prefixes named of each sort: enough to find the rule that is behind them
+_EXAMPLES = 20  # prefixes or reasons named of each sort: enough to find the rule that is behind them
 
 
 def report(
@@ -52,6 +52,7 @@ def _peer(router: Router, session: Session) -> PeerStatus:
     state = session.state
     if not session.up and session.peer.passive and state in ("Idle", "Active"):
         state = "Passive"
+    rejected = router.decider.refusals.counts(session.address)
     info = state if session.up or not session.last_error else f"{state} {session.last_error}"
     return PeerStatus(
         address=session.address,
@@ -68,6 +69,8 @@ def _peer(router: Router, session: Session) -> PeerStatus:
         hold_time=session.hold_time,
         received=router.rib.count(session.address),
         stale=router.rib.stale_count(session.address),
+        rejected=sum(rejected.values()),
+        rejected_because=dict(islice(rejected.items(), _EXAMPLES)),
         announced=session.outbox.sent_count,
         end_of_rib=session.end_of_rib_received,
     )
