@@ -1,6 +1,7 @@
 """How ExaBGP is started, and that the places where we replace its parts still exist."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,27 @@ def test_the_agent_imports_only_what_it_needs(module: str) -> None:
         env=os.environ | {"PYTHONPATH": root},
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_its_log_lines_are_ours() -> None:
+    program = (
+        "import os; from tortie.bgp import exabgp; os.environ.update(exabgp.environment(os.environ)); "
+        "exabgp._replace_edges(); from exabgp.environment import getenv; from exabgp.logger import log; "
+        "log.init(getenv()); log.warning(lambda: 'gone\\rforged %s\\nmore', 'outgoing-8'); "
+        "log.critical(lambda: 'x', 'network'); log.info(lambda: 'unseen', 'network')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stdout
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} "
+    wanted = [
+        r"\[WARNING\]\[\d+\] exabgp\.outgoing-8 0: gone\\rforged %s",
+        r"\[WARNING\]\[\d+\] exabgp\.outgoing-8 0: more",
+        r"\[FATAL\]\[\d+\] exabgp\.network 0: x",
+    ]
+    found = done.stderr.splitlines()
+    assert len(found) == len(wanted), found
+    for line, pattern in zip(found, wanted, strict=True):
+        assert re.fullmatch(stamp + pattern, line), line
 
 
 def test_no_dns_is_asked(tmp_path: Path) -> None:

@@ -10,8 +10,12 @@ from tortie.bgp.commands import Change
 from tortie.bgp.config import Block, Config, Local, Peer, Pool
 from tortie.bgp.fib import Interfaces
 from tortie.bgp.nexthop import Resolver
+from tortie.bgp.reload import Reload
+from tortie.bgp.report import report
 from tortie.bgp.route import Attributes, Received, Segment
 from tortie.bgp.router import Router
+from tortie.bgp.status import RouteStatus
+from tortie.core.reconcile import Reconciler
 from tortie.linux.routes import NextHop, Route, RouteType
 
 pytestmark = pytest.mark.unit
@@ -112,6 +116,10 @@ class World:
         self.settle()
         return over
 
+    def status(self) -> RouteStatus:
+        nothing: Any = None  # the kernel and ExaBGP are not asked
+        return report(self.router, Reconciler("routes", nothing), Reload(nothing), 0.0, 0.0, "").routes
+
     def heard_by(self, peer: Peer) -> set[str]:
         return {prefix for (one, prefix), said in self.told.items() if one == peer.address and said}
 
@@ -136,6 +144,26 @@ def test_prefixes_of_one_update_are_decided_each_on_its_own() -> None:
     world.announce(_A, _P1, "203.0.113.0/24", "192.168.1.5/32")
     assert _P1 in world.routes and "192.168.1.5/32" in world.routes
     assert world.router.reasons["203.0.113.0/24"] == "outside all pools"
+
+
+def test_the_status_says_why_of_some_prefixes() -> None:
+    world = World()
+    world.up(_A, _B)
+    world.announce(_A, _P1, _P2, *(f"203.0.{number}.0/24" for number in range(50)))
+    world.announce(_B, _P2)
+    world.announce(_B, _P1, local_pref=500)
+    found = world.status()
+    assert (found.left_out, found.contested) == (50, 2)
+    assert len(found.left_out_because) == 20 and set(found.left_out_because.values()) == {"outside all pools"}
+    assert found.decided_by == {
+        _P1: "via 10.0.0.3: higher local preference",
+        _P2: "shared by 10.0.0.2, 10.0.0.3",
+    }
+    world.hear(events.Update(_B.address, False, {_P1: None, _P2: None}))
+    world.hear(events.Update(_A.address, False, {f"203.0.{number}.0/24": None for number in range(49)}))
+    found = world.status()
+    assert (found.contested, found.decided_by) == (0, {})
+    assert found.left_out_because == {"203.0.49.0/24": "outside all pools"}
 
 
 def test_what_one_says_to_some_is_kept_from_others() -> None:

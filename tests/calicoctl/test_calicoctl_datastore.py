@@ -131,6 +131,23 @@ def test_unreadable_entries_are_told_and_the_others_shown(ctl: Ctl, etcd: Etcd) 
     assert ctl.ok("delete", "tier", "kube-admin-x", "-s")
 
 
+@pytest.mark.parametrize("verb", ["apply", "replace"])
+def test_what_is_unreadable_can_be_written_anew(ctl: Ctl, etcd: Etcd, verb: str) -> None:
+    etcd.put(PREFIX + "ippools/broken", "{not json")
+    manifest = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "IPPool",
+        "metadata": {"name": "broken"},
+        "spec": {"cidr": "10.9.0.0/99"},
+    }
+    refused = ctl.run(verb, "-f", "-", stdin=json.dumps(manifest))
+    assert refused.code == 1 and etcd.entries(PREFIX + "ippools/")[PREFIX + "ippools/broken"] == b"{not json"
+    manifest["spec"] = {"cidr": "10.9.0.0/24"}
+    ctl.ok(verb, "-f", "-", stdin=json.dumps(manifest))
+    stored = json.loads(ctl.ok("get", "ippool", "broken", "-o", "json"))
+    assert stored["spec"]["cidr"] == "10.9.0.0/24" and stored["metadata"]["uid"]
+
+
 @pytest.mark.parametrize(
     "value",
     ["{}", "{not json", '{"spec":3}', '{"spec":{"cidr":"x"}}', '{"spec":{"cidr":"x","disabled":true}}'],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tortie.calicoctl import gotemplate
 from tortie.calicoctl.errors import CommandError
-from tortie.calicoctl.output import Listing
+from tortie.calicoctl.listing import Listing
 from tortie.datastore.types.bgp import BGPPeer, BGPPeerSpec
 from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec

@@ -11,7 +11,8 @@ from msgspec import structs
 
 from tortie.calicoctl import documents, kinds, manifest, operations, output
 from tortie.calicoctl.errors import CommandError
-from tortie.calicoctl.output import Format, Listing
+from tortie.calicoctl.listing import Listing
+from tortie.calicoctl.output import Format
 from tortie.datastore import codec
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
 from tortie.datastore.types.meta import ObjectMeta, Resource

@@ -20,6 +20,8 @@ _BLOCK = "assignment/ipv4/block/192.168.{}.0-26"
 MARK = "evil0666"  # in every bad value, and nowhere else
 EVIL = f"{MARK}\";'}}\n}}\nprocess {MARK} {{ run /bin/{MARK}; }}\n{{{{ 1 }}}} $({MARK}) `{MARK}` %s \\"
 LONG = MARK * 1250  # 10 kB
+# A policy whose rules nobody can understand denies everything to those whom it selects, and that is right.
+NOBODY = "nobody == 'here'"
 
 
 def resource(kind: str, name: str, spec: object, namespace: str = "") -> tuple[str, str]:
@@ -75,12 +77,12 @@ SPECS: dict[str, list[object]] = {
     "GlobalNetworkPolicy": [
         {"selector": EVIL, "types": ["Ingress"]},
         {"selector": "all()", "types": [EVIL], "ingress": [{"action": "Deny"}]},
-        {"selector": "all()", "ingress": [{"action": "Deny", "destination": {"ports": [EVIL, 99999999]}}]},
+        {"selector": NOBODY, "ingress": [{"action": "Deny", "destination": {"ports": [EVIL, 99999999]}}]},
     ],
     "NetworkPolicy": [
         {"selector": EVIL},
         {"order": EVIL},
-        {"egress": [{"action": "Deny", "protocol": EVIL}]},
+        {"selector": NOBODY, "egress": [{"action": "Deny", "protocol": EVIL}]},
     ],
     "GlobalNetworkSet": [{"nets": [EVIL]}, {"nets": EVIL}],
     "NetworkSet": [{"nets": [EVIL, 5]}],
@@ -144,10 +146,13 @@ def odd_keys() -> dict[str | bytes, str]:
     }
 
 
-# Kinds that no part of a node reads as long as nothing enforces policies; calicoctl does.
-_UNREAD = ("GlobalNetworkPolicy", "NetworkPolicy", "Tier")
-# Faults in the meaning only show where an object is used: no such interface, no endpoint of these profiles.
-_UNUSED = ("hostendpoints/bad-0", "profiles/bad-0", "profiles/bad-1", "profiles/bad-2", "handle/", "/block/")
+# Faults in the meaning only show where an object is used: there is no such interface, no endpoint of these
+# profiles, nobody whom these policies select, no node with these settings; and blocks and handles are read
+# when they are needed.
+_UNUSED = re.compile(
+    r"hostendpoints/bad-0|felixconfigurations/bad-[0-3]$|profiles/bad-[012]$"
+    r"|policies/(default/)?bad-[12]$|/handle/|/block/"
+)
 
 
 @pytest.fixture
@@ -228,8 +233,7 @@ def test_hostile_data_stops_nothing_is_reported_once_and_gets_nowhere(pods: Lab,
     with Flow(pods.pods["a"], pods.pods["b"]) as flow, Flow(pods.pods["c"], pods.pods["d"]) as across:
         for key, value in [*bad.items(), *odd_keys().items()]:
             etcd.put(key, value)
-        unread = (*(f"/{KINDS[kind].plural}/" for kind in _UNREAD), *_UNUSED)
-        expected = [path for path in bad if not any(part in path for part in unread)]
+        expected = [path for path in bad if not _UNUSED.search(path)]
         for name in pods.nodes:
             # Endpoints and blocks are their own node's business, unless nobody can read them.
             own = [path for path in expected if name == "node-1" or not re.search(r"--[012]-eth0", path)]
@@ -244,6 +248,18 @@ def test_hostile_data_stops_nothing_is_reported_once_and_gets_nowhere(pods: Lab,
     assert traces(pods) == []
     assert {name: exabgp_conf(pods, name) for name in pods.nodes} == files
     assert [repeated(lines) for lines in since(pods, marks).values()] == [{}, {}, {}]
+
+
+def test_the_search_for_traces_finds_them(lab: Lab) -> None:
+    """The control."""
+    box = lab.nodes["node-2"].box
+    box.path(f"/var/lib/calico/{MARK}").write_text(MARK)
+    box.run("ip", "link", "add", f"{MARK}", "type", "veth", "peer", "name", "other")
+    assert f"/var/lib/calico/{MARK}" in traces(lab)
+    assert len(traces(lab)) == 3, "the file, and each end of the pair"
+    box.run("ip", "link", "del", MARK)
+    box.path(f"/var/lib/calico/{MARK}").unlink()
+    assert traces(lab) == []
 
 
 def test_calicoctl_lists_what_is_readable_and_names_the_rest(lab: Lab, etcd: Gateway) -> None:
@@ -317,3 +333,20 @@ def test_a_node_whose_own_data_is_spoilt_goes_on(pods: Lab, etcd: Gateway) -> No
     etcd.put(own, block)
     pods.delete_pod("b")
     assert "pod" not in etcd.entries(own)[own].decode()
+
+
+def test_settings_of_felix_that_are_nonsense_are_said_and_change_nothing(pods: Lab, etcd: Gateway) -> None:
+    marks = {name: node.log.stat().st_size for name, node in pods.nodes.items()}
+    nonsense = {"chainInsertMode": EVIL, "interfacePrefix": EVIL, "ipipMTU": 2**40, "iptablesMarkMask": 2**70}
+    etcd.put(*resource("FelixConfiguration", "default", nonsense | {"logSeverityScreen": LONG}))
+    for name in pods.nodes:
+        wait_until(
+            lambda name=name: MARK in "".join(since(pods, marks)[name]),  # type: ignore[misc]
+            f"{name} to report the nonsense",
+            30,
+        )
+    everybody_works(pods, "late")
+    assert traces(pods) == []
+    for name, lines in since(pods, marks).items():
+        assert repeated(lines) == {}
+        assert not [line for line in lines if "Traceback" in line], name

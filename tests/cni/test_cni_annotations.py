@@ -58,8 +58,8 @@ def test_families(machine: Machine) -> None:
 def test_namespace_selectors_of_pools(bare_machine: Machine) -> None:
     machine = bare_machine
     machine.seed(
-        pool("blue", "10.67.0.0/24", namespaceSelector="team == 'blue'"),
-        pool("other", "10.68.0.0/24", namespaceSelector="team != 'blue'"),
+        pool("blue", "10.67.0.0/24", namespaceSelector="team == 'blue'", allowedUses=("Workload",)),
+        pool("other", "10.68.0.0/24", namespaceSelector="team != 'blue'", allowedUses=("Workload",)),
     )
     machine.start_server()
     chain = machine.chain()

@@ -237,9 +237,15 @@ def test_status_without_datastore_or_nodename(machine: Machine) -> None:
     assert (code, said) == (50, "the datastore does not answer")
 
 
-def test_status_of_an_unreadable_pool_selector(machine: Machine) -> None:
-    machine.write(pool("bad", "10.70.0.0/24", nodeSelector="(("))
-    assert eventually(lambda: status(machine)[0] == 50)
+def test_status_of_an_invalid_pool(bare_machine: Machine) -> None:
+    """Alone it is none; beside another it takes nothing away."""
+    machine = bare_machine
+    machine.seed(pool("bad", "10.70.0.0/24", nodeSelector="(("))
+    machine.start_server()
+    code, text = status(machine)
+    assert code == 50 and "nodeSelector" in text
+    machine.write(pool("good", "10.71.0.0/24"))
+    assert eventually(lambda: status(machine)[0] == 0)
 
 
 def test_a_full_pool_does_not_make_the_node_unready(bare_machine: Machine) -> None:

@@ -107,6 +107,7 @@ class FelixProcess:
             "ETCD_ENDPOINTS": self.relay.endpoint,
             "FELIX_CONFIGFILE": str(self.folder / "felix.cfg"),
             VARIABLE: str(self.folder / "health.sock"),
+            "CALICO_LIB_DIR": str(self.folder / "lib"),
         }
         with self.log_path.open("ab") as log:
             self.process = self.node.ns.call(

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.felix.cluster_lab import path_of, sets_of
 from tests.felix.fakes import FakeClock, FakeTables
 from tests.felix.nft_rulesets import nft_input, rendered
 from tests.felix.rulesets import FULL, everything
 from tests.felix.test_felix_rules import a_rule
-from tests.felix.test_felix_truth import calculated, path_of, ruleset_of, sets_of
+from tests.felix.test_felix_truth import calculated, ruleset_of
 from tests.felix.worlds import HOST, SETTINGS, a_packet, a_world
 from tests.netns_lab import Namespace
 from tortie.felix.calc.model import Policy, PolicyId, PolicyRef
@@ -60,7 +61,6 @@ def texts(*matches: ir.Match, action: ir.Action | None = None, version: int = 4)
         (ir.InSet("src", "s:x"), "ip saddr @cali40s-x"),
         (ir.InSet("dst", "n:x", ports=True, negate=True), "ip daddr . meta l4proto . th dport != @cali40n-x"),
         (ir.Icmp(4, 8, 0), "icmp type 8 icmp code 0"),
-        (ir.Icmp(4, 8, 0, negate=True), "icmp type . icmp code != { 8 . 0 }"),
         (ir.Icmp(6, 128, negate=True), "icmpv6 type != 128"),
         (ir.Conntrack(("RELATED", "ESTABLISHED")), "ct state related,established"),
         (ir.Dnatted(), "ct status dnat"),
@@ -104,11 +104,36 @@ def test_actions_in_calicos_words(action: ir.Action | None, expected: str) -> No
 @unit
 def test_ports_are_of_the_rules_protocol() -> None:
     ports = ir.Ports("dst", ((80, 80), (443, 445)))
-    assert texts(ir.Protocol("tcp"), ports) == ["meta l4proto tcp tcp dport { 80, 443-445 }"]
-    assert texts(ir.Protocol(132), ports) == ["meta l4proto 132 sctp dport { 80, 443-445 }"]
+    assert texts(ir.Protocol("tcp"), ports) == [
+        "meta l4proto tcp tcp dport 80",
+        "meta l4proto tcp tcp dport 443-445",
+    ]
+    assert texts(ir.Protocol(132), ir.Ports("src", ((1, 1),))) == ["meta l4proto 132 sctp sport 1"]
     assert texts(ir.Protocol("udp"), ir.Port(4789)) == ["meta l4proto udp udp dport 4789"]
-    other = texts(ir.Protocol(17), ir.Ports("src", ((1, 1),), negate=True), version=6)
-    assert other == ["meta l4proto 17 udp sport != { 1 }"]
+    other = texts(ir.Protocol(17), ir.Ports("src", ((1, 1), (3, 4)), negate=True), version=6)
+    assert other == ["meta l4proto 17 udp sport != 1 udp sport != 3-4"]
+
+
+@unit
+def test_a_packet_meets_one_line_of_a_rule_at_most() -> None:
+    overlapping = ir.Ports("dst", ((80, 90), (85, 100), (7, 7)))
+    assert texts(ir.Protocol("tcp"), overlapping) == [
+        "meta l4proto tcp tcp dport 7",
+        "meta l4proto tcp tcp dport 80-100",
+    ]
+    assert texts(ir.Icmp(4, 8, 0, negate=True)) == ["icmp type != 8", "icmp type 8 icmp code != 0"]
+
+
+@unit
+def test_what_cannot_be_split_is_asked_of_a_set() -> None:
+    """One limit is for the rule as a whole; and fifteen ports on either side would be 225 lines."""
+    two = ir.Ports("dst", ((1, 1), (3, 3)))
+    assert texts(ir.Protocol("tcp"), two, ir.RateLimit("5/minute"), action=ir.Log("x")) == [
+        'meta l4proto tcp tcp dport { 1, 3 } limit rate 5/minute counter log prefix "x: " level info'
+    ]
+    many = [ir.Ports(side, tuple((n, n) for n in range(1, 30, 2))) for side in ("src", "dst")]
+    (line,) = texts(ir.Protocol("tcp"), *many)
+    assert line.count("{") == 2
 
 
 @unit

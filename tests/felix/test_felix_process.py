@@ -1,9 +1,11 @@
 """Felix as a real process beside a real etcd: it obeys, survives, adopts, reports, and never opens."""
 
+import errno
 import json
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,15 +13,22 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from tests.felix.node_lab import Node, Pod
-from tests.felix.objects import allow, pool, profile
+from tests.felix.node_lab import Node, Pod, pings
+from tests.felix.objects import allow, global_policy, host, policy, pool, profile, tier
 from tests.felix.process_lab import NODE, FelixProcess, Stream, basics
 from tests.netns_lab import Namespace, eventually
 from tests.support.etcd import Etcd
-from tortie.datastore.keys import AffinityKey, ProcessStatusKey, ResourceKey, WorkloadStatusKey
+from tortie.datastore.keys import (
+    AffinityKey,
+    HostEndpointStatusKey,
+    ProcessStatusKey,
+    ResourceKey,
+    WorkloadStatusKey,
+)
 from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.ipam import Affinity
 from tortie.datastore.types.meta import ObjectMeta
+from tortie.datastore.types.policy import EntityRule
 from tortie.felix.config import RESTART
 
 pytestmark = pytest.mark.kernel
@@ -72,6 +81,72 @@ def test_endpoints_and_profiles_take_effect_as_they_are_written(felix: FelixProc
     assert not [line for line in felix.node.routes() if b.v4 in line]
 
 
+def test_policies_take_effect_as_they_are_written(felix: FelixProcess) -> None:
+    felix.started()
+    a, b = pair(felix, "open")
+    eventually(lambda: a.reaches(b.v4))
+    closed = policy("p", selector="app == 'db'", types=("Ingress",))
+    felix.put(tier("default", 1_000_000, "Deny"), closed)
+    felix.endpoint("b", "open", labels={"app": "db"})
+    eventually(lambda: not a.reaches(b.v4))
+    felix.kill()
+    felix.started()
+    assert not a.reaches(b.v4) and b.reaches(a.v4)
+    only_web = allow(source=EntityRule(selector="app == 'web'"))
+    felix.put(policy("p", selector="app == 'db'", types=("Ingress",), ingress=(only_web,)))
+    felix.endpoint("a", "open", labels={"app": "web"})
+    eventually(lambda: a.reaches(b.v4) and a.reaches(b.v6))
+    felix.put(
+        policy("p", selector="app == 'db'", types=("Ingress",), ingress=(allow(), allow(protocol="bogus")))
+    )
+    felix.wait_for(r"NetworkPolicy\(default/p\): denies everything, because it is invalid: .*bogus")
+    eventually(lambda: not a.reaches(b.v4))
+    felix.delete(closed[0])
+    eventually(lambda: a.reaches(b.v4))
+
+
+def test_a_host_endpoint_shuts_the_host_but_for_failsafes_and_says_where_it_is(
+    felix: FelixProcess, etcd: Etcd
+) -> None:
+    felix.started(ENDPOINTREPORTINGENABLED="true", ENDPOINTREPORTINGDELAYSECS="0.2")
+    outside, inside = felix.node.outside, felix.node.ns
+    assert pings(outside, "172.16.0.1")
+    felix.put(host("h"), host("astray", "", "1.2.3.4"))
+    eventually(lambda: not pings(outside, "172.16.0.1"))
+
+    def answers(port: int) -> bool:
+        """A closed port says so; one that packets do not reach says nothing."""
+        with outside.call(socket.socket) as one:
+            one.settimeout(0.5)
+            return one.connect_ex(("172.16.0.1", port)) == errno.ECONNREFUSED
+
+    assert answers(22) and not answers(23)
+    assert not pings(inside, "172.16.0.254")
+    felix.put(global_policy("icmp", ingress=(allow(protocol="ICMP"),), types=("Ingress",)))
+    eventually(lambda: pings(outside, "172.16.0.1"))
+    statuses = {
+        HostEndpointStatusKey(NODE, "h").path(): "up",
+        HostEndpointStatusKey(NODE, "astray").path(): "error",
+    }
+    for path, status in statuses.items():
+        eventually(lambda path=path, status=status: status.encode() in etcd.entries(path).get(path, b""))  # type: ignore[misc]
+    felix.delete(host("h")[0], host("astray")[0])
+    eventually(lambda: pings(inside, "172.16.0.254"))
+    for path in statuses:
+        eventually(lambda path=path: path not in etcd.entries(path))  # type: ignore[misc]
+
+
+def test_what_is_stored_counts_as_clients_read_it(felix: FelixProcess) -> None:
+    """A tier without an order, which no client of today writes, stands where the default one does."""
+    a, b = pair(felix, "open")
+    felix.started()
+    eventually(lambda: a.reaches(b.v4))
+    felix.put(tier("late", 2_000_000), global_policy("deny", tier="late", types=("Ingress",)))
+    eventually(lambda: not a.reaches(b.v4))
+    felix.put(tier("plain"), global_policy("allow", tier="plain", types=("Ingress",), ingress=(allow(),)))
+    eventually(lambda: a.reaches(b.v4))
+
+
 def test_a_pod_waits_for_its_status_file_and_then_is_reachable(felix: FelixProcess) -> None:
     """CNI takes the file as leave to let the pod go: at that moment everything must stand."""
     felix.started()
@@ -92,6 +167,17 @@ def test_own_blocks_are_blackholed_where_felix_routes(felix: FelixProcess) -> No
     felix.started()
     assert "blackhole 10.65.0.0/26 proto 80" in felix.node.routes()
     assert not [line for line in felix.node.routes() if "10.66" in line]
+
+
+def test_cni_is_told_the_mtu_of_the_encapsulation(felix: FelixProcess) -> None:
+    felix.started(MTUIFACEPATTERN="^lo$")
+    own = felix.node.ns.ip("link", "show", "lo")[0]["mtu"]
+    file = felix.folder / "lib" / "mtu"
+    eventually(lambda: file.exists() and file.read_text() == str(own))
+    felix.put(pool("tunnelled", "10.65.0.0/16", vxlan="Always"))
+    assert felix.process is not None and felix.process.wait(15) == RESTART
+    felix.started(MTUIFACEPATTERN="^lo$")
+    eventually(lambda: file.read_text() == str(own - 50))
 
 
 def test_an_invalid_pool_is_no_pool_and_said_to_be_once(felix: FelixProcess) -> None:
@@ -174,6 +260,7 @@ def test_losing_the_datastore_loses_nothing_else(felix: FelixProcess, etcd: Etcd
     assert a.reaches(b.v4)
     felix.node.ns.sh("iptables-nft -F")
     eventually(lambda: "-j cali-FORWARD" in felix.node.rules())
+    eventually(lambda: "-j cali-pi-np/default/p" in felix.node.rules())
     eventually(lambda: a.reaches(b.v4))
     etcd.restart()
     felix.wait_for("following the datastore again", 30)
@@ -217,7 +304,8 @@ def test_on_a_fresh_node_without_a_datastore_pods_are_shut(felix: FelixProcess, 
 def test_what_others_break_is_put_back_in_time(felix: FelixProcess) -> None:
     felix.started(IPTABLESREFRESHINTERVAL="1", IPSETSREFRESHINTERVAL="1", ROUTEREFRESHINTERVAL="1")
     a, b = pair(felix, "open")
-    eventually(lambda: a.reaches(b.v4))
+    felix.put(policy("p", types=("Ingress",), ingress=(allow(protocol="ICMP"),)))
+    eventually(lambda: a.reaches(b.v4) and "-j cali-pi-np/default/p" in felix.node.rules())
     felix.put(pool("p", "10.65.0.0/16"))
     in_set = "add cali40network-ip-pools 10.65.0.0/16"
     eventually(lambda: in_set in felix.node.ns.sh("ipset save"))
@@ -225,6 +313,7 @@ def test_what_others_break_is_put_back_in_time(felix: FelixProcess) -> None:
     felix.node.ns.sh("ipset flush cali40network-ip-pools")
     felix.node.ns.sh("sysctl -qw net.ipv4.conf.calia.proxy_arp=0")
     eventually(lambda: "-j cali-FORWARD" in felix.node.rules())
+    eventually(lambda: "-j cali-pi-np/default/p" in felix.node.rules())
     eventually(lambda: in_set in felix.node.ns.sh("ipset save"))
     eventually(lambda: felix.node.ns.sh("sysctl -n net.ipv4.conf.calia.proxy_arp") == "1\n")
 

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from tests.felix import spec
-from tortie.datastore.keys import Key, key_of
+from tortie.datastore.keys import ResourceKey, key_of
 from tortie.datastore.types.endpoint import (
     EndpointPort,
     HostEndpoint,
@@ -142,7 +142,7 @@ def _profile(rand: Random, name: str, labels: Mapping[str, str], *, rules: bool)
     )
 
 
-def a_world(rand: Random) -> dict[Key, Any]:
+def a_world(rand: Random) -> dict[ResourceKey, Any]:
     """Valid objects, as they are stored."""
     objects: list[Any] = [pod_object(place) for place in PODS]
     objects += [
@@ -177,7 +177,7 @@ def _valid(resource: Any) -> Any:
     return found
 
 
-def specified(objects: Mapping[Key, Any]) -> spec.World:
+def specified(objects: Mapping[Any, Any]) -> spec.World:
     """The same world as the specification sees it."""
     return spec.World(objects.values(), NODE, failsafe, {"eth0": (HOST.v4, HOST.v6)})
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tortie.core.backoff import Backoff
+from tortie.node import run
 from tortie.node.health import Health, HealthServer, Report
 
 pytestmark = pytest.mark.unit
@@ -123,3 +124,9 @@ def test_a_port_that_somebody_else_has_is_taken_later(
     failed, better = [record.getMessage() for record in caplog.records if record.name.endswith("health")]
     assert "FELIX_HEALTHPORT" in failed and "address already in use" in failed, "said once"
     assert "is served" in better
+
+
+def test_without_a_host_health_is_not_served_to_the_world() -> None:
+    """An empty host would mean all interfaces."""
+    assert run._address({}) == run._address({"FELIX_HEALTHHOST": ""}) == ("localhost", 9099)
+    assert run._address({"FELIX_HEALTHHOST": "::1", "FELIX_HEALTHPORT": "1"}) == ("::1", 1)

@@ -59,6 +59,13 @@ def test_the_name_is_kept_where_its_folder_is(machine: Machine) -> None:
     assert set(machine.entries(NODES)) == {"node-1"}
 
 
+def test_the_first_pod_finds_its_mtu(machine: Machine) -> None:
+    """CNI may begin as soon as the name is there, before felix has looked at anything."""
+    machine.node.box.run("ip", "link", "set", "eth0", "mtu", "1400")
+    machine.start(CALICO_IPV4POOL_IPIP="Always")
+    assert machine.node.box.path("/var/lib/calico/mtu").read_text() == "1380"
+
+
 def test_a_second_start_changes_nothing(machine: Machine) -> None:
     machine.start()
     before = machine.entries()
@@ -266,7 +273,8 @@ def test_the_environment_alone_names_the_datastore(machine: Machine) -> None:
 
 
 def test_an_unreachable_datastore_is_named(machine: Machine) -> None:
-    machine.refuse("172.18.0.1:9", ETCD_ENDPOINTS="http://172.18.0.1:9")
+    said = "other-name cannot start: no etcd endpoint answers: http://172.18.0.1:9"
+    machine.refuse(said, ETCD_ENDPOINTS="http://172.18.0.1:9", NODENAME="other-name")
     machine.refuse("ETCD_ENDPOINTS", ETCD_ENDPOINTS="not a url")
 
 

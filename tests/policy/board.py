@@ -218,6 +218,16 @@ def _profile(name: str, labels: dict[str, str], *, allow: bool) -> Json:
     return {"kind": "Profile", "metadata": {"name": name}, "spec": spec}
 
 
+BUILT_IN_TIERS: list[Json] = [  # what every cluster has in its datastore
+    {"kind": "Tier", "metadata": {"name": name}, "spec": {"order": order, "defaultAction": action}}
+    for name, (order, action) in {
+        "kube-admin": (1000, "Pass"),
+        "default": (1_000_000, "Deny"),
+        "kube-baseline": (10_000_000, "Pass"),
+    }.items()
+]
+
+
 def imaginary(number: int, pods: tuple[str, ...] = CELL) -> Cell:
     """A cell for tests without a cluster."""
     addresses = {

@@ -18,8 +18,8 @@ _ACCOUNTS: list[Json] = [
     {"selector": "all()"}, {"selector": "team != 'a'"},
 ]  # fmt: skip
 _NETS = {
-    4: ["%near4%/32", "%far4%/32", "%ext4%/32", "%srv4%/32", "%alt4%/31", "%pool4%", "10.0.0.0/8"],
-    6: ["%near6%/128", "%far6%/128", "%ext6%/128", "%srv6%/128", "%alt6%/127", "%pool6%", "fd77::/64"],
+    4: ["%near4%/32", "%far4%/32", "%ext4%/32", "%srv4%/32", "%alt4%/32", "%pool4%", "10.0.0.0/8"],
+    6: ["%near6%/128", "%far6%/128", "%ext6%/128", "%srv6%/128", "%alt6%/128", "%pool6%", "fd77::/64"],
 }
 _PORTS: list[int | str] = [
     8080,
@@ -143,8 +143,9 @@ def _tiers(draw: st.DrawFn) -> list[Json]:
 
 
 @st.composite
-def _sets(draw: st.DrawFn) -> list[Json]:
+def _sets(draw: st.DrawFn, wide: bool) -> list[Json]:
     made = []
+    possible = [net for net in (*_NETS[4], *_NETS[6]) if wide or not net.startswith("%pool")]
     for kind, namespace in (("NetworkSet", "ns@"), ("NetworkSet", "other@"), ("GlobalNetworkSet", "")):
         if draw(st.integers(1, 3)) == 1:
             meta: Json = {
@@ -153,7 +154,7 @@ def _sets(draw: st.DrawFn) -> list[Json]:
             }
             if namespace:
                 meta["namespace"] = namespace
-            nets = draw(_some([*_NETS[4], *_NETS[6], "0.0.0.0/0", "::/0"], 3))
+            nets = draw(_some([*possible, *(["0.0.0.0/0", "::/0"] if wide else [])], 3))
             made.append({"kind": kind, "metadata": meta, "spec": {"nets": nets}})
     return made
 
@@ -179,10 +180,14 @@ def _hosts(draw: st.DrawFn) -> list[Json]:
 
 
 @st.composite
-def resources(draw: st.DrawFn, hosts: bool = False) -> list[Json]:
-    """Tiers, sets, policies and, if asked for, host endpoints, for one cell."""
+def resources(draw: st.DrawFn, hosts: bool = False, wide: bool = True) -> list[Json]:
+    """Tiers, sets, policies and, if asked for, host endpoints, for one cell.
+
+    Without `wide` no network set holds addresses of other cells, whose global policies might choose it by
+    its namespace's labels.
+    """
     tiers = draw(_tiers())
     known = ["default", *(one["metadata"]["name"] for one in tiers)]
     wanted = draw(st.integers(1, 5))
     made = [draw(policies(number, known, hosts)) for number in range(wanted)]
-    return [*tiers, *draw(_sets()), *(draw(_hosts()) if hosts else []), *made]
+    return [*tiers, *draw(_sets(wide)), *(draw(_hosts()) if hosts else []), *made]

@@ -77,6 +77,9 @@ class Stage:
         self._listeners = Listeners(
             servers, tcp=[8080, 8081, 6666], udp=[8080, 5353, 53], protocols=[ICMP, ICMP6, SCTP, ODD]
         )
+        self._wait_for_canaries([])
+        # Not because the canaries are open still: nodes may be busy with so many new pods.
+        wait_until(lambda: not any(self._canaries_hear(0)), "the canaries to be guarded", 30)
         return self
 
     def __exit__(
@@ -227,28 +230,25 @@ class Stage:
         return 1 + self._round % 250  # 0 is what any other echo request has
 
     def _wait_for_canaries(self, names: Sequence[str]) -> None:
+        what = f"the nodes to enforce round {self._round}: {'; '.join(names)}"
+        wait_until(lambda: all(self._canaries_hear(self._code)), what, 30)
+
+    def _canaries_hear(self, code: int) -> list[bool]:
+        """Whether an echo request with this code arrives, on each node and in both IP versions."""
         attempts = [
             Attempt(
                 self.lab.pods[f"asker-{node}"].netns_fd,
                 (canary := self.lab.pods[f"canary-{node}"]).netns_fd,
                 canary.address(version),
                 ICMP if version == 4 else ICMP6,
-                icmp=(8 if version == 4 else 128, self._code),
+                source_port=self._next_port(False),
+                icmp=(8 if version == 4 else 128, code),
             )
             for node in _NODES
             for version in (4, 6)
         ]
-
-        def enforced() -> bool:
-            assert self._listeners is not None
-            numbered = [_with_port(one, self._next_port(False)) for one in attempts]
-            return all(self._listeners.arrived(numbered, [True] * 6, patience=0.1, settle=0))
-
-        wait_until(enforced, f"the nodes to enforce round {self._round}: {'; '.join(names)}", 30)
-
-
-def _with_port(one: Attempt, port: int) -> Attempt:
-    return Attempt(one.client, one.server, one.address, one.protocol, one.port, port, one.icmp)
+        assert self._listeners is not None
+        return self._listeners.arrived(attempts, [True] * len(attempts), patience=0.1, settle=0)
 
 
 def _typed(raw: Json) -> Resource:

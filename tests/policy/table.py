@@ -1,5 +1,5 @@
 """All cases of the truth table."""
 
-from tests.policy import fields, hosts, kubernetes, scenarios
+from tests.policy import fields, hosts, kubernetes, scenarios, selections
 
-CASES = [*scenarios.cases(), *kubernetes.cases(), *hosts.cases(), *fields.cases()]
+CASES = [*scenarios.cases(), *selections.cases(), *kubernetes.cases(), *hosts.cases(), *fields.cases()]

@@ -7,7 +7,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.policy import chance
-from tests.policy.board import CELL, CELL_OF_HOSTS, STANDARD, TCP, UDP, Case, Cell, Json, Probe, imaginary
+from tests.policy.board import (
+    BUILT_IN_TIERS,
+    CELL,
+    CELL_OF_HOSTS,
+    STANDARD,
+    TCP,
+    UDP,
+    Case,
+    Cell,
+    Json,
+    Probe,
+    imaginary,
+)
 from tests.policy.naive import Packet, World
 from tests.policy.oracle import Cluster
 from tests.policy.table import CASES
@@ -29,7 +41,7 @@ def packet_of(probe: Probe, cell: Cell) -> Packet:
 
 
 def everything(cell: Cell, resources: Sequence[Json]) -> list[Json]:
-    return [*cell.background(), *cell.endpoints(), *cell.filled(list(resources))]
+    return [*BUILT_IN_TIERS, *cell.background(), *cell.endpoints(), *cell.filled(list(resources))]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -57,7 +69,7 @@ def agree(resources: Sequence[Json], cell: Cell, probes: Sequence[Probe]) -> Non
 
 
 @given(chance.resources())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_pods_by_chance(resources: list[Json]) -> None:
     agree(resources, imaginary(7), STANDARD)
 
@@ -71,6 +83,6 @@ _PROBES = [
 
 
 @given(chance.resources(hosts=True), st.sets(st.sampled_from(_PROBES), min_size=30, max_size=30))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_hosts_by_chance(resources: list[Json], probes: set[Probe]) -> None:
     agree(resources, imaginary(7, WITH_HOSTS), sorted(probes, key=str))

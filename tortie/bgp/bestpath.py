@@ -18,6 +18,9 @@ Cost = Callable[[str], int | None]
 """Metric of the way to a next hop (RFC 4271, 9.1.2.2 e), None if it cannot be reached."""
 
 
+ONLY_PATH = "only path"
+
+
 class Choice(NamedTuple):
     """`best` first among `equal`, the paths that may share the traffic; `decided_by` names the last step
     that left somebody behind ("only path" if none did)."""
@@ -73,7 +76,7 @@ def choose(paths: Sequence[Path], cost: Cost) -> Choice | None:
     left = [path for path in paths if path.local or cost(path.next_hop) is not None]
     if not left:
         return None
-    decided_by = "only path" if len(paths) == 1 else "" if len(left) == len(paths) else "reachable next hop"
+    decided_by = ONLY_PATH if len(paths) == 1 else "" if len(left) == len(paths) else "reachable next hop"
     if len(left) == 1:
         return Choice(left[0], (left[0],), decided_by)
     left, decided_by = _eliminate(left, STEPS_TO_EQUAL, cost, decided_by)

@@ -3,7 +3,7 @@
 With `--validate CONFIG...` it only has ExaBGP check the files.
 
 This is the process that node supervision runs; it starts the agent as ExaBGP's helper. ExaBGP runs
-in this very process, with six of its edges replaced below:
+in this very process, with some of its edges replaced below:
 
 - The reactor sleeps while nothing happens. Its own loop wakes 100 times a second, or 1,000 times at
   the speed that sending routes needs: 1.4 or 3.6 % of a core, idle. Ours waits for the sockets and
@@ -13,18 +13,22 @@ in this very process, with six of its edges replaced below:
   given up after seconds, not after the kernel's two minutes.
 - The minimum TTL of one neighbour (RFC 5082) is not put on the listening socket, which all share,
   but on the accepted connection.
+- Its log lines have our format.
 - The machine's domain name is not asked of DNS, which where none answers takes 10 s each time ExaBGP
   starts or checks a file; nothing in our configuration uses it.
 
 The rest is settings, in environment(). Only this module may import ExaBGP.
 """
 
+import importlib
+import logging
 import os
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from tortie.core.log import LineFormatter
 from tortie.core.paths import Paths
 
 _RETRY_CAP = 5  # seconds between dials, BIRD's connect retry time
@@ -155,10 +159,19 @@ def _replace_edges() -> None:
         if connection.io is not None:
             set_minimum_ttl(connection.io, connection.afi, connection.peer, neighbor["incoming-ttl"])
 
+    vars(importlib.import_module("exabgp.logger.option"))["formater"] = lambda _short, _destination: _log_line
     server.Reactor = PatientReactor
     peer.Delay = EagerDelay
     protocol.Outgoing = BriefOutgoing
     listener.set_accepted_ttl = set_accepted_ttl
+
+
+def _log_line(message: str, source: str, level: str, _when: object) -> str:
+    """What ExaBGP has to say, as a line of ours: it writes one at once, so the time is now."""
+    number = logging.getLevelNamesMapping().get(level, logging.INFO)
+    record = logging.LogRecord(f"exabgp.{source}", number, "", 0, message, None, None)
+    record.levelname = "FATAL" if level == "CRITICAL" else level
+    return LineFormatter().format(record)
 
 
 if __name__ == "__main__":

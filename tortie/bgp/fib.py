@@ -25,6 +25,7 @@ from tortie.bgp.route import Path, Source
 from tortie.linux.routes import PROTOCOL_BGP, NextHop, Route, RouteType
 
 TUNNEL = "tunl0"
+LOCAL_WORKLOAD = "route of a local workload"  # felix has it: the one reason that is no news
 
 
 class Interfaces(NamedTuple):
@@ -65,7 +66,7 @@ class Fib:
         self, choice: Choice, pool: Pool | None, resolver: Resolver, interfaces: Interfaces
     ) -> list[NextHop] | str:
         if choice.best.source is Source.WORKLOAD:
-            return "route of a local workload"
+            return LOCAL_WORKLOAD
         if pool is None:
             return "outside all pools"
         if not pool.programmed:

@@ -1,8 +1,11 @@
 """The agent's state as a Status: what calicoctl and readiness are shown. Pure."""
 
 import os
+from itertools import islice
 
+from tortie.bgp.bestpath import Choice
 from tortie.bgp.config import PeerKind
+from tortie.bgp.fib import LOCAL_WORKLOAD
 from tortie.bgp.reload import Reload
 from tortie.bgp.router import Router
 from tortie.bgp.session import Session
@@ -15,6 +18,7 @@ _TYPES: dict[PeerKind, PeerType] = {
     "node": "node specific",
     "global": "global",
 }
+_EXAMPLES = 20  # prefixes named of each sort: enough to find the rule that is behind them
 
 
 def report(
@@ -39,7 +43,7 @@ def report(
         configuration_error=error,
         starting=router.startup is None or not router.startup.over,
         peers=tuple(_peer(router, session) for session in sorted(sessions, key=lambda one: one.address)),
-        routes=_routes(routes),
+        routes=_routes(router, routes),
     )
 
 
@@ -69,6 +73,23 @@ def _peer(router: Router, session: Session) -> PeerStatus:
     )
 
 
-def _routes(routes: Reconciler[RouteKey, Route]) -> RouteStatus:
-    reasons = [one.reason for one in routes.statuses().values() if one.state is State.FAILED]
-    return RouteStatus(wanted=len(routes.desired), failed=len(reasons), reason=reasons[0] if reasons else "")
+def _routes(router: Router, routes: Reconciler[RouteKey, Route]) -> RouteStatus:
+    failures = [one.reason for one in routes.statuses().values() if one.state is State.FAILED]
+    without = router.reasons
+    told = ((prefix, why) for prefix, why in without.items() if why != LOCAL_WORKLOAD)
+    decided = ((prefix, _decided(choice)) for prefix, choice in router.contested.items())
+    return RouteStatus(
+        wanted=len(routes.desired),
+        failed=len(failures),
+        reason=failures[0] if failures else "",
+        left_out=len(without),
+        left_out_because=dict(islice(told, _EXAMPLES)),
+        contested=len(router.contested),
+        decided_by=dict(islice(decided, _EXAMPLES)),
+    )
+
+
+def _decided(choice: Choice) -> str:
+    if len(choice.equal) > 1:
+        return "shared by " + ", ".join(sorted(path.next_hop for path in choice.equal))
+    return f"via {choice.best.next_hop or 'this node'}: {choice.decided_by}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tortie.bgp import events
-from tortie.bgp.bestpath import Choice, choose
+from tortie.bgp.bestpath import ONLY_PATH, Choice, choose
 from tortie.bgp.config import Config, Peer
 from tortie.bgp.fib import TUNNEL, Fib, Interfaces, unicast
 from tortie.bgp.graceful import Capability
@@ -47,6 +47,7 @@ class Router:
         self.sessions: dict[str, Session] = {}  # peer address -> session
         self.reasons: dict[str, str] = {}  # prefix -> why it has no kernel route
         self.choices: dict[str, Choice] = {}  # prefix -> what was decided last
+        self.contested: dict[str, Choice] = {}  # the same of prefixes that have several paths
         self.startup: Startup | None = None  # None until there is a configuration
         self.config: Config | None = None
         self._policy: Policy | None = None
@@ -264,7 +265,7 @@ class Router:
             if choice is None:
                 self._forget(different, decision)
                 continue
-            self.choices.update(dict.fromkeys(different, choice))
+            self._note(different, choice)
             self._route(different, choice, decision)
             self._tell(different, choice, classes, decision)
         return decision
@@ -318,10 +319,20 @@ class Router:
             return 0 if next_hop.startswith("fe80:") else None
         return way.metric
 
+    def _note(self, prefixes: Iterable[str], choice: Choice) -> None:
+        chosen = dict.fromkeys(prefixes, choice)
+        self.choices.update(chosen)
+        if choice.decided_by != ONLY_PATH:
+            self.contested.update(chosen)
+            return
+        for prefix in self.contested.keys() & chosen.keys():
+            del self.contested[prefix]
+
     def _forget(self, prefixes: Iterable[str], decision: Decision) -> None:
         """Nobody has a usable path to these any more."""
         for prefix in prefixes:
             self.choices.pop(prefix, None)
+            self.contested.pop(prefix, None)
             self.reasons.pop(prefix, None)
             decision.routes[prefix] = None
             for session in self.sessions.values():

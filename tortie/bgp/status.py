@@ -38,11 +38,19 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of kernel routes; `failed`: the kernel refused, `reason` is that of one of them."""
+    """Counts of kernel routes, and of some prefixes why they are as they are.
+
+    `failed`: the kernel refused, `reason` is that of one of them. `left_out`: known prefixes that get no
+    kernel route. The two dicts name some, for a table of a hundred thousand must not be written each second.
+    """
 
     wanted: int = 0
     failed: int = 0
     reason: str = ""
+    left_out: int = 0
+    left_out_because: dict[str, str] = {}  # prefix -> why
+    contested: int = 0  # prefixes to which there are several paths
+    decided_by: dict[str, str] = {}  # prefix -> `via 172.18.0.12: shorter AS path`
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from msgspec import structs
 from tortie.calicoctl import kinds, operations, outcome, output, session
 from tortie.calicoctl.call import Call
 from tortie.calicoctl.errors import CommandError, InvalidFile, Refusal
+from tortie.calicoctl.listing import Listing
 from tortie.calicoctl.session import Session
 from tortie.core.errors import (
     DatastoreError,
@@ -183,7 +184,7 @@ def get(call: Call) -> None:
             except TortieError as err:
                 errors.append(err)
         if call.flags["export"] and call.words[1:]:
-            results = [_exported(result) for result in results if not isinstance(result, output.Listing)]
+            results = [_exported(result) for result in results if not isinstance(result, Listing)]
         cluster_as = await _cluster_as(client) if output.needs_cluster_as(form, results) else ""
         with_namespace = bool(everywhere or call.flags["namespace"])
         call.out(output.render(form, results, with_namespace=with_namespace, cluster_as=cluster_as))
@@ -216,7 +217,7 @@ async def _read(call: Call, client: Client, resource: Resource) -> output.Result
     items: list[Resource] = page.items
     if kind.KIND == "Tier":  # by order; those without one come last
         items = sorted(items, key=_tier_order)
-    return output.Listing(kind.KIND, tuple(items), page.revision)
+    return Listing(kind.KIND, tuple(items), page.revision)
 
 
 def _tier_order(tier: Resource) -> tuple[bool, float]:

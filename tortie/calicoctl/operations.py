@@ -84,10 +84,19 @@ async def replace(client: Client, resource: Resource) -> Resource:
         return await _update(client, _over(stored, resource))
     for _ in range(_UPDATE_TRIES - 1):
         try:
-            return await _update(client, _over(await _stored(client, resource), resource))
+            return await _put(client, resource)
         except UpdateConflict:
             await asyncio.sleep(_UPDATE_PAUSE)
-    return await _update(client, _over(await _stored(client, resource), resource))
+    return await _put(client, resource)
+
+
+async def _put(client: Client, resource: Resource) -> Resource:
+    try:
+        stored = await _stored(client, resource)
+    except ValidationError:  # it cannot be read: the way to repair it is to write it anew
+        _refuse_managed_elsewhere(resource, "apply or replace")
+        return await client.overwrite(resource)
+    return await _update(client, _over(stored, resource))
 
 
 async def delete(client: Client, resource: Resource) -> Resource:

@@ -14,20 +14,12 @@ from msgspec import UNSET, structs
 
 from tortie.calicoctl import kinds
 from tortie.calicoctl.errors import CommandError, printable
+from tortie.calicoctl.listing import Listing
 from tortie.core.tables import tabbed
 from tortie.datastore import codec
 from tortie.datastore.types.meta import API_VERSION, Resource
 
 _STEERING = re.compile("[\x7f-\x9f]")  # control characters that JSON does not escape by itself
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """All resources of a kind; `revision` is the datastore's when they were read."""
-
-    kind: str
-    items: tuple[Resource, ...]
-    revision: str
 
 
 Result = Resource | Listing

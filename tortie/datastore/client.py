@@ -8,12 +8,12 @@ here: the allocator works on the backend.
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar, cast
+from typing import TypeVar, cast
 
 from tortie.core.errors import FieldError, ResourceAlreadyExists, UpdateConflict, ValidationError
 from tortie.datastore import validate
-from tortie.datastore.backend import KV, Backend, Broken
+from tortie.datastore.access import Page
+from tortie.datastore.backend import KV, Backend
 from tortie.datastore.keys import ResourceKey, ResourceList, key_of
 from tortie.datastore.kinds import KINDS
 from tortie.datastore.rules import DEFAULT_ALLOW, DEFAULT_ALLOW_PROFILE, NO_RULES, RULES, KindRules, as_read
@@ -21,15 +21,6 @@ from tortie.datastore.types.meta import Resource
 from tortie.datastore.types.policy import Profile
 
 R = TypeVar("R", bound=Resource)
-
-
-@dataclass(slots=True)
-class Page(Generic[R]):
-    """All resources of a list at one revision; `broken` are those that could not be read."""
-
-    items: list[R]
-    revision: str
-    broken: list[Broken] = field(default_factory=list)
 
 
 def _now() -> str:
@@ -64,18 +55,23 @@ class Client:
                     )
                 ]
             )
+        resource = await self._new(resource)
+        try:
+            kv = await self.backend.create(key_of(resource), resource)
+        except ResourceAlreadyExists as err:
+            raise ResourceAlreadyExists(key_of(resource), current=self._seen(err.current)) from None
+        return self._after_read(resource, kv)
+
+    async def _new(self, resource: R) -> R:
+        """The resource as it is to be stored for the first time. Raises ValidationError."""
         resource = resource.with_metadata(
             uid=resource.metadata.uid or self._new_uid(),
             creationTimestamp=resource.metadata.creationTimestamp or self._now(),
         )
         resource = validate.with_defaults(resource)
         validate.check(resource)
-        resource = await _rules(resource).before_create(self, resource)
-        try:
-            kv = await self.backend.create(key_of(resource), resource)
-        except ResourceAlreadyExists as err:
-            raise ResourceAlreadyExists(key_of(resource), current=self._seen(err.current)) from None
-        return self._after_read(resource, kv)
+        made: R = await _rules(resource).before_create(self, resource)
+        return made
 
     async def update(self, resource: R) -> R:
         """Replace a resource that still has the revision it was read with.
@@ -91,6 +87,14 @@ class Client:
         except UpdateConflict as err:
             raise UpdateConflict(key_of(resource), current=self._seen(err.current)) from None
         return self._after_read(resource, kv)
+
+    async def overwrite(self, resource: R) -> R:
+        """Store a resource, whatever is there: for what cannot be read, and so has nothing to be kept.
+
+        Raises ValidationError.
+        """
+        resource = await self._new(resource)
+        return self._after_read(resource, await self.backend.apply(key_of(resource), resource))
 
     async def get(self, kind: type[R], name: str, namespace: str = "") -> R:
         """Raises ResourceDoesNotExist; ValidationError if what is stored cannot be parsed."""

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from tortie.core.backoff import Backoff, Retry
 from tortie.core.errors import ResourceAlreadyExists, ResourceDoesNotExist, UpdateConflict
-from tortie.datastore.client import Client
+from tortie.datastore.access import Access
 from tortie.datastore.types.bgp import BGPConfiguration
 from tortie.datastore.types.cluster import ClusterInformation, ClusterInformationSpec, FelixConfiguration
 from tortie.datastore.types.ippool import IPAMConfiguration, IPAMConfigurationSpec
@@ -36,7 +36,7 @@ def new_guid() -> str:
 
 
 async def ensure_initialized(
-    client: Client, calico_version: str, cluster_type: str, new_guid: Callable[[], str] = new_guid
+    client: Access, calico_version: str, cluster_type: str, new_guid: Callable[[], str] = new_guid
 ) -> None:
     """ClusterInformation and the built-in tiers; '' leaves version or type as they are.
 
@@ -53,7 +53,7 @@ async def ensure_initialized(
         )
 
 
-async def ensure_default_configuration(client: Client, node_name: str) -> None:
+async def ensure_default_configuration(client: Access, node_name: str) -> None:
     """The configuration that calico-node expects to find when it starts, cluster-wide and of one node.
 
     Values that somebody set stay. Raises DatastoreError.
@@ -108,7 +108,7 @@ def _with_fields(found: FelixConfiguration, wanted: dict[str, Any]) -> FelixConf
 # --- making it so -------------------------------------------------------------------------------
 
 
-async def _create(client: Client, resource: Resource) -> None:
+async def _create(client: Access, resource: Resource) -> None:
     """Create it unless something of that name exists."""
     try:
         await client.create(resource)
@@ -117,7 +117,7 @@ async def _create(client: Client, resource: Resource) -> None:
     _log.info("created %s %s", resource.KIND, resource.name)
 
 
-async def _ensure(client: Client, empty: R, wanted: Callable[[R], R]) -> None:
+async def _ensure(client: Access, empty: R, wanted: Callable[[R], R]) -> None:
     """Make the object of this name what `wanted` says, starting from `empty` if there is none."""
     retry = Retry(_AGAIN)
     while True:

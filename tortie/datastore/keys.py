@@ -259,7 +259,26 @@ class WorkloadStatusList:
         return isinstance(key, WorkloadStatusKey) and key.host == self.host
 
 
-Listing = ResourceList | BlockList | AffinityList | HandleList | IPAMConfigList | WorkloadStatusList
+@dataclass(frozen=True, slots=True)
+class HostEndpointStatusList:
+    host: str
+
+    def prefix(self) -> str:
+        return f"{_FELIX}v1/host/{self.host}/endpoint/"
+
+    def contains(self, key: Key) -> bool:
+        return isinstance(key, HostEndpointStatusKey) and key.host == self.host
+
+
+Listing = (
+    ResourceList
+    | BlockList
+    | AffinityList
+    | HandleList
+    | IPAMConfigList
+    | WorkloadStatusList
+    | HostEndpointStatusList
+)
 
 
 # --- from a path --------------------------------------------------------------------------------
@@ -271,6 +290,7 @@ _PATTERNS = {  # what the path is of -> its pattern
     "block": re.compile(rf"{_IPAM}assignment/{_BLOCK}"),
     "affinity": re.compile(rf"{_IPAM}(host|virtual)/{_NAME}/{_BLOCK}"),
     "handle": re.compile(rf"{_IPAM}handle/{_NAME}"),
+    "host": re.compile(rf"{_FELIX}v1/host/{_NAME}/endpoint/{_NAME}"),
     "workload": re.compile(rf"{_FELIX}v2/{_NAME}/host/{_NAME}/workload/{_NAME}/{_NAME}/endpoint/{_NAME}"),
 }
 
@@ -293,6 +313,8 @@ def parse(path: str) -> Key | None:
         return AffinityKey(cidr, match[2], match[1]) if cidr else None
     if match := _PATTERNS["handle"].fullmatch(path):
         return HandleKey(match[1])
+    if match := _PATTERNS["host"].fullmatch(path):
+        return HostEndpointStatusKey(match[1], unescape(match[2]))
     if match := _PATTERNS["workload"].fullmatch(path):
         region, host, orchestrator, workload, endpoint = match.groups()
         return WorkloadStatusKey(host, unescape(orchestrator), unescape(workload), unescape(endpoint), region)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import structs
 
@@ -20,6 +20,8 @@ from tortie.core.errors import (
     ResourceAlreadyExists,
     ValidationError,
 )
+from tortie.datastore.access import Access
+from tortie.datastore.initialize import ensure_initialized
 from tortie.datastore.keys import BlockKey, BlockList, ResourceKey
 from tortie.datastore.types.bgp import BGPFilter, BGPPeer
 from tortie.datastore.types.ippool import BlockAffinity, IPPool
@@ -45,20 +47,17 @@ from tortie.datastore.validate.policy import (
     tier_defaults,
 )
 
-if TYPE_CHECKING:
-    from tortie.datastore.client import Client
-
 R = TypeVar("R", bound=Resource)
 
-Hook = Callable[["Client", Any], Awaitable[Any]]
-DeleteHook = Callable[["Client", ResourceKey], Awaitable[None]]
+Hook = Callable[[Access, Any], Awaitable[Any]]
+DeleteHook = Callable[[Access, ResourceKey], Awaitable[None]]
 
 
-async def _unchanged(_client: "Client", resource: Any) -> Any:
+async def _unchanged(_client: Access, resource: Any) -> Any:
     return resource
 
 
-async def _allowed(_client: "Client", _key: ResourceKey) -> None:
+async def _allowed(_client: Access, _key: ResourceKey) -> None:
     return None
 
 
@@ -78,7 +77,7 @@ def as_read(resource: R) -> R:
 # --- IPPool -------------------------------------------------------------------------------------
 
 
-async def _create_pool(client: "Client", pool: IPPool) -> IPPool:
+async def _create_pool(client: Access, pool: IPPool) -> IPPool:
     wrong = await _overlaps(client, pool)
     if not wrong and await _has_blocks_of_other_size(client, pool):
         reason = "IPPool blocksSize conflicts with existing allocations that use a different blockSize"
@@ -88,7 +87,7 @@ async def _create_pool(client: "Client", pool: IPPool) -> IPPool:
     return pool
 
 
-async def _overlaps(client: "Client", pool: IPPool) -> list[FieldError]:
+async def _overlaps(client: Access, pool: IPPool) -> list[FieldError]:
     network = ip_network(pool.spec.cidr)
     wrong = []
     for other in (await client.list(IPPool)).items:
@@ -100,7 +99,7 @@ async def _overlaps(client: "Client", pool: IPPool) -> list[FieldError]:
     return wrong
 
 
-async def _has_blocks_of_other_size(client: "Client", pool: IPPool) -> bool:
+async def _has_blocks_of_other_size(client: Access, pool: IPPool) -> bool:
     network = ip_network(pool.spec.cidr)
     blocks = await client.backend.list(BlockList(network.version))
     keys = [kv.key for kv in blocks.items] + [broken.key for broken in blocks.broken]
@@ -108,7 +107,7 @@ async def _has_blocks_of_other_size(client: "Client", pool: IPPool) -> bool:
     return any(block.prefixlen != pool.spec.blockSize and block.overlaps(network) for block in within)
 
 
-async def _update_pool(client: "Client", pool: IPPool) -> IPPool:
+async def _update_pool(client: Access, pool: IPPool) -> IPPool:
     old = await client.get(IPPool, pool.name)
     wrong = []
     if not _same_cidr(old.spec.cidr, pool.spec.cidr):
@@ -147,12 +146,12 @@ def refuse_kubernetes_policy(operation: str, policy: NetworkPolicy) -> None:
         raise OperationNotSupported(operation, f"NetworkPolicy({policy.namespace}/{policy.name})", reason)
 
 
-async def _create_policy(client: "Client", policy: Any) -> Any:
+async def _create_policy(client: Access, policy: Any) -> Any:
     await client.get(Tier, policy.spec.tier or DEFAULT_TIER)
     return _with_name_annotation(policy)
 
 
-async def _update_policy(_client: "Client", policy: Any) -> Any:
+async def _update_policy(_client: Access, policy: Any) -> Any:
     return _with_name_annotation(policy)
 
 
@@ -184,7 +183,7 @@ def _annotated_name(text: str) -> str:
     return name if isinstance(name, str) and is_resource_name(name) else ""
 
 
-async def _delete_tier(client: "Client", key: ResourceKey) -> None:
+async def _delete_tier(client: Access, key: ResourceKey) -> None:
     if key.name in BUILT_IN_TIERS:
         raise OperationNotSupported("Delete", key.name, f"Cannot delete {key.name} tier")
     for kind in _POLICIES:
@@ -202,7 +201,7 @@ DEFAULT_ALLOW_PROFILE = Profile(  # never stored, there for every reader; the re
 )
 
 
-async def _create_profile(_client: "Client", profile: Profile) -> Profile:
+async def _create_profile(_client: Access, profile: Profile) -> Profile:
     if profile.name == DEFAULT_ALLOW:
         reason = (
             f'{DEFAULT_ALLOW} already exists. The profile "{DEFAULT_ALLOW}" is default provided by Calico'
@@ -211,13 +210,13 @@ async def _create_profile(_client: "Client", profile: Profile) -> Profile:
     return profile
 
 
-async def _update_profile(_client: "Client", profile: Profile) -> Profile:
+async def _update_profile(_client: Access, profile: Profile) -> Profile:
     if profile.name == DEFAULT_ALLOW:
         raise _provided_by_calico("Update", "updated")
     return profile
 
 
-async def _delete_profile(_client: "Client", key: ResourceKey) -> None:
+async def _delete_profile(_client: Access, key: ResourceKey) -> None:
     if key.name == DEFAULT_ALLOW:
         raise _provided_by_calico("Delete", "deleted")
 
@@ -230,7 +229,7 @@ def _provided_by_calico(operation: str, done: str) -> OperationNotSupported:
 # --- the others ---------------------------------------------------------------------------------
 
 
-async def _check_filters(client: "Client", peer: BGPPeer) -> BGPPeer:
+async def _check_filters(client: Access, peer: BGPPeer) -> BGPPeer:
     if not peer.spec.filters:
         return peer
     known = {found.name for found in (await client.list(BGPFilter)).items}
@@ -240,15 +239,13 @@ async def _check_filters(client: "Client", peer: BGPPeer) -> BGPPeer:
     return peer
 
 
-async def _create_node(client: "Client", node: Node) -> Node:
+async def _create_node(client: Access, node: Node) -> Node:
     """The first thing a host-protection cluster creates is a Node: make the datastore usable with it."""
-    from tortie.datastore.initialize import ensure_initialized  # it needs the client, which needs us
-
     await ensure_initialized(client, "", "")
     return node
 
 
-async def _write_affinity(_client: "Client", affinity: BlockAffinity) -> BlockAffinity:
+async def _write_affinity(_client: Access, affinity: BlockAffinity) -> BlockAffinity:
     """Stored with the text "false", for historical reasons of Calico's."""
     return structs.replace(affinity, spec=structs.replace(affinity.spec, deleted="false"))
 

@@ -9,6 +9,7 @@ Losing the datastore changes nothing in the kernel. Stopping does not either.
 """
 
 import asyncio
+import errno
 import gc
 import logging
 import random
@@ -28,6 +29,7 @@ from tortie.datastore.keys import (
     NO_REGION,
     AffinityList,
     BlockList,
+    HostEndpointStatusKey,
     Listing,
     ResourceKey,
     ResourceList,
@@ -36,17 +38,29 @@ from tortie.datastore.keys import (
 from tortie.datastore.rules import as_read
 from tortie.datastore.syncer import Batch, Syncer, SyncStatus, Update
 from tortie.felix import config as felix_config
+from tortie.felix import mtu
 from tortie.felix.calc.graph import Calculation
 from tortie.felix.calc.model import WorkloadId
 from tortie.felix.calc.policies import KINDS as POLICY_KINDS
 from tortie.felix.config import RESTART, Config, Sources
 from tortie.felix.dataplane.backend import wants_nftables
-from tortie.felix.dataplane.driver import Driver, Options
+from tortie.felix.dataplane.driver import ON_NO_INTERFACE, Driver, Options
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel
-from tortie.felix.status import DOWN, UP, ProcessReports, StatusFiles, StatusKeys, file_content, file_name
+from tortie.felix.status import (
+    DOWN,
+    ERROR,
+    UP,
+    ProcessReports,
+    StatusFiles,
+    StatusKey,
+    StatusKeys,
+    file_content,
+    file_name,
+)
 from tortie.felix.throttle import Throttle
 from tortie.felix.watch import InterfaceWatch
+from tortie.linux import links
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +76,7 @@ _KINDS = (
     "GlobalNetworkSet",
 )
 _RECHECK_DATAPLANE = 15.0  # seconds between looks at kube-proxy's choice, Calico's
+_RECHECK_MTU = 30.0  # seconds between looks at the host's MTU, Calico's
 _RECHECK_FILES = 10.0  # seconds between looks at the status files, Calico's
 _FULL_REPORT = 180  # status keys are listed again after so many delays, Calico's
 _FIRST_REPORT = 10.0  # seconds from the start to the first report about the process
@@ -83,7 +98,7 @@ class Agent:
     ) -> None:
         self._config, self._params, self._sources = config, params, sources
         self._backend, self._interfaces, self._health = backend, interfaces, health
-        self._nftables = kernel.nftables
+        self._nftables, self._netlink = kernel.nftables, kernel.netlink
         self._calc = Calculation(config.inputs())
         self._driver = Driver(options, kernel, interfaces, clock=time.monotonic, rand=random.random)
         self._watch = InterfaceWatch(
@@ -103,6 +118,7 @@ class Agent:
         self._began_at = self._pass_began = time.monotonic()
         self._passing = False
         self._troubles: dict[WorkloadId, str] = {}  # endpoint -> why it is not up, as last told
+        self._host_troubles: dict[str, str] = {}  # host endpoint -> the same
         self._problems: dict[str, str] = {}  # object -> why it is not enforced as written, as last told
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -117,6 +133,8 @@ class Agent:
             "dataplane": self._apply_changes(),
             "health": self._report_health(),
         }
+        if self._config.pod_mtu is not None:
+            loops["MTU"] = self._publish_mtu(self._config.pod_mtu)
         if self._config.endpoint_reports:
             loops["endpoint reports"] = self._report_endpoints()
         if self._config.nft_mode.lower() == "auto":
@@ -249,6 +267,15 @@ class Agent:
                 _log.info("kube-proxy uses %s now, starting again", "nftables" if nftables else "iptables")
                 self.stop(RESTART)
 
+    async def _publish_mtu(self, wanted: mtu.Wanted) -> None:
+        while True:
+            try:
+                mtu.publish(wanted, links.dump(self._netlink))
+            except KernelError as err:
+                if err.errno != errno.EINTR:  # else interfaces come and go: the next look will do
+                    raise
+            await asyncio.sleep(_RECHECK_MTU)
+
     # --- status ---------------------------------------------------------------------------------
 
     def _files_due(self) -> float:
@@ -261,6 +288,11 @@ class Agent:
             if self._troubles.get(ident) != why:
                 _log.info("endpoint %s is %s", ident, f"not up: {why}" if why else "up")
         self._troubles = troubles
+        hosts = self._driver.host_troubles()
+        for name, why in hosts.items():
+            if self._host_troubles.get(name) != why:
+                _log.info("host endpoint %s is %s", name, f"not up: {why}" if why else "up")
+        self._host_troubles = hosts
         if not self._applied or not self._config.status_folder:
             return
         workloads = self._calc.state.workloads
@@ -285,10 +317,13 @@ class Agent:
             passes += 1
             if passes % _FULL_REPORT == 0:
                 keys.forget()
-            wanted = {
+            wanted: dict[StatusKey, str] = {
                 WorkloadStatusKey(config.node, *ident, region): DOWN if why else UP
                 for ident, why in self._troubles.items()
             }
+            for name, why in self._host_troubles.items():
+                status = ERROR if why == ON_NO_INTERFACE else DOWN if why else UP
+                wanted[HostEndpointStatusKey(config.node, name)] = status
             keys.want(wanted)
             await keys.sync()
 

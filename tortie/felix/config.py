@@ -19,7 +19,7 @@ from tortie.datastore.types.bgp import BGPConfiguration
 from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
 from tortie.datastore.types.node import Node
-from tortie.felix.calc import mtu
+from tortie.felix import mtu
 from tortie.felix.calc.graph import Inputs
 from tortie.felix.dataplane import tunnels
 from tortie.felix.dataplane.driver import Options
@@ -43,6 +43,7 @@ _SERVICE_LOOP: dict[str, ir.Drop | ir.Reject | None] = {
     "Reject": ir.REJECT,
     "Disabled": None,
 }
+_NO_NAME = re.compile("(?!)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,6 @@ class Config:
     external_nodes: tuple[str, ...] = ()
     overlay: OverlayOptions = OverlayOptions("")  # noqa: RUF009
     manages_ipip: bool = True  # tunl0 is felix's to look after
-    mtu_file: str = ""  # where CNI finds the MTU of new pods; '': nowhere
-    mtu_file_required: bool = False
     table_interval: float = 180.0
     table_recheck: float = 5.0
     set_interval: float = 90.0
@@ -82,6 +81,7 @@ class Config:
     felix_writes_ipip: bool = False  # those over tunl0 among them
     region: str = ""
     log_severity: str = "INFO"
+    pod_mtu: mtu.Wanted | None = None  # None: CNI is told nothing
     status_folder: str = ""  # '': no files
     endpoint_reports: bool = False
     endpoint_report_delay: float = 1.0
@@ -101,8 +101,6 @@ class Config:
             set_maximum=self.set_maximum,
             external_nodes=self.external_nodes,
             overlay=self.overlay,
-            mtu_file=self.mtu_file,
-            mtu_file_required=self.mtu_file_required,
             table_interval=self.nft_interval if nftables else self.table_interval,
             table_recheck=self.table_recheck,
             set_interval=self.set_interval,
@@ -204,8 +202,6 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         external_nodes=tuple(params["ExternalNodesCIDRList"]),
         overlay=_overlay(params, settings),
         manages_ipip=params["IpInIpEnabled"] is not False,
-        mtu_file=Paths.from_env(sources.environment).mtu,
-        mtu_file_required=params["RequireMTUFile"],
         table_interval=params["IptablesRefreshInterval"],
         table_recheck=params["IptablesPostWriteCheckIntervalSecs"],
         set_interval=params["IpsetsRefreshInterval"],
@@ -219,6 +215,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         felix_writes_ipip=routeowner.Encapsulation.IPIP in kinds,
         region=params["OpenstackRegion"],
         log_severity=params["LogSeverityScreen"],
+        pod_mtu=_mtu(params, settings, Paths.from_env(sources.environment).mtu),
         status_folder=_status_folder(_said(params, "EndpointStatusPathPrefix"), sources.environment),
         endpoint_reports=params["EndpointReportingEnabled"],
         endpoint_report_delay=params["EndpointReportingDelaySecs"],
@@ -329,13 +326,11 @@ def _tunnels(params: Resolved, ipip: bool, vxlan: frozenset[int]) -> Iterable[tu
 
 
 def _overlay(params: Resolved, settings: Settings) -> OverlayOptions:
-    devices = [tunnels.IPIP] if settings.ipip else []
-    devices += [tunnels.VXLAN[version] for version in sorted(settings.vxlan)]
-    parameters = {
-        tunnels.IPIP: params["IpInIpMtu"],
-        tunnels.VXLAN[4]: params["VXLANMTU"],
-        tunnels.VXLAN[6]: params["VXLANMTUV6"],
-    }
+    sizes = (
+        (tunnels.IPIP, params["IpInIpMtu"], mtu.IPIP),
+        (tunnels.VXLAN[4], params["VXLANMTU"], mtu.VXLAN_V4),
+        (tunnels.VXLAN[6], params["VXLANMTUV6"], mtu.VXLAN_V6),
+    )
     return OverlayOptions(
         params["FelixHostname"],
         vxlan=settings.vxlan,
@@ -343,7 +338,8 @@ def _overlay(params: Resolved, settings: Settings) -> OverlayOptions:
         port=params["VXLANPort"],
         ipip_address=(params["IpInIpTunnelAddr"] or "") if settings.ipip else "",
         offload=not _checksums_broken(params["FeatureDetectOverride"]),
-        sizes=mtu.Settings(params["MTUIfacePattern"], tuple(parameters.items()), tuple(devices)),
+        uplinks=params["MTUIfacePattern"] or _NO_NAME,
+        sizes=sizes,
         protocol=params["DeviceRouteProtocol"],
         sources=(params["DeviceRouteSourceAddress"], params["DeviceRouteSourceAddressIPv6"]),
         interval=params["RouteRefreshInterval"],
@@ -366,6 +362,28 @@ def _features(overrides: Mapping[str, str]) -> Features:
         masquerade_random=overrides.get("MASQFullyRandom", "true").lower() != "false",
         snat_random=overrides.get("SNATFullyRandom", "true").lower() != "false",
     )
+
+
+def _mtu(params: Resolved, settings: Settings, path: str) -> mtu.Wanted:
+    encrypted_cloud = params["WireguardHostEncryptionEnabled"] and "aks" in _cluster_types(params)
+    wireguard = mtu.AKS if encrypted_cloud else 0
+    every = (
+        (settings.ipip, "IpInIpMtu", mtu.IPIP),
+        (4 in settings.vxlan, "VXLANMTU", mtu.VXLAN_V4),
+        (6 in settings.vxlan, "VXLANMTUV6", mtu.VXLAN_V6),
+        (4 in settings.wireguard, "WireguardMTU", mtu.WIREGUARD_V4 + wireguard),
+        (6 in settings.wireguard, "WireguardMTUV6", mtu.WIREGUARD_V6 + wireguard),
+    )
+    return mtu.Wanted(
+        path,
+        params["MTUIfacePattern"] or _NO_NAME,
+        tuple((params[name], overhead) for used, name, overhead in every if used),
+        params["RequireMTUFile"],
+    )
+
+
+def _cluster_types(params: Resolved) -> list[str]:
+    return [one.strip().lower() for one in params["ClusterType"].split(",")]
 
 
 def _status_folder(prefix: str | None, environment: Mapping[str, str]) -> str:

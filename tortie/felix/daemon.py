@@ -166,7 +166,7 @@ async def _loading(backend: Backend, sources: Sources, health: HealthSender) -> 
     try:
         while True:
             try:
-                await _list_configuration(backend, sources)
+                await list_configuration(backend, sources)
                 config, params = felix_config.resolve(sources)
                 if config.datastore_ready:
                     return config, params
@@ -186,7 +186,8 @@ async def _report_waiting(health: HealthSender, why: list[str]) -> None:
         await asyncio.sleep(INTERVAL)
 
 
-async def _list_configuration(backend: Backend, sources: Sources) -> None:
+async def list_configuration(backend: Backend, sources: Sources) -> None:
+    """All that the datastore adds to what is known locally. Raises DatastoreError."""
     for kind in CONFIG_KINDS:
         listed = await backend.list(ResourceList(kind))
         for kv in listed.items:

@@ -14,11 +14,19 @@ import msgspec
 from tortie.core.errors import DatastoreError, KernelError
 from tortie.core.files import write_atomic
 from tortie.datastore.backend import Backend
-from tortie.datastore.keys import ProcessStatusKey, WorkloadStatusKey, WorkloadStatusList
+from tortie.datastore.keys import (
+    HostEndpointStatusKey,
+    HostEndpointStatusList,
+    Listing,
+    ProcessStatusKey,
+    WorkloadStatusKey,
+    WorkloadStatusList,
+)
 from tortie.datastore.types.ipam import EndpointStatus, ProcessStatus
 from tortie.felix.calc.model import Workload, WorkloadId
 
 UP, DOWN = "up", "down"
+ERROR = "error"  # of a host endpoint that is on no interface
 _LEFT_BY_GO = "$&+=:@"  # what Go's url.PathEscape leaves besides letters, digits and -_.~
 
 
@@ -85,24 +93,31 @@ class StatusFiles:
 # --- the datastore ------------------------------------------------------------------------------
 
 
+StatusKey = WorkloadStatusKey | HostEndpointStatusKey
+
+
 class StatusKeys:
-    """reconcile.Target[WorkloadStatusKey, str]: `up` or `down` for each endpoint of this node."""
+    """reconcile.Target[StatusKey, str]: the status of each endpoint of this node."""
 
     def __init__(self, backend: Backend, node: str, region: str) -> None:
         self._backend = backend
-        self._list = WorkloadStatusList(node, region)
+        self._lists: tuple[Listing, ...] = (WorkloadStatusList(node, region), HostEndpointStatusList(node))
 
-    async def read(self) -> Mapping[WorkloadStatusKey, str]:
+    async def read(self) -> Mapping[StatusKey, str]:
+        found: dict[StatusKey, str] = {}
         try:
-            listed = await self._backend.list(self._list)
+            for listing in self._lists:
+                for kv in (await self._backend.list(listing)).items:
+                    if isinstance(kv.key, WorkloadStatusKey | HostEndpointStatusKey):
+                        found[kv.key] = kv.value.status
         except DatastoreError as err:
             raise KernelError("list", "endpoint statuses", text=str(err)) from err
-        return {kv.key: kv.value.status for kv in listed.items if isinstance(kv.key, WorkloadStatusKey)}
+        return found
 
     async def apply(
-        self, update: Mapping[WorkloadStatusKey, str], delete: Collection[WorkloadStatusKey]
-    ) -> Mapping[WorkloadStatusKey, str]:
-        failed: dict[WorkloadStatusKey, str] = {}
+        self, update: Mapping[StatusKey, str], delete: Collection[StatusKey]
+    ) -> Mapping[StatusKey, str]:
+        failed: dict[StatusKey, str] = {}
         for key in [*delete, *update]:
             try:
                 if key in update:

@@ -1,8 +1,8 @@
 """Makes the sets in an nftables table of ours what they should be. A Target keyed by set name.
 
 What it relies on and gives:
-- All changes of one pass are one transaction, which comes before the table's own: a rule written afterwards
-  finds its set whole, and no packet sees a set half changed.
+- All changes of members in one pass are one transaction, which comes before the table's own: a rule written
+  afterwards finds its set whole, and no packet sees a set half changed.
 - A set that a rule still names cannot be deleted; its key then fails and is tried again.
 - The kernel cannot change the type of a set. One of another type is deleted and made anew, which fails
   while a rule names it. (The ids of felix's sets imply their type.)
@@ -13,7 +13,7 @@ Members are compared as text: the caller gives them as the kernel prints them (a
 networks without host bits, single addresses without prefix length, `address,protocol:port`).
 """
 
-import ipaddress
+import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,10 +21,12 @@ import msgspec
 
 from tortie.core.errors import KernelError
 from tortie.linux.ipsets import IPSet, SetType
+from tortie.linux.nft_elements import Change, change, span
 from tortie.linux.nftables import LINE, Family, listing, nft
 
 _AT_ONCE = 1000  # members in one line: enough to be fast, and short enough to read in an error
 _MAX_DELETED = 500  # sets deleted in one transaction, Calico's
+_BLOCKING = 2000  # changed members from which on the loop shall not wait for the kernel: some 5 ms
 _ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # where nft finds no names for them
 _STRANGE = "?"  # stands for an element that none of ours could be
@@ -77,7 +79,16 @@ class SetTarget:
 
     async def apply(self, update: Mapping[str, IPSet], delete: Collection[str]) -> Mapping[str, str]:
         failed: dict[str, str] = {}
-        await self._run({name: list(self._changes(name, wanted)) for name, wanted in update.items()}, failed)
+        new = [name for name, wanted in update.items() if not self._fits(self._known.get(name), wanted)]
+        odd = [name for name in update if name not in new and self._is_odd(name)]
+        lines = {name: list(self._made(name, update[name])) for name in new}
+        lines |= {name: list(self._refilled(name, update[name])) for name in odd}
+        await self._run(lines, failed)
+        await self._fill(
+            {name: wanted for name, wanted in update.items() if name not in failed and name not in odd},
+            new,
+            failed,
+        )
         self._known.update({name: wanted for name, wanted in update.items() if name not in failed})
         names = sorted(delete)
         for start in range(0, len(names), _MAX_DELETED):
@@ -115,20 +126,40 @@ class SetTarget:
         yield f"add set {self._table} {name} {{ {_shape(wanted)} }}"
         yield from self._elements("add", name, _elements(wanted))
 
-    def _changes(self, name: str, wanted: IPSet) -> Iterator[str]:
+    def _fits(self, known: IPSet | None, wanted: IPSet) -> bool:
+        return known is not None and _kind(known) == _kind(wanted)
+
+    def _is_odd(self, name: str) -> bool:
+        """Whether the set has members that we could not even name to delete them."""
         known = self._known.get(name)
-        if known is not None and _kind(known) == _kind(wanted):
-            before, after = _elements(known), _elements(wanted)
-            if _STRANGE in before:
-                yield f"flush set {self._table} {name}"
-                before = frozenset()
-            # In this order, as a network may take the place of those inside it.
-            yield from self._elements("delete", name, before - after)
-            yield from self._elements("add", name, after - before)
-            return
+        return known is not None and _STRANGE in known.members
+
+    def _made(self, name: str, wanted: IPSet) -> Iterator[str]:
+        """Without members yet."""
         if name in self._known:
             yield f"delete set {self._table} {name}"
-        yield from self._new(name, wanted)
+        yield f"add set {self._table} {name} {{ {_shape(wanted)} }}"
+
+    def _refilled(self, name: str, wanted: IPSet) -> Iterator[str]:
+        """Both in one transaction: rules look into it."""
+        yield f"flush set {self._table} {name}"
+        yield from self._elements("add", name, _elements(wanted))
+
+    async def _fill(self, update: Mapping[str, IPSet], new: Collection[str], failed: dict[str, str]) -> None:
+        """Change members. A new set that cannot be filled goes again: no rule may find it half done."""
+        changes: dict[str, Change] = {}
+        for name, wanted in update.items():
+            known = None if name in new else self._known[name]
+            before, after = frozenset() if known is None else _elements(known), _elements(wanted)
+            if before != after:
+                changes[name] = Change(wanted.type, after - before, before - after)
+        table = self._table.split()[1]
+        if sum(len(one.add) + len(one.delete) for one in changes.values()) > _BLOCKING:
+            refused = await asyncio.to_thread(change, self._version, table, changes)
+        else:
+            refused = change(self._version, table, changes)
+        failed |= refused
+        await self._run({name: [f"delete set {self._table} {name}"] for name in new if name in refused}, {})
 
     def _elements(self, verb: str, name: str, members: Collection[str]) -> Iterator[str]:
         texts = list(map(_element, members))
@@ -178,29 +209,32 @@ def _elements(one: IPSet) -> frozenset[str]:
 
 
 def uncovered(members: frozenset[str]) -> frozenset[str]:
-    """The networks that lie in no other; single addresses are without a prefix length. Pure."""
-    nets = [member for member in members if "/" in member]
-    if not nets or _STRANGE in members:
+    """The networks that lie in no other; single addresses are without a prefix length. Pure.
+
+    Members among which is one that is no network are left as they are: they are refused later.
+    """
+    if _STRANGE in members or not any("/" in member for member in members):
         return members
-    covers: dict[int, set[int]] = {}  # prefix length -> the networks of that length, as numbers
-    spans: list[tuple[int, int, str]] = []
-    width = 128 if ":" in nets[0] else 32
-    for member in members:
-        address, _, bits = member.partition("/")
-        spans.append((int(ipaddress.ip_address(address)), int(bits or width), member))
-    for number, length, _ in spans:
-        if length < width:
-            covers.setdefault(length, set()).add(number)
-    return frozenset(
-        member for number, length, member in spans if not _covered(number, length, width, covers)
-    )
+    try:
+        nets = {member: _number(member) for member in members}
+    except (OSError, ValueError):
+        return members
+    covers: dict[int, set[int]] = {}  # bits left of the network's address -> the networks, as numbers
+    for number, free in nets.values():
+        if free:
+            covers.setdefault(free, set()).add(number)
+    return frozenset(member for member, (number, free) in nets.items() if not _covered(number, free, covers))
 
 
-def _covered(number: int, length: int, width: int, covers: Mapping[int, set[int]]) -> bool:
-    return any(
-        shorter < length and number >> (width - shorter) << (width - shorter) in nets
-        for shorter, nets in covers.items()
-    )
+def _number(net: str) -> tuple[int, int]:
+    """A network's address as a number, and how many bits of it are free."""
+    first, _ = span(net)
+    free = len(first) * 8 - int(net.partition("/")[2] or len(first) * 8)
+    return int.from_bytes(first), free
+
+
+def _covered(number: int, free: int, covers: Mapping[int, set[int]]) -> bool:
+    return any(wider > free and number >> wider << wider in nets for wider, nets in covers.items())
 
 
 def parse_set(listed: NftSet, version: int) -> IPSet | None:

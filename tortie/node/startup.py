@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import secrets
-import socket
 from collections.abc import Collection, Mapping
 
 from msgspec import structs
@@ -30,6 +29,10 @@ from tortie.datastore.connect import connect
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.meta import ASNumber, ObjectMeta
 from tortie.datastore.types.node import Node, NodeBGPSpec, OrchRef
+from tortie.felix import config as felix_config
+from tortie.felix import daemon, mtu
+from tortie.linux import links
+from tortie.linux.netlink import NetlinkSocket
 from tortie.node import addressing, autodetect, defaultpools, hostaddresses
 
 _log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ async def run(env: Mapping[str, str] = os.environ) -> str:
         os.makedirs(_LOGS, exist_ok=True)
         await _ensure_pools(client, env)
         await initialize.ensure_default_configuration(client, name)
+        await _publish_mtu(client, env)
     finally:
         await client.close()
     nodename.write(name, env)
@@ -226,11 +230,32 @@ async def _ensure_pools(client: Client, env: Mapping[str, str]) -> None:
             _log.info("IP pool %s exists already", pool.name)
 
 
+# --- the MTU ----------------------------------------------------------------------------------------
+
+
+async def _publish_mtu(client: Client, env: Mapping[str, str]) -> None:
+    """Before the nodename file, which lets CNI begin: a pod keeps the MTU it was given."""
+    sources = daemon.local_sources(env)
+    await daemon.list_configuration(client.backend, sources)
+    config, _ = felix_config.resolve(sources)
+    if config.pod_mtu is not None:
+        with NetlinkSocket() as netlink:
+            mtu.publish(config.pod_mtu, links.dump(netlink))
+
+
+def _own_name() -> str:
+    """The node's name; what stands in the way of having one is the very reason we are asked."""
+    try:
+        return nodename.read()[0]
+    except (ConfigError, OSError):
+        return "the node"
+
+
 def main(*, refresh: bool = False) -> int:
     """Entry point of the start-up process: exit code 0, or 1 after saying why."""
     try:
         asyncio.run(refresh_addresses() if refresh else run())
     except TortieError as err:
-        _log.critical("%s cannot start: %s", socket.gethostname(), err)
+        _log.critical("%s cannot start: %s", _own_name(), err)
         return 1
     return 0

@@ -11,7 +11,7 @@ from msgspec import UNSET, structs
 
 from tortie.calicoctl.errors import printable
 from tortie.calicoctl.gonumber import format_float
-from tortie.calicoctl.output import Listing
+from tortie.calicoctl.listing import Listing
 from tortie.datastore.types.meta import API_VERSION, ObjectMeta, Resource
 
 

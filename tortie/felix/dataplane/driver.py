@@ -28,7 +28,6 @@ from tortie.felix.calc.model import HostEndpoint, WorkloadId
 from tortie.felix.dataplane import sysctls
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.endpoints import EndpointWiring, Wiring
-from tortie.felix.dataplane.files import FileTarget
 from tortie.felix.dataplane.hosts import assign as hosts_on_interfaces
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel
@@ -39,10 +38,14 @@ from tortie.felix.dataplane.routes import Routes, RouteTable
 from tortie.felix.dataplane.sets import Sets, SetWriter
 from tortie.felix.dataplane.sysctls import Sysctls
 from tortie.felix.dataplane.tables import TableWriter
+from tortie.felix.rules.dispatch import ANY_INTERFACE
+from tortie.felix.rules.evaluate import Ruleset
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.settings import Settings
 from tortie.linux.ipsets import IPSet
 from tortie.linux.routes import TABLE_MAIN, Route
+
+ON_NO_INTERFACE = "is on no interface"  # of a host endpoint: not a failure of ours but of what was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,6 @@ class Options:
     set_maximum: int = 1048576
     external_nodes: tuple[str, ...] = ()
     overlay: OverlayOptions = OverlayOptions("")  # noqa: RUF009
-    mtu_file: str = ""  # where CNI finds the MTU of new pods; '': nowhere
-    mtu_file_required: bool = False
     table_interval: float = 180.0
     table_recheck: float = 5.0
     set_interval: float = 90.0
@@ -112,9 +113,6 @@ class Driver:
             self._route_table,
             clock=clock,
             rand=rand,
-        )
-        self._mtu_file: Duty[str, str] = Duty(
-            "MTU file", FileTarget(), interval=interval, clock=clock, rand=rand
         )
         self._arp = self._arp_duty()
         self._arp_writer = None if self._arp is None else ArpWriter(self._arp)
@@ -293,9 +291,6 @@ class Driver:
         """Do what is due, in the order above. False if something failed and will be tried again."""
         self._take_news()
         await self._overlay.sync_devices()
-        if self._options.mtu_file:
-            self._mtu_file.put(self._options.mtu_file, str(self._overlay.pod_mtu))
-            await self._mtu_file.sync()
         self._keep_sets = True
         sets = [family.sets for family in self._families.values()]
         await _all(self._on_interfaces() + sets)
@@ -309,21 +304,15 @@ class Driver:
             for duty in sets:
                 duty.touch()
             await _all(sets)
-        return all(duty.outcome.ok for duty in self._duties() if self._matters(duty))
+        # Pods that need no tunnel are to come up where the kernel has none.
+        return all(duty.outcome.ok for duty in self._duties() if duty is not self._overlay.devices)
 
     def _on_interfaces(self) -> list[Duty[Any, Any]]:
         if not self._options.wiring.routes:
             return [self._sysctls]
         return [self._sysctls, self._routes, self._neighbours, *self._overlay.entries]
 
-    def _matters(self, duty: Duty[Any, Any]) -> bool:
-        """Pods that need no tunnel are to come up where the kernel has none, or no MTU can be published."""
-        if duty is self._mtu_file:
-            return self._options.mtu_file_required
-        return duty is not self._overlay.devices
-
     def _duties(self) -> Iterator[Duty[Any, Any]]:
-        yield self._mtu_file
         yield self._overlay.devices
         yield from self._on_interfaces()
         if self._arp is not None:
@@ -356,12 +345,18 @@ class Driver:
         return _first("" if duty.outcome.ok else f"{duty.name} still stand" for duty in duties)
 
     def host_troubles(self) -> dict[str, str]:
-        """Every host endpoint that is on an interface, and why it is not up; '' if it is."""
-        found: dict[str, str] = {}
+        """Every host endpoint of this node and why it is not up; '' if it is."""
+        found = dict.fromkeys(self._state.hosts, ON_NO_INTERFACE)
         for interface, endpoint in self._hosts.items():
-            reason = _first(family.chains.host_trouble(interface) for family in self._families.values())
-            found[endpoint.name] = found.get(endpoint.name) or reason
+            if interface == ANY_INTERFACE or self._interfaces.get(interface) is not None:
+                reason = _first(family.chains.host_trouble(interface) for family in self._families.values())
+                known = found.get(endpoint.name, ON_NO_INTERFACE)
+                found[endpoint.name] = reason if known == ON_NO_INTERFACE else known or reason
         return found
+
+    def rulesets(self) -> dict[int, Ruleset]:
+        """All rules that are to stand, by IP version, for evaluating packets against them."""
+        return {version: family.chains.ruleset() for version, family in self._families.items()}
 
     def failures(self) -> dict[str, str]:
         """What is not as it should be: kind of object and object -> reason."""

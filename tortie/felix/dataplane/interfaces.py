@@ -23,7 +23,7 @@ class Interface(NamedTuple):
     name: str
     ifindex: int
     running: bool
-    mtu: int = 0
+    mtu: int
 
 
 @dataclass(slots=True)
@@ -76,9 +76,9 @@ class Interfaces:
         index = next(iter(self._bearers.get(name, ())), 0)
         return frozenset(address for ifindex, address in self._addresses if ifindex == index)
 
-    def mtus(self) -> Iterator[tuple[str, int]]:
-        """(name, MTU) of every running interface."""
-        return ((one.name, one.mtu) for one in self._shown.values() if one.running)
+    def shown(self) -> Iterator[Interface]:
+        """Every interface."""
+        return iter(self._shown.values())
 
     def holding(self, address: str) -> Interface | None:
         """The running interface that has an address."""

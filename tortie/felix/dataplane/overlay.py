@@ -6,12 +6,14 @@ neighbour and forwarding entries and its routes are there; they are written in o
 (Reference: dataplane sheet 2.3, 3.)
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tortie.datastore.routeowner import Encapsulation
-from tortie.felix.calc import canonical, mtu
+from tortie.felix import mtu
+from tortie.felix.calc import canonical
 from tortie.felix.calc.graph import State
 from tortie.felix.calc.model import BlockRoute, Vtep, version_of
 from tortie.felix.calc.topology import NodeAddresses
@@ -35,7 +37,9 @@ _DIRECT = {  # encapsulation of the pool -> class of routes that need no tunnel
 class OverlayOptions:
     """`vxlan`: IP versions it is on for; `ipip_address`: tunl0's, '' where it is to have none.
 
-    `protocol`: of routes into VXLAN tunnels; `cluster_protocol`: of blackholes and of other routes to nodes.
+    `uplinks`: names of the interfaces that carry the host's traffic. `sizes`: of each device the MTU somebody
+    set, 0 if nobody did, and the bytes that its tunnel adds. `protocol`: of routes into VXLAN tunnels;
+    `cluster_protocol`: of blackholes and of other routes to nodes.
     """
 
     node: str
@@ -45,7 +49,12 @@ class OverlayOptions:
     port: int = VXLAN_PORT
     ipip_address: str = ""
     offload: bool = True
-    sizes: mtu.Settings = field(default_factory=mtu.Settings)
+    uplinks: re.Pattern[str] = re.compile("^eth")
+    sizes: tuple[tuple[str, int, int], ...] = (
+        (IPIP, 0, mtu.IPIP),
+        (VXLAN[4], 0, mtu.VXLAN_V4),
+        (VXLAN[6], 0, mtu.VXLAN_V6),
+    )
     protocol: int = PROTOCOL_BOOT
     sources: tuple[str, str] = ("", "")  # of packets that take a direct route: IPv4, IPv6
     interval: float = 90.0
@@ -80,7 +89,7 @@ class Overlay:
             "forwarding entries", kernel.forwarding, interval=interval, clock=clock, rand=rand
         )
         self._state = State()
-        self._host_mtu = 0
+        self._host_mtu = mtu.FALLBACK
         self._placed: tuple[int, ...] = ()  # indices of the devices that the wishes are made for
 
     @property
@@ -88,22 +97,13 @@ class Overlay:
         """What is written beside the routes."""
         return [self.neighbours, self.far_ends]
 
-    @property
-    def host_mtu(self) -> int:
-        """The last one known."""
-        return self._host_mtu or mtu.UNKNOWN
-
-    @property
-    def pod_mtu(self) -> int:
-        return mtu.of_pods(self.host_mtu, self._options.sizes)
-
     # --- what is to be --------------------------------------------------------------------------
 
     def update(self, state: State) -> None:
         """Something about nodes, pools, blocks or the host's interfaces is new."""
         self._state = state
-        settings = self._options.sizes
-        self._host_mtu = mtu.of_host(self._interfaces.mtus(), settings) or self._host_mtu
+        shown = self._interfaces.shown()
+        self._host_mtu = mtu.of_host(shown, self._options.uplinks, otherwise=self._host_mtu)
         self.devices.want(dict(self._wanted()))
         self._place()
 
@@ -131,13 +131,16 @@ class Overlay:
                 yield VXLAN[version], self._vxlan(version, vtep, parent)
         if options.ipip_address:
             held = frozenset([canonical.cidr(options.ipip_address)])
-            size = mtu.of_device(IPIP, self.host_mtu, options.sizes)
-            yield IPIP, Device(size, held, checksum_offload=options.offload)
+            yield IPIP, Device(self._mtu(IPIP), held, checksum_offload=options.offload)
+
+    def _mtu(self, device: str) -> int:
+        found = ((given, overhead) for name, given, overhead in self._options.sizes if name == device)
+        return mtu.of_tunnel(self._host_mtu, *next(found))
 
     def _vxlan(self, version: int, vtep: Vtep, parent: Interface) -> Device:
         options = self._options
         return Device(
-            mtu.of_device(VXLAN[version], self.host_mtu, options.sizes),
+            self._mtu(VXLAN[version]),
             frozenset([canonical.cidr(vtep.address)]),
             vtep.mac,
             Vxlan(options.vni, vtep.node_address, parent.ifindex, options.port),

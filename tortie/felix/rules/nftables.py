@@ -4,6 +4,8 @@ One table `calico` per family holds what iptables has in four: the chain cali-FO
 `filter-cali-FORWARD`, and the kernel's chain FORWARD is a base chain of our own, `filter-FORWARD`. So nothing
 here can touch, or be touched by, anybody else's rules. Text and hashes are Calico's (policy sheet 0 and 5.11;
 felix/nftables/renderer.go), but for what its users would not want:
+- hardly any rule holds a set of its own (`tcp dport { 80, 443 }`): the kernel's time to make one grows with
+  their number, so that 10,000 of them take half a minute. There is a rule for each port or range instead;
 - interface names are always quoted, as one may be called like a word of the language;
 - a negated ICMP type and code excludes that pair, where Calico asks that both differ;
 - "not translated" is asked of the one bit and holds for untracked packets too; Calico's `ct status != dnat`
@@ -15,6 +17,8 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from typing import Any
 
 from tortie.felix.rules import ir, names
@@ -29,6 +33,7 @@ _LOG_PREFIX_MAX = 127  # NF_LOG_PREFIXLEN is 128 with its NUL
 _UNSAFE = re.compile(r"[^\w @%+=:,./-]", re.ASCII)
 _UNSAFE_INTERFACE = re.compile(r"[^\w.:@+=,-]", re.ASCII)
 _HASH_LENGTH = 16
+_MAX_LINES = 32  # that one rule may become: two sides with a full list of ports each would be too many
 _APPENDS = "*appends*"  # what sets the hashes of a base chain's last rules apart from its first
 
 _FILTER, _DSTNAT, _SRCNAT, _MANGLE, _RAW = 0, -100, 110, -150, -300
@@ -125,22 +130,40 @@ def _comment(ident: str, comments: Sequence[str]) -> str:
 
 
 def _bodies(rule: ir.Rule, words: _Words) -> Iterator[str]:
-    """The rule's text; twice where one line cannot ask the question."""
+    """The rule's text: several lines where one cannot ask the question, of which a packet matches one."""
     words = _with_transport(rule, words)
     limit, statement = "", ""
     if rule.action is not None:
         limit, statement = _ACTIONS[type(rule.action)](rule.action, words)
     lookup = isinstance(rule.action, ir.Dispatch)  # `vmap` is the key and the verdict in one
     ending = [limit, "" if lookup or rule.action is None else "counter", statement]
-    texts = [_MATCHES[type(match)](match, words) for match in rule.matches]
-    yield " ".join(filter(None, [*texts, *ending])) or "continue"
-    if ir.Dnatted(negate=True) in rule.matches:
-        # The connection's status is not asked of packets without one, which are not translated either.
-        texts = [
-            _UNTRACKED if match == ir.Dnatted(negate=True) else text
-            for match, text in zip(rule.matches, texts, strict=True)
+    for matches in _lines(rule, words, limited=bool(limit)):
+        yield " ".join(filter(None, [*matches, *ending])) or "continue"
+
+
+def _lines(rule: ir.Rule, words: _Words, limited: bool) -> Iterator[tuple[str, ...]]:
+    """The matches of each line. What shares one rate limit must stay in one, and so must too many."""
+    choices = [_alternatives(match, words) for match in rule.matches]
+    limited = limited or any(isinstance(match, ir.RateLimit) for match in rule.matches)
+    if limited or prod(map(len, choices)) > _MAX_LINES:
+        choices = [
+            [_ports(match, words)] if isinstance(match, ir.Ports) else found
+            for match, found in zip(rule.matches, choices, strict=True)
         ]
-        yield " ".join(filter(None, [*texts, *ending]))
+    return product(*choices)
+
+
+def _alternatives(match: ir.Match, words: _Words) -> list[str]:
+    """One of these must hold, and no two can."""
+    if isinstance(match, ir.Ports) and not match.negate:
+        return [f"{words.transport} {_port(match.side)} {text}" for text in _ranges(match)]
+    if match == ir.Dnatted(negate=True):
+        # The connection's status is not asked of packets without one, which are not translated either.
+        return [_dnatted(match, words), "ct state invalid,untracked"]
+    if isinstance(match, ir.Icmp) and match.negate and match.code is not None:
+        word = _icmp_word(match)
+        return [f"{word} type != {match.type}", f"{word} type {match.type} {word} code != {match.code}"]
+    return [_MATCHES[type(match)](match, words)]
 
 
 def _with_transport(rule: ir.Rule, words: _Words) -> _Words:
@@ -212,20 +235,31 @@ def _port(side: ir.Side) -> str:
 
 
 def _ports(match: ir.Ports, words: _Words) -> str:
-    text = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in match.ranges)
-    return f"{words.transport} {_port(match.side)} {_not(match)}{{ {text} }}"
+    key = f"{words.transport} {_port(match.side)}"
+    if match.negate:
+        return " ".join(f"{key} != {text}" for text in _ranges(match))
+    return f"{key} {{ {', '.join(_ranges(match))} }}"
+
+
+def _ranges(match: ir.Ports) -> list[str]:
+    """In order, and none overlaps another."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(match.ranges):
+        if merged and low <= merged[-1][1]:
+            low, high = merged[-1][0], max(high, merged.pop()[1])
+        merged.append((low, high))
+    return [str(low) if low == high else f"{low}-{high}" for low, high in merged]
+
+
+def _icmp_word(match: ir.Icmp) -> str:
+    return "icmp" if match.version == 4 else "icmpv6"
 
 
 def _icmp(match: ir.Icmp, _words: _Words) -> str:
-    word = "icmp" if match.version == 4 else "icmpv6"
+    word = _icmp_word(match)
     if match.code is None:
         return f"{word} type {_not(match)}{match.type}"
-    if match.negate:
-        return f"{word} type . {word} code != {{ {match.type} . {match.code} }}"
     return f"{word} type {match.type} {word} code {match.code}"
-
-
-_UNTRACKED = "ct state invalid,untracked"
 
 
 def _dnatted(match: ir.Dnatted, _words: _Words) -> str:
