@@ -40,6 +40,7 @@ class LabNode:
         self.runtime = Runtime(self.box, NETWORK)
         self._lab = lab
         self._agent: subprocess.Popen[bytes] | None = None
+        self._backend = ""  # the agent's CALICO_NETWORKING_BACKEND
 
     @property
     def log(self) -> Path:
@@ -59,6 +60,7 @@ class LabNode:
             **self._lab.agent_env,
             **env,
         }
+        self._backend = settings.get("CALICO_NETWORKING_BACKEND", "")
         self._agent = self.box.start([command("calico-node")], self.log, settings)
 
     def stop_agent(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -94,7 +96,7 @@ class LabNode:
 
     def ready(self) -> bool:
         checks = ["-felix-ready", "-bird-ready"]
-        if self._lab.agent_env.get("CALICO_NETWORKING_BACKEND") == "vxlan":
+        if self._backend == "vxlan":
             checks.remove("-bird-ready")  # there is none
         answer = self.box.run(command("calico-node"), *checks, check=False)
         return answer.returncode == 0
