@@ -159,7 +159,7 @@ class Overlay:
         self._placed = tuple(map(self._target.ifindex, DEVICES))
         neighbours: dict[tuple[int, str], str] = {}
         far_ends: dict[FarEnd, bool] = {}
-        for name, node in self._state.nodes.items():
+        for name, node in sorted(self._state.nodes.items()):
             for version, vtep in node.vteps:
                 ifindex = self._target.ifindex(VXLAN[version])
                 if ifindex and name != self._options.node and VXLAN[version] in self.devices.desired:
