@@ -120,11 +120,11 @@ class FelixProcess:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def wait_for(self, pattern: str, seconds: float = 15.0) -> None:
+    def wait_for(self, pattern: str, seconds: float = 60.0) -> None:
         """Until the log says it (since the last start of anything that truncated it)."""
         eventually(lambda: re.search(pattern, self.log), seconds)
 
-    def up(self, seconds: float = 15.0) -> None:
+    def up(self, seconds: float = 60.0) -> None:
         """Until the first apply of this run is done."""
         count = self.log.count("first apply done")
         eventually(lambda: self.log.count("first apply done") > count, seconds)

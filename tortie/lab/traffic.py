@@ -12,6 +12,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from tortie.lab import echo
 from tortie.lab.pods import Pod
 from tortie.linux import netns
 
@@ -49,6 +50,7 @@ class Flow(_Running):
         self._socket = netns.call_in(client.netns_fd, socket.socket, family, socket.SOCK_DGRAM)
         self._socket.connect((server.address(version), 80))
         self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, echo.SO_RCVBUFFORCE, echo.BUFFER)
 
     @property
     def lost(self) -> list[int]:
@@ -62,9 +64,10 @@ class Flow(_Running):
                 self._socket.send(b"%d" % self.sent)
             self.sent += 1
             self._collect()
-            following += self._interval
+            # What a busy machine did not let us send in time is left out: a burst would lose some itself.
+            following = max(following + self._interval, time.monotonic())
             time.sleep(max(0.0, following - time.monotonic()))
-        deadline = time.monotonic() + 2.0  # for answers on their way
+        deadline = time.monotonic() + 5.0  # for answers on their way
         while len(self.answered) < self.sent and time.monotonic() < deadline:
             self._collect()
             time.sleep(0.01)
