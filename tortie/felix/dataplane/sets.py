@@ -68,7 +68,7 @@ class SetWriter:
             self._nets(names.ALL_HOSTS, [*filter(None, hosts), *self._external])
         if self._version in self._settings.vxlan:
             others = (node for name, node in state.nodes.items() if name != self._node)
-            tunnels = [node.of(self._version) for node in others if self._version in node.vtep]
+            tunnels = [vtep.node_address for node in others if (vtep := node.vtep(self._version))]
             self._nets(names.ALL_VXLAN, [*tunnels, *self._external])
 
     def _dscp(self, state: State) -> None:
