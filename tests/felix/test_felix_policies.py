@@ -18,7 +18,7 @@ from tests.felix.test_felix_calc import calculated, ident
 from tortie.datastore.keys import AffinityKey, BlockKey, Key
 from tortie.datastore.selector import parse
 from tortie.datastore.types.ipam import Affinity, Block
-from tortie.datastore.types.policy import EntityRule, Rule
+from tortie.datastore.types.policy import EntityRule, HTTPMatch, Rule
 from tortie.felix.calc import policies
 from tortie.felix.calc.graph import State
 from tortie.felix.calc.model import DENY_ALL, HostEndpoint, PolicyId, Tier
@@ -87,6 +87,22 @@ def test_only_pass_goes_on_at_the_end_of_a_tier(action: str | None, passes: bool
 )
 def test_a_policy_has_a_say_in_the_directions_it_names(types: tuple[str, ...], expected: Any) -> None:
     assert listed(state_of(global_policy("p", types=types))) == [("default", *expected)]
+
+
+def test_a_policy_whose_types_nobody_understands_denies_in_both_directions() -> None:
+    """Else it would be without effect, and nobody would know."""
+    key, value = global_policy("p", types=("Ingres",), ingress=(allow(),))
+    state = state_of((key, value))
+    assert listed(state) == [("default", ["p"], ["p"])]
+    (compiled,) = state.policies.values()
+    assert compiled.inbound == compiled.outbound == (DENY_ALL,)
+    assert "Ingres" in state.problems[str(key)] and "denies" in state.problems[str(key)]
+
+
+def test_a_policy_about_http_is_said_to_be_wider_than_written() -> None:
+    key, value = global_policy("p", ingress=(allow(http=HTTPMatch(methods=("GET",))),))
+    assert "HTTP" in state_of((key, value)).problems[str(key)]
+    assert calculated(dict([POD, (key, value)]), {key: None}).problems == {}
 
 
 # --- whom they apply to -------------------------------------------------------------------------

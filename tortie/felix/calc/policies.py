@@ -12,7 +12,7 @@ from math import inf
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.selector import Selector, parse
 from tortie.datastore.types import policy as v3
-from tortie.felix.calc import rules
+from tortie.felix.calc import canonical, rules
 from tortie.felix.calc.model import DENY_ALL, Policy, PolicyId, Rule, Stage
 from tortie.felix.calc.rules import Source, compile_rules
 
@@ -21,6 +21,7 @@ GLOBAL = ("GlobalNetworkPolicy", "StagedGlobalNetworkPolicy")
 KINDS = NAMESPACED + GLOBAL
 
 _DEFAULT_TIER = "default"
+_DIRECTIONS = frozenset(("ingress", "egress"))
 _EVERYWHERE = "AssumeNeededOnEveryNode"  # a hint: keep the policy ready where it applies to nobody
 
 V3Policy = v3.NetworkPolicy | v3.GlobalNetworkPolicy | v3.StagedNetworkPolicy | v3.StagedGlobalNetworkPolicy
@@ -66,7 +67,10 @@ def scope(ident: PolicyId, policy: V3Policy) -> Scope | None:
     else:
         stage, forward = "normal", False
         selector = namespaced_selector(spec.selector, ident.namespace, spec.serviceAccountSelector)
-    types = {kind.lower() for kind in spec.types} or {"ingress", "egress"}
+    types = {kind.lower() for kind in spec.types}
+    if not types <= _DIRECTIONS:  # compile_policy() refuses it, so it is to deny whatever may be meant
+        types = set()
+    types = types or set(_DIRECTIONS)
     return Scope(
         ident,
         spec.tier or _DEFAULT_TIER,
@@ -119,6 +123,9 @@ def _of_accounts(text: str) -> str:
 
 def compile_policy(scoped: Scope, policy: V3Policy) -> tuple[Policy, dict[str, Source]]:
     """The policy as chains are made of it, and the sets its rules name, by id."""
+    for kind in policy.spec.types:
+        if kind.lower() not in _DIRECTIONS:
+            raise canonical.refuse("types", kind, "must be Ingress or Egress")
     inbound = compile_rules(policy.spec.ingress if scoped.ingress else (), scoped.id.namespace)
     outbound = compile_rules(policy.spec.egress if scoped.egress else (), scoped.id.namespace)
     compiled = _policy(scoped, inbound.rules, outbound.rules)
