@@ -79,7 +79,7 @@ class Stage:
         )
         self._wait_for_canaries([])
         # Not because the canaries are open still: nodes may be busy with so many new pods.
-        wait_until(lambda: not any(self._canaries_hear(0)), "the canaries to be guarded", 30)
+        wait_until(lambda: not any(self._canaries_hear(0)), "the canaries to be guarded", 120)
         return self
 
     def __exit__(
@@ -231,7 +231,7 @@ class Stage:
 
     def _wait_for_canaries(self, names: Sequence[str]) -> None:
         what = f"the nodes to enforce round {self._round}: {'; '.join(names)}"
-        wait_until(lambda: all(self._canaries_hear(self._code)), what, 30)
+        wait_until(lambda: all(self._canaries_hear(self._code)), what, 120)
 
     def _canaries_hear(self, code: int) -> list[bool]:
         """Whether an echo request with this code arrives, on each node and in both IP versions."""
