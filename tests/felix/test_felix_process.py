@@ -180,6 +180,16 @@ def test_cni_is_told_the_mtu_of_the_encapsulation(felix: FelixProcess) -> None:
     eventually(lambda: file.read_text() == str(own - 50))
 
 
+def test_ipip_without_the_kernels_help_is_said_and_hurts_nobody_else(felix: FelixProcess) -> None:
+    """Pods of this node are up; that others are out of reach makes felix unready, and it says why."""
+    felix.node.ns.veth("tunl0", "other-end")  # so that there is none on any kernel
+    felix.parameters["IPINIPTUNNELADDR"] = "10.65.0.99"
+    felix.put(pool("p", "10.65.0.0/16", ipip="Always"))
+    a, b = pair(felix.started(), "open")
+    eventually(lambda: a.reaches(b.v4), 30)
+    eventually(lambda: "tunl0" in felix.report()["reason"], 30)
+
+
 def test_an_invalid_pool_is_no_pool_and_said_to_be_once(felix: FelixProcess) -> None:
     """As for confd, with its words: else one of them would make routes that the other knows nothing of."""
     key, bad = pool("bad", "10.65.0.0/16", vxlan="CrossSubnet")
