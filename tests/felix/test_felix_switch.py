@@ -17,9 +17,12 @@ from tests.support.etcd import Etcd
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.meta import ObjectMeta
+from tortie.datastore.types.policy import Rule
 from tortie.felix.config import RESTART
 
 pytestmark = pytest.mark.kernel
+
+MODES = pytest.mark.parametrize("mode", ["Disabled", "Enabled"])
 
 
 @pytest.fixture
@@ -241,6 +244,34 @@ def test_rules_of_others_stay_as_they_are_from_start_to_end(felix: FelixProcess)
     assert (theirs(node), own_places(node)) == (before, places), "what enforces stays when felix ends"
 
 
+@MODES
+def test_rules_are_written_as_configuration_wants_them(felix: FelixProcess, mode: str) -> None:
+    """Place among others' rules, denials, what is logged and how often."""
+    node = felix.node
+    node.ns.sh("iptables-nft -A FORWARD -s 203.0.113.0/24 -j DROP")
+    logging = global_policy("g", selector="all()", ingress=(Rule(action="Log"), allow()), types=("Ingress",))
+    felix.put(logging)
+    felix.started(
+        NFTABLESMODE=mode, CHAININSERTMODE="append", IPTABLESFILTERDENYACTION="REJECT",
+        NFTABLESFILTERDENYACTION="REJECT", LOGPREFIX="seen-%n", LOGACTIONRATELIMIT="5/minute",
+        LOGACTIONRATELIMITBURST="7", FAILSAFEINBOUNDHOSTPORTS="none",
+    )  # fmt: skip
+    a, b, stranger = pods(felix)
+    eventually(lambda: a.reaches(b.v4) and a.reaches(b.v6))
+    if mode == "Enabled":
+        text = node.ns.sh("nft list table ip calico") + node.ns.sh("nft list table ip6 calico")
+        assert text.count("limit rate 5/minute burst 7 packets counter packets") == 2
+        assert text.count('log prefix "seen-g: " level info') == 2
+    else:
+        text = node.rules(4) + node.rules(6)
+        log = r'--limit 5/min --limit-burst 7 .*-j LOG --log-prefix "seen-g: " --log-level 5'
+        assert len(re.findall(log, text)) == 2
+        forward = [line for line in node.rules(4).splitlines() if line.startswith("-A FORWARD")]
+        assert "203.0.113.0/24" in forward[0] and "cali-FORWARD" in forward[1]
+    said = stranger.ns.run("ping", "-n", "-c", "1", "-W", "1", a.v4, check=False)
+    assert "Destination Port Unreachable" in said
+
+
 def test_kube_proxy_decides_where_felix_is_to_follow_it(felix: FelixProcess) -> None:
     felix.started()
     assert traces(felix.node)["iptables"] and not traces(felix.node)["nftables"]
@@ -275,7 +306,6 @@ def test_rules_that_iptables_cannot_show_disturb_nobody_in_nftables(felix: Felix
     assert "could not be made so" not in felix.log
 
 
-MODES = pytest.mark.parametrize("mode", ["Disabled", "Enabled"])
 _FLUSHES = {  # nftablesMode -> what others do to our rules
     "Disabled": [
         ["iptables-nft -F", "ip6tables-nft -F"],
