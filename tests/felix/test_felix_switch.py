@@ -5,23 +5,26 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from itertools import permutations
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.felix.node_lab import Node, Pod
-from tests.felix.objects import allow, global_policy, host, pool, profile
+from tests.felix.objects import allow, global_policy, host, pool, profile, tier
 from tests.felix.process_lab import FelixProcess, basics
 from tests.felix.traffic import Flow, Sent, Traffic
+from tests.felix.worlds import a_world
 from tests.netns_lab import Namespace, eventually
 from tests.support.etcd import Etcd
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.meta import ObjectMeta
-from tortie.datastore.types.policy import Rule
+from tortie.datastore.types.policy import EntityRule, Rule
 from tortie.felix.config import RESTART
 
 pytestmark = pytest.mark.kernel
 
+DENY = Rule(action="Deny")
 MODES = pytest.mark.parametrize("mode", ["Disabled", "Enabled"])
 
 
@@ -379,6 +382,41 @@ def test_restarted_it_interrupts_nothing_and_counts_on(
     assert handles(felix.node, mode) == before != [], "no rule was written anew"
     sent = packets.end()
     assert (lost(sent), leaked(sent)) == ([], [])
+
+
+@MODES
+def test_killed_again_and_again_among_updates(
+    felix: FelixProcess, traffic: Callable[[], Traffic], mode: str
+) -> None:
+    """Wherever that hits it. What a first tier decides is not changed by anything that comes behind it."""
+    pods(felix)
+    felix.node.pod("c")
+    among = EntityRule(selector="app == 'web'")
+    rules = {"ingress": (allow(source=among), DENY), "egress": (allow(destination=among), DENY)}
+    felix.put(tier("guard", 0), global_policy("guard", tier="guard", selector="has(guard)", **rules))
+    for name, app in (("a", "web"), ("b", "web"), ("c", "db")):
+        felix.endpoint(name, "open", labels={"app": app, "guard": "yes", "old": "yes"})
+    felix.started(NFTABLESMODE=mode)
+    a, b = felix.node.pods["a"], felix.node.pods["b"]
+    eventually(lambda: a.reaches(b.v4) and a.reaches(b.v6))
+    packets, rand = traffic(), Random(3)
+    for number in range(5):
+        for _ in range(rand.randint(5, 60)):
+            world = {key: one for key, one in a_world(rand).items() if not key.kind.endswith("Endpoint")}
+            key = rand.choice(sorted(world, key=str))
+            if rand.random() < 0.8:
+                felix.put((key, world[key]))
+            else:
+                felix.delete(key)
+        felix.kill()
+        felix.start(NFTABLESMODE=mode)
+        if number % 2:  # else it meets its end while it starts
+            felix.up(30)
+    felix.up(30)
+    packets.round()
+    sent = packets.end()
+    assert (lost(sent), leaked(sent)) == ([], [])
+    assert "Traceback" not in felix.log
 
 
 def handles(node: Node, mode: str) -> list[str]:
