@@ -29,6 +29,7 @@ from tortie.datastore import codec, validate
 from tortie.datastore.keys import Key
 from tortie.datastore.kinds import KINDS
 from tortie.datastore.syncer import Update
+from tortie.felix import garbage
 from tortie.felix.calc.graph import Calculation, Inputs
 from tortie.felix.dataplane.driver import Driver, Options
 from tortie.felix.dataplane.interfaces import Interfaces
@@ -119,6 +120,7 @@ async def _measure(world: World, nftables: bool) -> Measured:
     driver = Driver(Options(NODE), kernel, interfaces, clock=time.monotonic, rand=random.random)
     gc.collect()
     gc.freeze()  # what the bench itself holds is no concern of felix'
+    garbage.start()
     before, parts = resident(), {}
     watch = Stopwatch()
     updates = list(map(_decoded, stored))
@@ -135,6 +137,7 @@ async def _measure(world: World, nftables: bool) -> Measured:
     parts["kernel"] = full.wall - sum(parts.values())
     only_ours(driver)
     after = resident()
+    garbage.settled()
     resync = await best_resync(driver)
     await kernel.close()
     return Measured(full, parts, resync, (after, after - before))
