@@ -1,17 +1,15 @@
-"""Every command and flag of calicoctl, as data; what they do is imported when they run."""
+"""The commands over resources, and the whole tree, as data; what they do is imported when they run."""
 
-from tortie.calicoctl.flags import Flag
+from tortie.calicoctl.flags import CONFIG, Flag
+from tortie.calicoctl.groups import CLUSTER, DATASTORE, IPAM, NODE
 from tortie.calicoctl.tree import Command
 
-CONFIG_PATH = "/etc/calico/calicoctl.cfg"  # datastore.config.DEFAULT_PATH, without importing it
-
-_CONFIG = Flag("config", "file with the connection to the datastore, YAML or JSON", "c", default=CONFIG_PATH)
 _NAMESPACE = Flag("namespace", "namespace of the resource", "n")
 _CRUD = (
     Flag("filename", "file or directory with resources, - for standard input", "f"),
     Flag("recursive", "also read the directories below the directory given with -f", "R", "bool"),
     Flag("skip-empty", "accept files that contain no resources", kind="bool"),
-    _CONFIG,
+    CONFIG,
     _NAMESPACE,
 )
 _KINDS = "[KIND [NAME...]]"
@@ -96,7 +94,7 @@ _PATCH = Command(
     "KIND NAME",
     """  calicoctl patch node node-0 -p '{"spec":{"bgp":{"routeReflectorClusterID":"224.0.0.1"}}}'""",
     (
-        _CONFIG,
+        CONFIG,
         _NAMESPACE,
         Flag("patch", "the patch", "p"),
         Flag(
@@ -114,7 +112,7 @@ _LABEL = Command(
     "KIND NAME KEY=VALUE",
     "  calicoctl label node node-0 rack=r7\n  calicoctl label node node-0 rack --remove",
     (
-        _CONFIG,
+        CONFIG,
         _NAMESPACE,
         Flag("overwrite", "change the label if it has another value", kind="bool"),
         Flag("remove", "remove the label", kind="bool"),
@@ -122,48 +120,6 @@ _LABEL = Command(
     "label:label",
     (3, None),
     complete="kinds",
-)
-_IPAM = Command(
-    "ipam",
-    "Addresses: how many are used, and by whom",
-    "Shows how the addresses of the IP pools are used.",
-    children=(
-        Command(
-            "show",
-            "Show the usage of pools and blocks, or of one address",
-            "Shows how full each IP pool is; the flags ask for blocks, one address, borrowed addresses\n"
-            "or the configuration instead.",
-            example="  calicoctl ipam show --show-blocks\n  calicoctl ipam show --ip 10.0.0.1",
-            flags=(
-                _CONFIG,
-                Flag("ip", "tell whether this address is in use, and by whom"),
-                Flag("show-blocks", "show the blocks of each pool as well", kind="bool"),
-                Flag(
-                    "show-borrowed",
-                    "show addresses used by a node that does not own their block",
-                    kind="bool",
-                ),
-                Flag("show-configuration", "show the configuration of IPAM", kind="bool"),
-            ),
-            run="ipamshow:show",
-            arity=_ANY,
-        ),
-    ),
-)
-_NODE = Command(
-    "node",
-    "This host as a node",
-    "Commands about the node that runs on this host.",
-    children=(
-        Command(
-            "status",
-            "Show whether the node runs, and its BGP sessions",
-            "Shows whether this host's node runs, and the state of each of its BGP sessions. Needs root.",
-            example="  sudo calicoctl node status",
-            run="nodestatus:status",
-            arity=_ANY,
-        ),
-    ),
 )
 _VERSION = Command(
     "version",
@@ -219,7 +175,7 @@ def root(name: str = "calicoctl") -> Command:
         "Manages Calico's network and policy resources, addresses, and the node on this host.",
         flags=GLOBAL,
         children=(
-            _APPLY, _COMPLETION, _CREATE, _DELETE, _GET, _HELP, _IPAM, _LABEL, _NODE, _PATCH, _REPLACE,
-            _VALIDATE, _VERSION, _COMPLETE,
+            _APPLY, CLUSTER, _COMPLETION, _CREATE, DATASTORE, _DELETE, _GET, _HELP, IPAM, _LABEL, NODE,
+            _PATCH, _REPLACE, _VALIDATE, _VERSION, _COMPLETE,
         ),
     )  # fmt: skip

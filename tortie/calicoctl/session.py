@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from tortie import __version__
 from tortie.calicoctl.call import Call
-from tortie.calicoctl.commands import CONFIG_PATH
 from tortie.calicoctl.errors import CommandError, Refusal
+from tortie.calicoctl.flags import CONFIG_PATH
 from tortie.core.errors import ConfigError, DatastoreError, ResourceDoesNotExist
 from tortie.datastore import config as datastore_config
 from tortie.datastore.client import Client

@@ -360,7 +360,7 @@ class Agent:
             failures = self._driver.failures()
             first = next(iter(failures.items()), None)
             return f"first apply not done: {first[0]}: {first[1]}" if first else "first apply under way"
-        return ""
+        return self._driver.tunnel_trouble()
 
 
 async def _until(event: asyncio.Event, due: float) -> None:

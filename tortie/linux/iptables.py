@@ -73,6 +73,11 @@ _LINE = re.compile(r"line:? (\d+)")
 _INCOMPATIBLE = re.compile(r"# Table `(\w+)' (?:is|contains) incompatible")
 _DROP: Rules = (RuleText("", "--jump DROP"),)
 _MAX_REPLACED = 16  # chains replaced in one transaction; more means that something else is wrong
+# `*-restore` reads 10239 bytes as a line and what follows as the next one, which could be anything; of
+# words it takes 251.
+_LONGEST_LINE = 10_000
+_MOST_WORDS = 250
+_QUOTED = re.compile(r'"[^"]*"')
 _TABLES = ("raw", "mangle", "nat", "filter")
 _LINES_AT_ONCE, _CHAINS_AT_ONCE = 5000, 500  # looked at before the loop runs again: about 3 ms each
 
@@ -204,14 +209,20 @@ class TableTarget:
     ) -> None:
         if not changing and not unhooked:
             return
-        replaced: dict[Key, str] = {}  # chains the kernel refused -> its reason
+        replaced = self._unreadable(changing)  # chains that are refused -> the reason
+        most = len(replaced) + _MAX_REPLACED
         while True:
             lines = list(self._change_lines(changing, unhooked, replaced))
             refusal, line = await self._restore(table, lines)
             if not refusal:
                 break
             culprit = lines[line - 1][0] if 0 < line <= len(lines) else None
-            if culprit is None or not self._may_replace(culprit, table, replaced):
+            if (
+                culprit is None
+                or culprit in replaced
+                or len(replaced) == most
+                or not self._may_replace(culprit)
+            ):
                 where = f" (chain {culprit[1]})" if culprit else ""
                 failed.update(dict.fromkeys([*changing, *unhooked], f"{refusal}{where}"))
                 return
@@ -222,10 +233,18 @@ class TableTarget:
         for key in unhooked:
             self._known.pop(key, None)
 
-    def _may_replace(self, key: Key, table: str, replaced: Mapping[Key, str]) -> bool:
-        if table == "nat" or key in replaced or len(replaced) == _MAX_REPLACED:
-            return False
-        return self._expendable(key[1])
+    def _may_replace(self, key: Key) -> bool:
+        return key[0] != "nat" and self._expendable(key[1])
+
+    def _unreadable(self, changing: Mapping[Key, Content]) -> dict[Key, str]:
+        """The chains that may be replaced and that `*-restore` could not read, with the reason."""
+        found: dict[Key, str] = {}
+        for key, content in changing.items():
+            if isinstance(content, Own) and self._may_replace(key):
+                reasons = (_why_unreadable(f"-A {key[1]} {rule.text}") for rule in content.rules)
+                if reason := next(filter(None, reasons), ""):
+                    found[key] = reason
+        return found
 
     def _change_lines(
         self, changing: Mapping[Key, Content], unhooked: Collection[Key], replaced: Collection[Key]
@@ -264,12 +283,23 @@ class TableTarget:
 
     async def _restore(self, table: str, lines: list[tuple[Key, str]]) -> tuple[str, int]:
         """("", 0), or why the table was left as it was and which of `lines` (from 1) is to blame."""
+        for number, (_, line) in enumerate(lines, 1):
+            if reason := _why_unreadable(line):
+                return reason, number
         text = "\n".join([f"*{table}", *(line for _, line in lines), "COMMIT", ""])
         done = await run(*self._tools.restore, given=text)
         if done.status == 0:
             return "", 0
         match = _LINE.search(done.complaint)
         return " ".join(done.reason.split()), int(match[1]) - 1 if match else 0
+
+
+def _why_unreadable(line: str) -> str:
+    if len(line) > _LONGEST_LINE or "\n" in line:
+        return f"iptables cannot read a rule of {len(line)} characters as one line"
+    if line.count(" ") >= _MOST_WORDS and len(_QUOTED.sub("_", line).split()) > _MOST_WORDS:
+        return f"iptables cannot read a rule of more than {_MOST_WORDS} words"
+    return ""
 
 
 def _hashes(rules: Rules) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The state's IP sets as kernel sets of one IP version: those that rules look into, and the static ones."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tortie.felix.calc import canonical
 from tortie.felix.calc.graph import State, Touched
@@ -34,6 +34,10 @@ class SetWriter:
     def _name(self, ident: str) -> str:
         return names.ip_set(self._version, ident)
 
+    def __getitem__(self, ident: str) -> Collection[str]:
+        """What is to be in a set, for evaluating packets. Raises KeyError."""
+        return self._duty.desired[self._name(ident)].members
+
     def start(self, state: State) -> None:
         self._own_addresses(())
         self.update(state, Touched.everything(state))
@@ -64,7 +68,7 @@ class SetWriter:
             self._nets(names.ALL_HOSTS, [*filter(None, hosts), *self._external])
         if self._version in self._settings.vxlan:
             others = (node for name, node in state.nodes.items() if name != self._node)
-            tunnels = [node.of(self._version) for node in others if self._version in node.vtep]
+            tunnels = [vtep.node_address for node in others if (vtep := node.vtep(self._version))]
             self._nets(names.ALL_VXLAN, [*tunnels, *self._external])
 
     def _dscp(self, state: State) -> None:
