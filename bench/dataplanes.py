@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,30 +185,27 @@ def wipe(nftables: bool) -> None:
         run("ipset", "destroy")
 
 
-def lower_bound(nftables: bool) -> float:
-    """Seconds to load what stands now, by the tools alone; nothing stands afterwards."""
+def lower_bound(nftables: bool) -> Cost:
+    """To load what stands now, by the tools alone; nothing stands afterwards."""
     if nftables:
-        saved = run("nft", "-s", "list", "ruleset")
-        wipe(nftables)
-        took = timed(lambda: run("nft", "-f", "-", given=saved))
+        loads = {("nft", "-f", "-"): run("nft", "-s", "list", "ruleset")}
     else:
-        sets, rules, rules6 = run("ipset", "save"), run("iptables-nft-save"), run("ip6tables-nft-save")
-        wipe(nftables)
-        took = timed(
-            lambda: (
-                run("ipset", "restore", given=sets),
-                run("iptables-nft-restore", given=rules),
-                run("ip6tables-nft-restore", given=rules6),
-            )
-        )
+        loads = {
+            ("ipset", "restore"): run("ipset", "save"),
+            ("iptables-nft-restore",): run("iptables-nft-save"),
+            ("ip6tables-nft-restore",): run("ip6tables-nft-save"),
+        }
+    wipe(nftables)
+    watch = Stopwatch()
+    for command, saved in loads.items():
+        run(*command, given=saved)
+    took = watch.read()
     wipe(nftables)
     return took
 
 
-def timed(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+def fastest(costs: Iterable[Cost]) -> Cost:
+    return min(costs, key=lambda one: one.wall)
 
 
 def report(world: World, nftables: bool) -> None:
@@ -216,13 +213,13 @@ def report(world: World, nftables: bool) -> None:
     for _ in range(_ROUNDS):
         found.append(in_process_of_its_own(world, nftables))
         bounds.append(lower_bound(nftables))
-    best, bound = min(found, key=lambda one: one.full.wall), min(bounds)
-    reading = min((one.reading for one in found), key=lambda one: one.wall)
-    resync = min((one.resync for one in found), key=lambda one: one.wall)
+    best = min(found, key=lambda one: one.full.wall)
+    bound = fastest(bounds)
+    reading, resync = fastest(one.reading for one in found), fastest(one.resync for one in found)
     parts = ", ".join(f"{what} {seconds:.2f}" for what, seconds in best.parts.items())
     print(f"  {world.endpoints} endpoints, {world.policies:,} policies, {world.members:,} set members")
     print(f"    full programming {best.full}: {parts}")
-    print(f"    lower bound      {bound:7.3f} s   ratio {best.full.wall / bound:.2f}")
+    print(f"    lower bound      {bound}   ratio {best.full.wall / bound.wall:.2f}")
     print(f"    resync, all read {reading}")
     print(f"    resync, unchanged{resync}")
     print(f"    resident memory  {best.resident[0]:7.0f} MiB, of which for this {best.resident[1]:.0f}\n")
