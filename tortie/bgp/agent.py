@@ -17,7 +17,9 @@ import sys
 import time
 from collections.abc import Awaitable
 
-from tortie.bgp import commands, config, events, exabgp, status
+import msgspec
+
+from tortie.bgp import commands, config, events, exabgp, status, table
 from tortie.bgp.kernel import Kernel
 from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
@@ -51,7 +53,7 @@ class Agent:
         self._router = Router(kernel.resolver, kernel.interfaces)
         self._reload = Reload(self)
         self._paths = Paths.from_env()
-        self._started = time.time()
+        self._started = self._configured = time.time()
         self._config_seen: tuple[int, int] | None = None  # of bgp.json: inode, time of change
         self._config_error = ""
         self._work = asyncio.Event()  # something may have to be decided
@@ -73,6 +75,7 @@ class Agent:
             ("deciding", self._decide_for_ever),
             ("reloading", lambda: self._reload.run(self._reloaded)),
             ("writing status", self._report_for_ever),
+            ("telling routes", self._tell_routes),
             ("reporting health", self._report_health),
         ]
         running = [asyncio.create_task(tasks.supervise(name, loop), name=name) for name, loop in loops]
@@ -211,6 +214,7 @@ class Agent:
         self._kernel.gateways = frozenset(canonical(p.address) for p in new.peers if p.gateway)
         self._router.configure(new, time.monotonic(), time.time())
         self._reload.want(new.sessions)
+        self._configured = time.time()
         self._work.set()
 
     def _reloaded(self) -> None:
@@ -262,6 +266,25 @@ class Agent:
             self._report()
             await asyncio.sleep(_STATUS_REST)
 
+    async def _tell_routes(self) -> None:
+        """The whole table, to whoever connects."""
+        path = self._paths.bgp_routes
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        mask = os.umask(0o177)  # root alone, from the first moment
+        try:
+            server = await asyncio.start_unix_server(self._tell_table, path)
+        finally:
+            os.umask(mask)
+        async with server:
+            await server.serve_forever()
+
+    async def _tell_table(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        names = {index: name for name, index in self._kernel.interfaces.by_name.items()}
+        with contextlib.suppress(ConnectionError):  # he has heard enough
+            await table.write(writer, list(table.rows(self._router, self._kernel.routes.desired, names)))
+        writer.close()
+
     async def _report_health(self) -> None:
         health = HealthSender("bgp")
         while True:
@@ -273,6 +296,7 @@ class Agent:
         found = report(
             self._router, self._kernel.routes, self._reload, self._started, time.time(), self._config_error
         )
+        found = msgspec.structs.replace(found, configured=self._configured)
         without_time = status.encode(status.at(found, 0.0))
         if without_time != self._reported:
             write_atomic(self._paths.bgp_status, status.encode(found))

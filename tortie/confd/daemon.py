@@ -14,6 +14,7 @@ from typing import Any
 
 from tortie.confd import context, files, render, secrets
 from tortie.confd.snapshot import Snapshot, listings
+from tortie.confd.statusreporter import StatusReporter
 from tortie.core import log, tasks
 from tortie.core.backoff import Backoff, Retry
 from tortie.core.errors import ConfigError
@@ -145,6 +146,8 @@ def main() -> int:
         confd = Confd(client.backend, node, os.environ)
         loops = [("watching", confd.watch), ("rendering", confd.render)]
         loops += [("reporting", confd.report), ("watching secrets", confd.watch_secrets)]
+        reporter = StatusReporter(client, node)
+        loops += [("watching node statuses", reporter.watch), ("reporting node status", reporter.run)]
         try:
             await tasks.run_until_stopped(loops)
         finally:
