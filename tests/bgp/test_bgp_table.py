@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.bgp.test_bgp_router import World
-from tortie.bgp import table
+from tortie.bgp import table, tablerows
 from tortie.bgp.config import Block, Config, Local, Peer, Pool
 from tortie.bgp.filters import Filter, Rule
 from tortie.bgp.table import TableRoute
@@ -29,7 +29,7 @@ _CONFIG = Config(
 
 def rows(world: World, prefix: str) -> list[dict[str, Any]]:
     kernel = {route.key: route for route in world.routes.values()}
-    found = table.rows(world.router, kernel, {2: "eth0"})
+    found = tablerows.rows(world.router, kernel, {2: "eth0"})
     fields = ("origin", "peer", "interface", "used", "reason")
     return [{field: getattr(one, field) for field in fields} for one in found if one.prefix == prefix]
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable
 
 import msgspec
 
-from tortie.bgp import commands, config, events, exabgp, status, table
+from tortie.bgp import commands, config, events, exabgp, status, table, tablerows
 from tortie.bgp.kernel import Kernel
 from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
@@ -282,7 +282,7 @@ class Agent:
     async def _tell_table(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         names = {index: name for name, index in self._kernel.interfaces.by_name.items()}
         with contextlib.suppress(ConnectionError):  # he has heard enough
-            await table.write(writer, list(table.rows(self._router, self._kernel.routes.desired, names)))
+            await table.write(writer, list(tablerows.rows(self._router, self._kernel.routes.desired, names)))
         writer.close()
 
     async def _report_health(self) -> None:

@@ -1,4 +1,4 @@
-"""The commands below `ipam`, `node`, `cluster` and `datastore`, as data.
+"""The commands below `bgp`, `ipam`, `node`, `cluster` and `datastore`, as data.
 
 Names, flags and defaults are Calico's. (Reference: CLI, section 1.)
 """
@@ -9,6 +9,36 @@ from tortie.calicoctl.tree import Command
 _ANY = (0, None)
 _LOG_DIRECTORY = "/var/log/calico"
 
+_LOCAL = Flag("local", "this host, from its BGP agent, with reasons (needs root)", kind="bool")
+
+BGP = Command(
+    "bgp",
+    "BGP: the sessions and routes of all nodes",
+    "Shows the BGP sessions and routes of nodes, as their CalicoNodeStatus resources tell them, or\n"
+    "those of this host, as its BGP agent tells them.",
+    children=(
+        Command(
+            "peers",
+            "Show the BGP sessions of nodes",
+            "Shows the BGP sessions of the named nodes, or of all.",
+            "[NODE...]",
+            "  calicoctl bgp peers\n  calicoctl bgp peers --local",
+            (CONFIG, _LOCAL),
+            "bgpshow:peers",
+            _ANY,
+        ),
+        Command(
+            "routes",
+            "Show the routes of nodes",
+            "Shows the routes that the named nodes, or all, know for other nodes and services.",
+            "[NODE...]",
+            "  calicoctl bgp routes node-0\n  calicoctl bgp routes --local",
+            (CONFIG, _LOCAL),
+            "bgpshow:routes",
+            _ANY,
+        ),
+    ),
+)
 IPAM = Command(
     "ipam",
     "Addresses: how many are used, and by whom",
