@@ -46,21 +46,21 @@ _LOST_AFTER_MS = 1000  # how long to wait for an answer that should have been th
 
 
 class NetlinkSocket:
-    """A NETLINK_ROUTE socket in the caller's current network namespace.
+    """A socket of rtnetlink, or another `protocol`, in the caller's current network namespace.
 
     `groups`: bit mask of multicast groups whose events receive() returns; request(), get() and
     dump() belong on a socket without groups. Raises KernelError if the kernel lacks strict checking
     (Linux before 5.0).
     """
 
-    def __init__(self, groups: int = 0) -> None:
+    def __init__(self, groups: int = 0, protocol: int = socket.NETLINK_ROUTE) -> None:
         self._sequence = 0
         self._lost = False  # whether the kernel had to drop answers to the last request
         self._buffer = bytearray(_DATAGRAM)
         self._view = memoryview(self._buffer)
         try:
             flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-            self._socket = socket.socket(socket.AF_NETLINK, flags, socket.NETLINK_ROUTE)
+            self._socket = socket.socket(socket.AF_NETLINK, flags, protocol)
         except OSError as err:
             raise _failure("open", "netlink socket", err) from err
         try:
