@@ -56,6 +56,8 @@ class Agent:
         self._started = self._configured = time.time()
         self._config_seen: tuple[int, int] | None = None  # of bgp.json: inode, time of change
         self._config_error = ""
+        self._news_at: float | None = None  # when the first report came that was not decided about
+        self._convergence = 0.0
         self._work = asyncio.Event()  # something may have to be decided
         self._progress = asyncio.Event()  # ExaBGP reported something
         self._resync_at: float | None = None  # when the kernel's routes are due again, None: all is well
@@ -104,6 +106,7 @@ class Agent:
             now, wall = time.monotonic(), time.time()
             for event in self._speaker.inbox.take_events():
                 self._router.handle(event, now, wall)
+            self._news_at = self._news_at or now
             self._progress.set()
             self._work.set()
 
@@ -122,6 +125,7 @@ class Agent:
     async def _decide(self, now: float) -> None:
         """Withdrawals leave first, then the kernel's routes change, then peers hear of new ones."""
         decision = self._router.decide()
+        news_at, self._news_at = self._news_at, None
         self._kernel.want(decision.routes)
         self._fill_pipe()
         if decision.routes or (self._resync_at is not None and now >= self._resync_at):
@@ -129,6 +133,8 @@ class Agent:
             outcome = await self._kernel.sync()
             if outcome.retry_at is not None:
                 self._resync_at = min(outcome.retry_at, self._resync_at or outcome.retry_at)
+        if decision.routes and news_at is not None:
+            self._convergence = time.monotonic() - news_at
         self._router.announce(decision)
         self._fill_pipe()
         self._end_ribs()
@@ -296,7 +302,9 @@ class Agent:
         found = report(
             self._router, self._kernel.routes, self._reload, self._started, time.time(), self._config_error
         )
-        found = msgspec.structs.replace(found, configured=self._configured)
+        found = msgspec.structs.replace(
+            found, configured=self._configured, convergence=round(self._convergence, 3)
+        )
         without_time = status.encode(status.at(found, 0.0))
         if without_time != self._reported:
             write_atomic(self._paths.bgp_status, status.encode(found))

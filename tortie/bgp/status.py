@@ -68,6 +68,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     as_number: int = 0
     configuration: str = ""  # what is being done about ExaBGP's configuration; see reload.py
     configuration_error: str = ""  # why bgp.json could not be read
+    convergence: float = 0.0  # seconds of the last change of routes, from the first report to the kernel
     starting: bool = True  # routes of the last run are still kept
     peers: tuple[PeerStatus, ...] = ()
     routes: RouteStatus = RouteStatus()
