@@ -11,11 +11,18 @@ _LOG_DIRECTORY = "/var/log/calico"
 
 _LOCAL = Flag("local", "this host, from its BGP agent, with reasons (needs root)", kind="bool")
 
+_GOAL = (
+    CONFIG,
+    Flag("reflectors", "nodes that are to reflect routes, separated by commas"),
+    Flag("cluster-id", "cluster ID of the reflectors", default="244.0.0.1"),
+    Flag("mesh", "go back to the full mesh", kind="bool"),
+)
+
 BGP = Command(
     "bgp",
-    "BGP: the sessions and routes of all nodes",
+    "BGP: the sessions and routes of all nodes, and the way to reflectors",
     "Shows the BGP sessions and routes of nodes, as their CalicoNodeStatus resources tell them, or\n"
-    "those of this host, as its BGP agent tells them.",
+    "those of this host, as its BGP agent tells them; goes from the full mesh to route reflectors.",
     children=(
         Command(
             "peers",
@@ -36,6 +43,26 @@ BGP = Command(
             (CONFIG, _LOCAL),
             "bgpshow:routes",
             _ANY,
+        ),
+        Command(
+            "plan",
+            "Show the steps from the full mesh to route reflectors, or back",
+            "Shows what bgp apply would do, with the effect of each step, and what of it is done already.",
+            example="  calicoctl bgp plan --reflectors node-a,node-b\n  calicoctl bgp plan --mesh",
+            flags=_GOAL,
+            run="bgpapply:plan",
+        ),
+        Command(
+            "apply",
+            "Go from the full mesh to route reflectors, or back, without an outage",
+            "Makes new sessions and waits for them and for their routes before the old ones go.\n"
+            "Interrupted, the same command goes on; with the opposite goal it undoes what was done.",
+            example="  calicoctl bgp apply --reflectors node-a,node-b\n  calicoctl bgp apply --mesh",
+            flags=(
+                *_GOAL,
+                Flag("timeout", "how long to wait for each step", default="5m"),
+            ),
+            run="bgpapply:apply",
         ),
     ),
 )
