@@ -1,7 +1,7 @@
 """The commands over resources, and the whole tree, as data; what they do is imported when they run."""
 
 from tortie.calicoctl.flags import CONFIG, Flag
-from tortie.calicoctl.groups import CLUSTER, DATASTORE, IPAM, NODE
+from tortie.calicoctl.groups import BGP, CLUSTER, DATASTORE, IPAM, NODE
 from tortie.calicoctl.tree import Command
 
 _NAMESPACE = Flag("namespace", "namespace of the resource", "n")
@@ -175,7 +175,7 @@ def root(name: str = "calicoctl") -> Command:
         "Manages Calico's network and policy resources, addresses, and the node on this host.",
         flags=GLOBAL,
         children=(
-            _APPLY, CLUSTER, _COMPLETION, _CREATE, DATASTORE, _DELETE, _GET, _HELP, IPAM, _LABEL, NODE,
+            _APPLY, BGP, CLUSTER, _COMPLETION, _CREATE, DATASTORE, _DELETE, _GET, _HELP, IPAM, _LABEL, NODE,
             _PATCH, _REPLACE, _VALIDATE, _VERSION, _COMPLETE,
         ),
     )  # fmt: skip

@@ -70,6 +70,11 @@ class Paths:
         return f"{self.run}/bgp-status.json"
 
     @property
+    def bgp_routes(self) -> str:
+        """Where the BGP agent tells its whole table to whoever connects."""
+        return f"{self.run}/bgp-routes.sock"
+
+    @property
     def bgp_nudge(self) -> str:
         """A datagram here, of any content, makes the BGP agent read its configuration again."""
         return f"{self.run}/bgp.sock"
