@@ -181,7 +181,7 @@ def test_cni_is_told_the_mtu_of_the_encapsulation(felix: FelixProcess) -> None:
 
 
 def test_ipip_without_the_kernels_help_is_said_and_hurts_nobody_else(felix: FelixProcess) -> None:
-    """Pods of this node are up; that those of others are out of reach makes felix unready, and it says why."""
+    """Pods of this node are up; that those of others are out of reach makes felix unready; it says why."""
     felix.node.ns.veth("tunl0", "other-end")  # so that there is none on any kernel
     felix.parameters["IPINIPTUNNELADDR"] = "10.65.0.99"
     felix.put(pool("p", "10.65.0.0/16", ipip="Always"))
