@@ -397,6 +397,24 @@ def test_without_the_nodes_own_interface_there_is_no_tunnel(host: MakeHost) -> N
     assert one.settle().shown() == host().follow(cluster(vxlan="CrossSubnet")).shown()
 
 
+def test_a_node_that_gets_another_address_leaves_nothing_of_the_old_one(host: MakeHost) -> None:
+    one, fresh = host(), host()
+    one.follow(cluster(vxlan="CrossSubnet", vxlan6="Always"))
+    moved = cluster(
+        node("node1", "172.17.0.3/24", "fd17::3/64", "10.1.0.1", "fd10::101"),
+        vxlan="CrossSubnet",
+        vxlan6="Always",
+    )
+    for either in (one, fresh):
+        either.ns.sh("ip address flush dev eth0 scope global")
+        either.ns.sh("ip address add 172.17.0.3/24 dev eth0")
+        either.ns.sh("ip address add fd17::3/64 dev eth0 nodad")
+    shown = one.settle().follow(moved).shown()
+    assert shown == fresh.follow(moved).shown()
+    assert "10.3.0.0/26 via 172.17.0.9 dev eth0 proto 80 onlink" in shown
+    assert "10.2.0.0/26 via 10.2.0.1 dev vxlan.calico onlink" in shown
+
+
 # --- changes ------------------------------------------------------------------------------------
 
 
