@@ -24,6 +24,7 @@ from tortie.datastore.types.ipam import Block
 from tortie.ipam import gotime, pools
 from tortie.ipam.allocator import Allocator
 from tortie.ipam.block import ReleaseRequest
+from tortie.ipam.errors import IPAMError
 from tortie.ipam.names import NAMESPACE, NODE, POD, TIMESTAMP, clean_handle, cni_handle
 from tortie.ipam.pools import Wish
 from tortie.ipam.requests import AssignAddress, AutoAssign
@@ -126,10 +127,15 @@ class CalicoIpam:
         if done.error is None and short is None:
             return got
         await op.undo("assigned addresses", lambda: self.give_back(op, [IP(one).bare for one in got]))
-        if short is not None and done.error is None:
-            raise CniError(Code.INTERNAL, f"failed to request IPv{short.version} addresses: {short.shortage}")
-        assert done.error is not None
-        raise done.error
+        if done.error is not None and not isinstance(done.error, IPAMError):
+            raise done.error
+        version = short.version if short is not None else 4 if want4 and done.v4 is None else 6
+        why = await self._allocator.why_not(request, version)
+        if done.error is not None:
+            raise CniError(Code.INTERNAL, str(done.error), why) from done.error
+        raise CniError(
+            Code.INTERNAL, f"failed to request IPv{version} addresses: {short.shortage if short else ''}", why
+        )
 
     async def _pools(
         self, op: Operation, wished: Sequence[str] | None, configured: Sequence[str], version: int

@@ -87,6 +87,7 @@ class Config:
     endpoint_report_delay: float = 1.0
     report_interval: float = 30.0  # 0: no process reports
     report_ttl: float = 90.0
+    cut_denied: bool = False
     watchdog: float = 90.0  # one pass over the dataplane may take so long
     datastore_ready: bool = True
 
@@ -105,6 +106,7 @@ class Config:
             table_recheck=self.table_recheck,
             set_interval=self.set_interval,
             route_interval=self.route_interval,
+            cut_denied=self.cut_denied,
         )
 
     def inputs(self) -> Inputs:
@@ -221,6 +223,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         endpoint_report_delay=params["EndpointReportingDelaySecs"],
         report_interval=params["ReportingIntervalSecs"],
         report_ttl=params["ReportingTTLSecs"],
+        cut_denied=params["CutDeniedFlows"],
         watchdog=params["DataplaneWatchdogTimeout"],
         # Only an explicit no stops us: a datastore that nobody initialised holds nothing to enforce.
         datastore_ready=information is None or information.spec.datastoreReady is not False,

@@ -17,6 +17,7 @@ from tortie.core.errors import (
     FieldError,
     OperationNotSupported,
     ResourceDoesNotExist,
+    TortieError,
     UpdateConflict,
     ValidationError,
 )
@@ -24,13 +25,15 @@ from tortie.datastore.backend import KV
 from tortie.datastore.client import Client
 from tortie.datastore.keys import IPAMHostKey
 from tortie.datastore.types.ipam import AllocationAttribute, Block, IPAMConfig
+from tortie.datastore.types.node import Node
 from tortie.ipam import addresses, pools
 from tortie.ipam import block as blocks
-from tortie.ipam.assign import Assigner
+from tortie.ipam.assign import Assigner, wish_of
 from tortie.ipam.block import HostReserve, Owner, ReleaseRequest
 from tortie.ipam.claim import Claimer
 from tortie.ipam.configure import set_config
 from tortie.ipam.errors import BlockClaimConflict, InCooldown, IPAMError, StaleAffinity, TooManyConflicts
+from tortie.ipam.explain import Situation, explain
 from tortie.ipam.handles import Handles
 from tortie.ipam.held import HeldAddresses
 from tortie.ipam.names import clean_handle
@@ -88,6 +91,18 @@ class Allocator:
     async def auto_assign(self, request: AutoAssign) -> AutoAssigned:
         """Addresses of any suitable pool. What went wrong is in the answer; see AutoAssigned."""
         return await self._assigner.assign(request, self.host)
+
+    async def why_not(self, request: AutoAssign, version: int) -> str:
+        """Why a request found no address of this version, for a person; '' if that cannot be told."""
+        wish = wish_of(request, self.host, version)
+        try:
+            facts, stored, nodes = await together(
+                self._view.facts(fresh=True), self.blocks(version), self._client.list(Node)
+            )
+        except TortieError as err:
+            return f"looking for the reason failed: {err}"
+        labels = next((node.labels for node in nodes.items if node.name == wish.host), None)
+        return explain(wish, Situation(facts, stored, labels, {node.name for node in nodes.items}))
 
     async def assign_ip(self, request: AssignAddress) -> None:
         """One particular address. Raises ResourceAlreadyExists if it is taken, IPAMError."""

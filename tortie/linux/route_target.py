@@ -157,7 +157,8 @@ def _only_hop(route: Route) -> NextHop | None:
 
     Without one the kernel takes a multipath route as a whole, with one it takes that way out of it.
     """
-    return route.hops[0] if len(route.hops) == 1 else None
+    hops = route.hops
+    return hops[0] if len(hops) == 1 else None
 
 
 def _leads_to_its_gateway(route: Route) -> bool:

@@ -7,7 +7,7 @@ The order of one apply() is the guarantee that others rely on:
    exist before packets are sent to them, and are left before they go. A packet of an endpoint whose chains
    are not there yet meets the end of the dispatch tree and is dropped.
 3. IP sets that no rule names any more are destroyed, if the tables were written without error.
-4. Only then is an endpoint called up.
+4. If asked for, connections that the new rules deny are cut; only then is an endpoint called up.
 
 Nothing is written before the datastore and the interfaces are known (start()), but for one thing: where no
 rule of ours stands, guard() puts up chains that deny every workload, because nothing else does.
@@ -26,6 +26,7 @@ from tortie.core.errors import KernelError
 from tortie.felix.calc.graph import State, Touched
 from tortie.felix.calc.model import HostEndpoint, WorkloadId
 from tortie.felix.dataplane import sysctls
+from tortie.felix.dataplane.cut import Cutter
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.endpoints import EndpointWiring, Wiring
 from tortie.felix.dataplane.hosts import assign as hosts_on_interfaces
@@ -38,8 +39,8 @@ from tortie.felix.dataplane.routes import Routes, RouteTable
 from tortie.felix.dataplane.sets import Sets, SetWriter
 from tortie.felix.dataplane.sysctls import Sysctls
 from tortie.felix.dataplane.tables import TableWriter
+from tortie.felix.rules import evaluate
 from tortie.felix.rules.dispatch import ANY_INTERFACE
-from tortie.felix.rules.evaluate import Ruleset
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.settings import Settings
 from tortie.linux.ipsets import IPSet
@@ -64,6 +65,7 @@ class Options:
     table_recheck: float = 5.0
     set_interval: float = 90.0
     route_interval: float = 90.0
+    cut_denied: bool = False
 
 
 @dataclass(slots=True)
@@ -116,6 +118,8 @@ class Driver:
         )
         self._arp = self._arp_duty()
         self._arp_writer = None if self._arp is None else ArpWriter(self._arp)
+        self._cutter = Cutter(kernel.netlink, interfaces.name_of) if options.cut_denied else None
+        self._uncut = True  # connections have not been held against what is written now
         self._wiring = EndpointWiring(
             options.wiring, self._route_table, self._neighbours, self._sysctls, interfaces.get
         )
@@ -191,7 +195,9 @@ class Driver:
             family.chains.start(state)
         if self._arp_writer is not None:
             self._arp_writer.start(state)
-        values = sysctls.host(6 in self._families, self._options.forwarding)
+        values = sysctls.host(
+            6 in self._families, self._options.forwarding, strict_tcp=self._options.cut_denied
+        )
         for name, value in values.items():
             self._sysctls.put(name, value)
         for ident, workload in state.workloads.items():
@@ -287,25 +293,50 @@ class Driver:
             return inf
         return -inf if self._news else min(duty.next_due() for duty in self._duties())
 
+    def look_ahead_due(self) -> float:
+        """When look_ahead() has something to do, by the clock."""
+        return min(duty.look_ahead_due() for duty in self._read_ahead()) if self._started else inf
+
+    async def look_ahead(self) -> None:
+        """Read what apply() would soon have to read, at any time, also while that is under way."""
+        for duty in self._read_ahead():
+            if self._clock() >= duty.look_ahead_due():
+                await duty.look_ahead()
+
+    def _read_ahead(self) -> Iterator[Duty[Any, Any]]:
+        """Rules and sets: there can be many."""
+        for family in self._families.values():
+            yield family.sets
+            yield family.tables
+
     async def apply(self) -> bool:
         """Do what is due, in the order above. False if something failed and will be tried again."""
         self._take_news()
         await self._overlay.sync_devices()
         self._keep_sets = True
         sets = [family.sets for family in self._families.values()]
-        await _all(self._on_interfaces() + sets)
+        self._uncut |= await _all([*sets, *self._on_interfaces()])
         for version, family in self._families.items():
             if self._kernel.backends[version].lost_all():
                 family.tables.forget()  # what took the sets away took the rules as well
-        await _all([family.tables for family in self._families.values()] + ([self._arp] if self._arp else []))
+        tables = [family.tables for family in self._families.values()]
+        self._uncut |= await _all([*tables, *([self._arp] if self._arp else [])])
         await asyncio.gather(*map(_clear, self._families.values()))
         if self._kept_sets and all(family.tables.outcome.ok for family in self._families.values()):
             self._keep_sets = self._kept_sets = False
             for duty in sets:
                 duty.touch()
             await _all(sets)
+        if self._cutter is not None and self._uncut:
+            await self._cut(self._cutter)
         # Pods that need no tunnel are to come up where the kernel has none.
         return all(duty.outcome.ok for duty in self._duties() if duty is not self._overlay.devices)
+
+    async def _cut(self, cutter: Cutter) -> None:
+        self._uncut = False
+        for version, family in self._families.items():
+            sets = evaluate.Sets(family.members)
+            await cutter.cut(version, family.chains.ruleset(), sets, self._state.workloads.values())
 
     def _on_interfaces(self) -> list[Duty[Any, Any]]:
         if not self._options.wiring.routes:
@@ -354,7 +385,7 @@ class Driver:
                 found[endpoint.name] = reason if known == ON_NO_INTERFACE else known or reason
         return found
 
-    def rulesets(self) -> dict[int, Ruleset]:
+    def rulesets(self) -> dict[int, evaluate.Ruleset]:
         """All rules that are to stand, by IP version, for evaluating packets against them."""
         return {version: family.chains.ruleset() for version, family in self._families.items()}
 
@@ -382,8 +413,10 @@ _WRITERS: dict[bool, tuple[type[TableWriter], type[SetWriter]]] = {  # with nfta
 }
 
 
-async def _all(duties: Iterable[Duty[Any, Any]]) -> None:
-    await asyncio.gather(*(duty.sync() for duty in duties))
+async def _all(duties: Iterable[Duty[Any, Any]]) -> bool:
+    """Whether anything was written."""
+    outcomes = await asyncio.gather(*(duty.sync() for duty in duties))
+    return any(outcome.updated or outcome.deleted for outcome in outcomes)
 
 
 def _first(reasons: Iterable[str]) -> str:

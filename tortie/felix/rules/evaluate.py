@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tortie.felix.rules import ir
 from tortie.felix.rules.ir import Chain, Hook
@@ -88,10 +88,17 @@ def _network(cidr: str) -> Network:
     return ipaddress.ip_network(cidr)
 
 
+class Contents(Protocol):
+    """What is in IP sets, by their ids."""
+
+    def __getitem__(self, ident: str, /) -> Collection[str]:
+        """Raises KeyError for a set that does not exist."""
+
+
 class Sets:
     """The members of IP sets by id, made ready for asking when they are asked for."""
 
-    def __init__(self, members: Mapping[str, Collection[str]]) -> None:
+    def __init__(self, members: Contents) -> None:
         """Members are addresses, CIDRs, or `address,protocol:port`."""
         self._members = members
         # set -> the networks in it, by IP version and how many bits of their addresses are free
