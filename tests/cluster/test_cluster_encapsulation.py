@@ -157,6 +157,8 @@ def check(lab: Lab, mode: str) -> None:
 def test_a_fresh_cluster_tunnels_everything_between_nodes(lab: Lab) -> None:
     wait_until(lambda: settled(lab, "Always"), "the mode everywhere", PATIENCE, lambda: evidence(lab))
     check(lab, "Always")
+    audit = lab.calicoctl("ipam", "check").stdout
+    assert "Check complete; found 0 problems." in audit, audit
 
 
 def test_vxlan_packets_are_taken_from_nodes_only(lab: Lab) -> None:

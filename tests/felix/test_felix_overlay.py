@@ -94,6 +94,7 @@ class Host:
                 self.calculation.update(Update("updated" if key in self.known else "new", key, value))
         self.known = dict(objects)
         self.calculation.flush()
+        self.overlay.update(self.calculation.state)
         return self.settle()
 
     def settle(self) -> "Host":
@@ -113,7 +114,7 @@ class Host:
         self.interfaces.reread(links.dump(netlink), addresses.dump(netlink), self.clock())
         if self.overlay.interfaces_changed(self.interfaces.settle(self.clock())):
             self.routes.forget()
-        self.overlay.update(self.calculation.state)
+        self.overlay.look_again()
         duties: list[Duty[Any, Any]] = [self.overlay.devices, self.routes, *self.overlay.entries]
         before = [duty.outcome for duty in duties]
         await self.overlay.sync_devices()

@@ -233,7 +233,7 @@ class Driver:
         for name in names:
             if (ident := self._wiring.on(name)) is not None:
                 self._wiring.update(ident, self._state.workloads.get(ident))
-        self._overlay.update(self._state)
+        self._overlay.look_again()
         self._look_at_addresses()
 
     def _look_at_addresses(self) -> None:
