@@ -26,6 +26,7 @@ from tortie.felix.dataplane.kernel import Kernel
 from tortie.felix.dataplane.neighbours import ForwardingTarget, NeighbourTarget
 from tortie.felix.dataplane.overlay import Overlay
 from tortie.felix.dataplane.routes import Ownership, RouteTable, WorkloadRouteTarget
+from tortie.felix.dataplane.shaping import ShapingTarget
 from tortie.felix.dataplane.sysctls import SysctlTarget
 from tortie.felix.dataplane.tunnels import TunnelTarget
 from tortie.linux import addresses, ethtool, links
@@ -65,6 +66,7 @@ class Host:
         target = WorkloadRouteTarget(RouteTarget(netlink, ownership.owns), ownership, forget, self.clock)
         kernel = Kernel(
             netlink, {}, None, target, NeighbourTarget(netlink, ownership.is_workload), SysctlTarget(),
+            ShapingTarget(netlink, ("cali",)),
             self.tunnels, NeighbourTarget(netlink, self.tunnels.is_vxlan, both_families=True),
             ForwardingTarget(netlink, self.tunnels.is_vxlan), ownership,
         )  # fmt: skip
