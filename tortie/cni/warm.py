@@ -66,7 +66,7 @@ class WarmPool:
         self._handle = warm_handle(self.node)
         self._clock = asyncio.get_running_loop().time
         self.ready: dict[int, dict[str, str]] = {4: {}, 6: {}}  # IP version -> address -> its block
-        self._given: dict[str, _Given] = {}  # address -> whose it becomes
+        self.given: dict[str, _Given] = {}  # address -> whose it becomes
         self._barred: set[str] = set()  # addresses whose note cannot be read
         # IP version -> when an address was last needed; IPv6 is kept from the first time it is asked for.
         self._needed: dict[int, float] = {4: self._clock()} if marks.high else {}
@@ -89,7 +89,7 @@ class WarmPool:
 
     def owes(self, handle: str) -> bool:
         """Whether the datastore has yet to hear of an address of this handle."""
-        return any(given.transfer.handle == handle for given in self._given.values())
+        return any(given.transfer.handle == handle for given in self.given.values())
 
     def take(
         self, version: int, handle: str, attributes: Mapping[str, str], suits: Callable[[str], bool]
@@ -115,7 +115,7 @@ class WarmPool:
 
     async def flush(self, handle: str) -> None:
         """Wait until the datastore knows what the handle has been given. Raises CniError if it takes long."""
-        waiting = [given.done for given in self._given.values() if given.transfer.handle == handle]
+        waiting = [given.done for given in self.given.values() if given.transfer.handle == handle]
         if not waiting:
             return
         self._wake.set()
@@ -178,11 +178,11 @@ class WarmPool:
             held = {}
         blocks = {address: cidr for cidr, of_block in held.items() for address in of_block}
         used = await self._used() if blocks else {}
-        for address in [address for address in self._given if address not in blocks]:
+        for address in [address for address in self.given if address not in blocks]:
             self._arrived(address)
         self.ready = {4: {}, 6: {}}
         for address, cidr in blocks.items():
-            if address in self._given or address in self._barred:
+            if address in self.given or address in self._barred:
                 continue
             if address in used:
                 _log.warning("%s is kept ready, yet endpoint %s uses it: left alone", address, used[address])
@@ -198,7 +198,7 @@ class WarmPool:
         }
 
     async def _hand_over(self) -> None:
-        batch = [given.transfer for given in self._given.values()]
+        batch = [given.transfer for given in self.given.values()]
         if not batch:
             return
         await self.allocator.transfer(self._handle, batch)
@@ -206,7 +206,7 @@ class WarmPool:
             self._arrived(transfer.address)
 
     def _give(self, transfer: Transfer) -> None:
-        self._given[transfer.address] = _Given(transfer, asyncio.get_running_loop().create_future())
+        self.given[transfer.address] = _Given(transfer, asyncio.get_running_loop().create_future())
 
     def _arrived(self, address: str) -> None:
         try:
@@ -214,7 +214,7 @@ class WarmPool:
         except OSError as err:
             # Left, it would be carried out again at the next start, and find nothing to do.
             _log.warning("cannot remove the note of %s: %s", address, err)
-        given = self._given.pop(address)
+        given = self.given.pop(address)
         if not given.done.done():
             given.done.set_result(None)
 
@@ -284,7 +284,7 @@ class WarmPool:
             return
         numbers = {version: len(ready) for version, ready in self.ready.items()}
         try:
-            write_atomic(self._metrics_path, metrics(numbers, len(self._given), self._marks, self.counters))
+            write_atomic(self._metrics_path, metrics(numbers, len(self.given), self._marks, self.counters))
         except OSError as err:
             _log.warning("cannot write %s: %s", self._metrics_path, err)
 

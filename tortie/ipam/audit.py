@@ -142,10 +142,17 @@ def _windows(stored: Iterable[StoredBlock]) -> Iterator[Use]:
 
 
 def _warm(books: Books) -> Iterator[Use]:
-    """What nodes keep ready for their next pods; a node that is gone needs nothing."""
+    """What nodes keep ready for their next pods; a node that is gone needs nothing.
+
+    One that an endpoint names is on its way to that endpoint: its allocation tells last.
+    """
+    used = {use.address for use in books.uses}
     for block, ordinal, attribute in _allocated(books.blocks):
-        if is_warm(attribute.handle_id) and (node := attribute.secondary.get(NODE, "")) in books.nodes:
-            yield Use(blocks.address_at(block, ordinal), f"Warm pool of Node({node})")
+        if not is_warm(attribute.handle_id):
+            continue
+        node, address = attribute.secondary.get(NODE, ""), blocks.address_at(block, ordinal)
+        if node in books.nodes and address not in used:
+            yield Use(address, f"Warm pool of Node({node})")
 
 
 def _allocated(stored: Iterable[StoredBlock]) -> Iterator[tuple[Block, int, AllocationAttribute]]:
