@@ -115,6 +115,8 @@ class Handler:
         limits = Limits.configured(conf.log_file_max_size, conf.log_file_max_age, conf.log_file_max_count)
         with self._tools.journal.during(conf.log_level, conf.log_file_path, limits, shim.complain):
             try:
+                for field in netconf.for_windows(request.stdin):
+                    _log.info("%s is for Windows nodes and has no effect here", field)
                 op = self._operation(request, call, conf, shim)
                 await self._serialised(op)
             except TortieError as err:
