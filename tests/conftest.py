@@ -1,5 +1,6 @@
 """Fixtures shared by all rooms."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,19 @@ sys.path.insert(
 
 from tests.netns_lab import Namespace
 from tests.support.etcd_fixtures import backend, etcd, etcd_process, make_etcd
+from tortie.core.log import LineFormatter
 
 __all__ = ["backend", "etcd", "etcd_process", "make_etcd", "make_netns", "netns"]
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_it_was() -> Iterator[None]:
+    """A test that sets logging up, as a process at its start, does not decide what others' caplog sees."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    root.handlers[:] = [one for one in root.handlers if not isinstance(one.formatter, LineFormatter)]
 
 
 @pytest.fixture

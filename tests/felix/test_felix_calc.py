@@ -246,9 +246,12 @@ def test_blocks_of_nodes_in_the_own_subnet_are_reached_directly() -> None:
     objects[BlockKey("10.0.0.8/30")] = Block(cidr="10.0.0.8/30", affinity="host:node3")
     objects[BlockKey("10.9.0.0/30")] = Block(cidr="10.9.0.0/30", affinity="host:node2")
     found = calculated(objects).block_routes
-    assert {dst: route.gateway for dst, route in found.items()} == {
+    assert {dst: route.gateway for dst, route in found.items() if route.direct} == {
         "10.0.0.4/30": "172.16.0.2",
         "10.0.0.1/32": "172.16.0.2",
+    }
+    assert {dst: route.gateway for dst, route in found.items() if not route.direct} == {
+        "10.0.0.8/30": "172.17.0.3"  # beyond the own subnet: by a tunnel, if there is one
     }
 
 

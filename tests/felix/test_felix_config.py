@@ -8,6 +8,7 @@ import pytest
 from tests.felix.objects import node, pool
 from tortie.core.errors import ConfigError
 from tortie.core.paths import Paths
+from tortie.datastore import validate
 from tortie.datastore.types.bgp import BGPConfiguration, BGPConfigurationSpec
 from tortie.datastore.types.cluster import ClusterInformation, ClusterInformationSpec, FelixConfiguration
 from tortie.datastore.types.meta import ObjectMeta
@@ -102,6 +103,18 @@ def test_pools_switch_encapsulation_on(modes: list[tuple[str, str, str]], expect
     assert found.needs_blocks == bool(expected[1])
     forced = config(sources, IPINIPENABLED="true", VXLANENABLED="false")
     assert (forced.settings.ipip, 4 in forced.settings.vxlan) == (True, False)
+
+
+def test_cutting_denied_connections_is_asked_for_by_an_annotation_or_locally() -> None:
+    """Calico's schema has no field for it, and Calico does not mind the annotation."""
+    sources = Sources("node1")
+    assert not config(sources).cut_denied and config(sources, CUTDENIEDFLOWS="true").cut_denied
+    asking = configuration("default")
+    asking.metadata.annotations["config.projectcalico.org/CutDeniedFlows"] = "true"
+    validate.check(validate.with_defaults(asking))
+    sources.take("FelixConfiguration", "default", asking)
+    found = config(sources)
+    assert found.cut_denied and found.options(frozenset((4,)), "1").cut_denied
 
 
 def test_who_routes_is_decided_with_bgps_configuration() -> None:

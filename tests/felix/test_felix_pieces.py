@@ -35,10 +35,10 @@ def test_an_interface_is_told_of_once_it_is_there() -> None:
     seen = Interfaces()
     seen.link_changed(link("cali1", 7, running=False), 0)
     assert seen.settle(0) == {"cali1"}
-    assert seen.get("cali1") == Interface("cali1", 7, False)
+    assert seen.get("cali1") == Interface("cali1", 7, False, 1500)
     seen.link_changed(link("cali1", 7), 0)
     assert seen.settle(0) == {"cali1"}
-    assert seen.get("cali1") == Interface("cali1", 7, True)
+    assert seen.get("cali1") == Interface("cali1", 7, True, 1500)
     assert seen.settle(0) == set()
 
 
@@ -54,7 +54,7 @@ def test_going_down_is_believed_after_a_moment_and_a_flap_not_at_all() -> None:
     assert seen.take_flapped() == {"cali1"}, "the kernel has forgotten its routes all the same"
     seen.link_changed(link("cali1", 7, running=False), 3.0)
     assert seen.settle(3.1) == {"cali1"}
-    assert seen.get("cali1") == Interface("cali1", 7, False)
+    assert seen.get("cali1") == Interface("cali1", 7, False, 1500)
 
 
 def test_a_deleted_interface_is_gone_at_once() -> None:
@@ -74,7 +74,7 @@ def test_a_replaced_interface_is_one_change() -> None:
     seen.link_gone(7)
     seen.link_changed(link("cali1", 9), 0)
     assert seen.settle(0) == {"cali1"}
-    assert seen.get("cali1") == Interface("cali1", 9, True)
+    assert seen.get("cali1") == Interface("cali1", 9, True, 1500)
 
 
 def test_while_two_share_a_name_it_keeps_what_it_had() -> None:
@@ -83,10 +83,10 @@ def test_while_two_share_a_name_it_keeps_what_it_had() -> None:
     seen.settle(0)
     seen.link_changed(link("cali1", 9), 0)
     assert seen.settle(0) == set()
-    assert seen.get("cali1") == Interface("cali1", 7, True)
+    assert seen.get("cali1") == Interface("cali1", 7, True, 1500)
     seen.link_changed(link("other", 7), 0)
     assert seen.settle(0) == {"cali1", "other"}
-    assert seen.get("cali1") == Interface("cali1", 9, True)
+    assert seen.get("cali1") == Interface("cali1", 9, True, 1500)
 
 
 def test_addresses_leave_after_a_moment_unless_they_come_back() -> None:
@@ -97,7 +97,7 @@ def test_addresses_leave_after_a_moment_unless_they_come_back() -> None:
     seen.settle(0)
     assert seen.addresses() == {"10.0.0.1", "10.0.0.3"}
     assert seen.addresses(besides=("cali",)) == {"10.0.0.1"}
-    assert seen.holding("10.0.0.1") == Interface("eth0", 1, True)
+    assert seen.holding("10.0.0.1") == Interface("eth0", 1, True, 1500)
     seen.address_gone(Address("10.0.0.1", 24, 1), 5)
     seen.address_changed(Address("10.0.0.1", 24, 1))
     seen.settle(6)
@@ -130,7 +130,7 @@ def test_events_and_readings_end_in_the_same_picture(seed: int) -> None:
     seen.reread(final, [], now)
     for changed in seen.settle(now + 1):
         told[changed] = seen.get(changed)
-    expected = {one.name: Interface(one.name, one.ifindex, one.running) for one in final}
+    expected = {one.name: Interface(one.name, one.ifindex, one.running, one.mtu) for one in final}
     assert {name: one for name, one in told.items() if one is not None} == expected
 
 

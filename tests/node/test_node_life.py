@@ -57,7 +57,7 @@ def test_every_part_is_live_and_ready(running: Machine) -> None:
         lambda: "200 OK" in ask(running, "/readiness"), "readiness", 20, lambda: ask(running, "/readiness")
     )
     answer = ask(running, "/readiness")
-    for part in ("bgp", "cni", "confd", "felix"):
+    for part in ("bgp", "cni", "confd", "felix", "tunnels"):
         row = next(line for line in answer.splitlines() if line.startswith(f"| {part} "))
         assert "reporting live" in row and "reporting ready" in row, answer
     assert "200 OK" in ask(running, "/liveness")

@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Awaitable
 
@@ -37,6 +38,7 @@ _LONGEST_REST = 0.2  # … but no longer than this
 _TICK = 1.0  # seconds between looks at the clock: restart times are whole seconds
 _PER_TURN = 5000  # changes made into commands at a time, some 100 kB
 _POLL_CONFIG = 5.0  # seconds between looks at bgp.json, should a nudge get lost
+_SWITCH = 0.0005  # seconds the reading thread waits for its turn; ExaBGP stands still while the pipe is full
 _STATUS_REST = 1.0  # seconds between two status files at least
 
 
@@ -290,6 +292,7 @@ def _routes(answers: list[Answer]) -> list[events.Listed]:
 
 def main() -> None:
     gc.set_threshold(100_000, 20, 100)  # tables of many small objects and no cycles: looking costs a tenth
+    sys.setswitchinterval(_SWITCH)
     log.setup()
     os.makedirs(Paths.from_env().run, exist_ok=True)
     kernel = Kernel()

@@ -67,6 +67,8 @@ class Fib:
     ) -> list[NextHop] | str:
         if choice.best.source is Source.WORKLOAD:
             return LOCAL_WORKLOAD
+        if choice.best.source is Source.DIRECT:
+            return "connected network"
         if pool is None:
             return "outside all pools"
         if not pool.programmed:

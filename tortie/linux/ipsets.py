@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tortie.core.errors import KernelError
+from tortie.linux.overtaken import Writes
 from tortie.linux.process import run
 
 SetType = Literal["hash:ip", "hash:net", "hash:ip,port"]
@@ -54,14 +55,17 @@ class SetTarget:
     def __init__(self, version: int) -> None:
         self._version = version
         self._known: dict[str, IPSet] = {}  # name -> as read or written last
+        self._writes = Writes()
 
     async def read(self) -> Mapping[str, IPSet]:
-        """Our sets of this version. Raises KernelError."""
+        """Our sets of this version. Raises KernelError, also if a write overtakes it."""
+        mark = self._writes.mark()
         saved = await run("ipset", "save", deadline=_DEADLINE)
         if saved.status:
             raise KernelError("read", "IP sets", text=saved.reason)
-        known = {}
-        for name, found in (await _parse(saved.output)).items():
+        everything, known = await _parse(saved.output), {}
+        self._writes.check(mark, "IP sets")
+        for name, found in everything.items():
             if found.version == self._version and OURS.match(name):
                 before = self._known.get(name)
                 # The same object for an unchanged set: comparing it again later costs nothing.
@@ -70,6 +74,10 @@ class SetTarget:
         return dict(known)
 
     async def apply(self, update: Mapping[str, IPSet], delete: Collection[str]) -> Mapping[str, str]:
+        with self._writes.under_way():
+            return await self._apply(update, delete)
+
+    async def _apply(self, update: Mapping[str, IPSet], delete: Collection[str]) -> Mapping[str, str]:
         failed: dict[str, str] = {}
         reshaped = [name for name in update if name in self._known and not self._fits(name, update[name])]
         plain = {name: wanted for name, wanted in update.items() if name not in reshaped}

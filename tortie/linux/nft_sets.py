@@ -23,6 +23,7 @@ from tortie.core.errors import KernelError
 from tortie.linux.ipsets import IPSet, SetType
 from tortie.linux.nft_elements import Change, change, span
 from tortie.linux.nftables import LINE, Family, listing, nft
+from tortie.linux.overtaken import Writes
 
 _AT_ONCE = 1000  # members in one line: enough to be fast, and short enough to read in an error
 _MAX_DELETED = 500  # sets deleted in one transaction, Calico's
@@ -56,11 +57,14 @@ class SetTarget:
         self._known: dict[
             str, IPSet | None
         ] = {}  # name -> as read or written last; None: no set of our kinds
+        self._writes = Writes()
         self._vanished = False  # when read last, sets that stood before were gone altogether
 
     async def read(self) -> Mapping[str, IPSet]:
-        """All sets in the table. Raises KernelError."""
+        """All sets in the table. Raises KernelError, also if a write overtakes it."""
+        mark = self._writes.mark()
         text = await listing("list", "sets", "table", *self._table.split())
+        self._writes.check(mark, "nftables sets")
         known = {} if text is None else self._parse(text)
         self._vanished |= bool(self._known) and not known
         for name, found in known.items():
@@ -78,6 +82,10 @@ class SetTarget:
         return {one.set.name: parse_set(one.set, self._version) for one in listed if one.set is not None}
 
     async def apply(self, update: Mapping[str, IPSet], delete: Collection[str]) -> Mapping[str, str]:
+        with self._writes.under_way():
+            return await self._apply(update, delete)
+
+    async def _apply(self, update: Mapping[str, IPSet], delete: Collection[str]) -> Mapping[str, str]:
         failed: dict[str, str] = {}
         new = [name for name, wanted in update.items() if not self._fits(self._known.get(name), wanted)]
         odd = [name for name in update if name not in new and self._is_odd(name)]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from tortie.datastore.routeowner import Encapsulation
+
 RuleAction = Literal["allow", "deny", "pass", "log"]
 SetKind = Literal["net", "ip", "ip,port"]
 Stage = Literal["normal", "untracked", "pre-dnat"]
@@ -224,12 +226,28 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Vtep:
+    """A node's end of a VXLAN tunnel: the address and MAC of its device, and where the node is reached."""
+
+    address: str
+    mac: str
+    node_address: str
+
+
+@dataclass(frozen=True, slots=True)
 class BlockRoute:
-    """A way to addresses on another node, for pools whose routes are felix's to write."""
+    """A way to addresses on another node, for pools whose routes are felix's to write.
+
+    `direct`: without a tunnel, because the pool has none or the node is in the own subnet. `vtep`: address
+    of the node's end of a VXLAN tunnel, '' while it has none.
+    """
 
     dst: str
     node: str
     gateway: str  # the node's address
+    encapsulation: Encapsulation = Encapsulation.NONE
+    direct: bool = True
+    vtep: str = ""
 
 
 def version_of(address: str) -> int:

@@ -1,6 +1,6 @@
 """The state's IP sets as kernel sets of one IP version: those that rules look into, and the static ones."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tortie.felix.calc import canonical
 from tortie.felix.calc.graph import State, Touched
@@ -34,6 +34,10 @@ class SetWriter:
     def _name(self, ident: str) -> str:
         return names.ip_set(self._version, ident)
 
+    def __getitem__(self, ident: str) -> Collection[str]:
+        """What is to be in a set, for evaluating packets. Raises KeyError."""
+        return self._duty.desired[self._name(ident)].members
+
     def start(self, state: State) -> None:
         self._own_addresses(())
         self.update(state, Touched.everything(state))
@@ -64,7 +68,7 @@ class SetWriter:
             self._nets(names.ALL_HOSTS, [*filter(None, hosts), *self._external])
         if self._version in self._settings.vxlan:
             others = (node for name, node in state.nodes.items() if name != self._node)
-            tunnels = [node.of(self._version) for node in others if self._version in node.vtep]
+            tunnels = [vtep.node_address for node in others if (vtep := node.vtep(self._version))]
             self._nets(names.ALL_VXLAN, [*tunnels, *self._external])
 
     def _dscp(self, state: State) -> None:
@@ -75,7 +79,7 @@ class SetWriter:
         if members is None:
             self._duty.drop(self._name(ident))
         else:
-            self._put(ident, members.kind, members.of(self._version))
+            self._put_whole(ident, members.kind, frozenset(members.of(self._version)))
 
     def _nets(self, ident: str, nets: Iterable[str]) -> None:
         halves = (half for net in nets for half in canonical.halves(net))
@@ -83,5 +87,9 @@ class SetWriter:
 
     def _put(self, ident: str, kind: SetKind, members: Iterable[str]) -> None:
         mine = frozenset(one for one in members if version_of(one.partition(",")[0]) == self._version)
-        wanted = IPSet(_TYPES[kind], self._version, mine, self._maximum)
+        self._put_whole(ident, kind, mine)
+
+    def _put_whole(self, ident: str, kind: SetKind, members: frozenset[str]) -> None:
+        """`members` are all of this IP version."""
+        wanted = IPSet(_TYPES[kind], self._version, members, self._maximum)
         self._duty.put(self._name(ident), wanted)

@@ -27,6 +27,8 @@ from tortie.felix.rules.settings import Settings
 _MULTIPORT_SLOTS = 15  # XT_MULTI_PORTS; a range takes two
 _CATCH_ALL = {4: "0.0.0.0/0", 6: "::/0"}
 _PROTOCOL_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132, "udplite": 136}
+# Of one rule: with what they are wrapped in, half of the 250 words and 10,000 characters it may have.
+_MAX_ANNOTATIONS = 16
 _ICMP = {4: 1, 6: 58}  # IP version -> the protocol number of its ICMP
 
 
@@ -277,7 +279,7 @@ def render_rule(
     if split.used:
         matches = (*matches, ir.all_set(settings.marks.scratch0))
     verdict = _verdict(mine.action, matches, table, settings, owner, nflog)
-    comments = tuple(f"{key}={value}" for key, value in mine.annotations)
+    comments = tuple(f"{key}={value}" for key, value in mine.annotations[:_MAX_ANNOTATIONS])
     return [replace(one, comments=comments) if comments else one for one in [*split.rules, *verdict]]
 
 
