@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from tests.netns_lab import Namespace
+from tortie.core.errors import KernelError
 from tortie.core.reconcile import Outcome, Reconciler
 from tortie.linux.ipsets import IPSet, SetTarget
 
@@ -68,6 +69,22 @@ def test_members_change_one_by_one(netns: Namespace) -> None:
     assert host.want(cali40a=nets("10.0.0.2", "10.0.0.3")).ok
     assert host.there() == {"cali40a": {"10.0.0.2", "10.0.0.3"}}
     assert netns.run("ipset", "save", "cali40a").splitlines()[0] == created, "the very same set"
+
+
+def test_a_reading_that_a_write_overtakes_is_worthless_and_changes_nothing(netns: Namespace) -> None:
+    host = Host(netns)
+    host.want(cali40a=nets("10.0.0.1"))
+    changed = {"cali40a": nets("10.0.0.2")}
+
+    async def both() -> tuple[object, object]:
+        return await asyncio.gather(
+            host.target.read(), host.target.apply(changed, ()), return_exceptions=True
+        )
+
+    read, applied = netns.call(asyncio.run, both())
+    assert isinstance(read, KernelError) and applied == {}
+    assert host.want(cali40a=nets("10.0.0.3")).ok
+    assert host.there() == {"cali40a": {"10.0.0.3"}}, "what the write left was still known"
 
 
 def test_another_shape_is_swapped_in_under_the_rules_that_use_it(netns: Namespace) -> None:

@@ -74,7 +74,8 @@ def test_a_configuration_restart_does_not_back_off(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_stubborn_component_is_killed_in_the_end(tmp_path: Path) -> None:
+def test_a_stubborn_component_is_killed_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tortie.node.supervisor._STOP_TIMEOUT", 0.5)
     ready = tmp_path / "ready"
     code = (
         "import signal, time\n"

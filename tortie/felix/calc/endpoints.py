@@ -15,11 +15,14 @@ from tortie.datastore.types import policy as v3_policy
 from tortie.felix.calc import canonical
 from tortie.felix.calc.canonical import refuse
 from tortie.felix.calc.members import Item
-from tortie.felix.calc.model import FloatingIP, HostEndpoint, QoS, Workload, WorkloadId
+from tortie.felix.calc.model import Bandwidth, FloatingIP, HostEndpoint, QoS, Workload, WorkloadId
 from tortie.felix.calc.rules import NAMESPACE, SERVICE_ACCOUNT
 
 _MAX_PACKETS = 10_000  # per second, and at once: XT_LIMIT_SCALE
 _MAX_CONNECTIONS = 0xFFFFFFFF  # connlimit counts in 32 bits
+_MAX_RATE, _MAX_PEAK = 10**15, 101 * 10**13  # bit/s, Calico's bounds as the two that follow
+_MAX_BURST, _MAX_MIN_BURST = 34_359_738_360, 10**8  # bits, bytes
+_BURST_BITS = 4 << 30  # Calico's default
 _BURST = 5  # packets, the default of Calico and of the limit match
 _INHERITED = ("pcns.", "pcsa.")  # labels only a namespace or a service account may give
 
@@ -56,6 +59,8 @@ def workload(ident: WorkloadId, endpoint: v3.WorkloadEndpoint, prefixes: Iterabl
         ),
         floating_ips=_floating(spec.ipNATs),
         qos=_qos(spec.qosControls),
+        ingress=_bandwidth(spec.qosControls, "ingress"),
+        egress=_bandwidth(spec.qosControls, "egress"),
         dscp=_dscp(spec.qosControls),
     )
 
@@ -91,6 +96,21 @@ def _qos(controls: v3.QoSControls | None) -> QoS | None:
         egress_connections=_limit(controls, "egressMaxConnections", _MAX_CONNECTIONS),
     )
     return None if qos == QoS() else qos
+
+
+def _bandwidth(controls: v3.QoSControls | None, direction: str) -> Bandwidth:
+    """What goes with a rate that is not there is left out, as Calico's conversion of annotations does."""
+    if controls is None or not (rate := _limit(controls, f"{direction}Bandwidth", _MAX_RATE)):
+        return Bandwidth()
+    peak = _limit(controls, f"{direction}Peakrate", _MAX_PEAK)
+    if peak and peak <= rate:
+        raise refuse(f"qosControls.{direction}Peakrate", peak, "must be more than the bandwidth")
+    return Bandwidth(
+        rate,
+        _limit(controls, f"{direction}Burst", _MAX_BURST) or _BURST_BITS,
+        peak,
+        _limit(controls, f"{direction}Minburst", _MAX_MIN_BURST) if peak else 0,
+    )
 
 
 def _limit(controls: v3.QoSControls, field: str, most: int) -> int:
