@@ -60,7 +60,7 @@ class Client:
             kv = await self.backend.create(key_of(resource), resource)
         except ResourceAlreadyExists as err:
             raise ResourceAlreadyExists(key_of(resource), current=self._seen(err.current)) from None
-        return self._after_read(resource, kv)
+        return self._after_read(cast(R, kv.value), kv)
 
     async def _new(self, resource: R) -> R:
         """The resource as it is to be stored for the first time. Raises ValidationError."""
@@ -86,7 +86,7 @@ class Client:
             kv = await self.backend.update(KV(key_of(resource), resource, resource.revision))
         except UpdateConflict as err:
             raise UpdateConflict(key_of(resource), current=self._seen(err.current)) from None
-        return self._after_read(resource, kv)
+        return self._after_read(cast(R, kv.value), kv)
 
     async def overwrite(self, resource: R) -> R:
         """Store a resource, whatever is there: for what cannot be read, and so has nothing to be kept.
@@ -94,7 +94,8 @@ class Client:
         Raises ValidationError.
         """
         resource = await self._new(resource)
-        return self._after_read(resource, await self.backend.apply(key_of(resource), resource))
+        kv = await self.backend.apply(key_of(resource), resource)
+        return self._after_read(cast(R, kv.value), kv)
 
     async def get(self, kind: type[R], name: str, namespace: str = "") -> R:
         """Raises ResourceDoesNotExist; ValidationError if what is stored cannot be parsed."""

@@ -73,7 +73,9 @@ class _Head:
 class HttpClient:
     """Belongs to the event loop it is used in; in another one it starts anew."""
 
-    def __init__(self, url: str, tls: Callable[[], tuple[ssl.SSLContext, str] | None], timing: Timing) -> None:
+    def __init__(
+        self, url: str, tls: Callable[[], tuple[ssl.SSLContext, str] | None], timing: Timing
+    ) -> None:
         """`tls` gives the context and the name to verify ('' for the URL's host) of a new connection.
 
         Raises ConfigError for anything but http[s]://host[:port][/path].
@@ -133,7 +135,7 @@ class HttpClient:
                         return await self._exchange(connection, method, target, headers, body)
                     except (OSError, EOFError) as err:
                         if fresh or method != "GET" or self._closed:
-                            raise _reset(what) from err
+                            raise _reset(what, err) from err
 
     async def _exchange(
         self, connection: _Connection, method: str, target: str, headers: Mapping[str, str], body: bytes
@@ -168,7 +170,9 @@ class HttpClient:
             async with contextlib.aclosing(lines):
                 yield Answer(head.status, head.headers, data), lines
 
-    async def _lines(self, reader: asyncio.StreamReader, head: _Head, what: str) -> AsyncGenerator[bytes, None]:
+    async def _lines(
+        self, reader: asyncio.StreamReader, head: _Head, what: str
+    ) -> AsyncGenerator[bytes, None]:
         buffer = bytearray()
         parts = _body(reader, head, None)
         async with contextlib.aclosing(parts):
@@ -342,8 +346,8 @@ def _size(text: str, base: int) -> int:
 # --- what failures mean -------------------------------------------------------------------------
 
 
-def _reset(what: str) -> DatastoreUnreachable:
-    return DatastoreUnreachable(f"{what}: the connection was lost")
+def _reset(what: str, err: Exception) -> DatastoreUnreachable:
+    return DatastoreUnreachable(f"{what}: the connection was lost: {err}")
 
 
 @contextlib.contextmanager
@@ -355,7 +359,7 @@ def _failures(what: str) -> Iterator[None]:
     except ssl.SSLError as err:
         raise DatastoreUnreachable(f"{what}: TLS: {_reason(err)}") from err
     except EOFError as err:  # also asyncio.IncompleteReadError
-        raise _reset(what) from err
+        raise _reset(what, err) from err
     except OSError as err:
         raise DatastoreUnreachable(f"{what}: {err.strerror or err}") from err
     except (_NotHttp, asyncio.LimitOverrunError) as err:
@@ -366,4 +370,3 @@ def _reason(err: ssl.SSLError) -> str:
     if isinstance(err, ssl.SSLCertVerificationError):
         return f"the server's certificate: {err.verify_message}"
     return err.reason or str(err)
-

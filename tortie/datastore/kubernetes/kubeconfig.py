@@ -152,7 +152,9 @@ def _entry(
     return found
 
 
-def _server(cluster: dict[str, Any], cluster_dir: str, user: dict[str, Any], user_dir: str, path: str) -> Server:
+def _server(
+    cluster: dict[str, Any], cluster_dir: str, user: dict[str, Any], user_dir: str, path: str
+) -> Server:
     for name in ("exec", "auth-provider"):
         if user.get(name):
             reason = f"logs in by {name}, which needs a program of its provider: use a token or a certificate"
