@@ -172,8 +172,7 @@ class ApiServer:
     def wipe(self) -> None:
         """Past the server, which then tells its watchers."""
         for prefix in (_REGISTRY + filled for filled in _FILLED):
-            for key in self.etcd.entries(prefix):
-                self.etcd.delete(key)
+            self.etcd.delete_all(prefix)
         for key in self.etcd.entries(f"{_REGISTRY}namespaces/"):
             if key.rpartition("/")[2] not in _OWN_NAMESPACES:
                 self.etcd.delete(key)
