@@ -9,10 +9,11 @@ Raises ValidationError for a scope that cannot be understood: nobody can say who
 from dataclasses import dataclass
 from math import inf
 
+from tortie.core.errors import FieldError
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.selector import Selector, parse
 from tortie.datastore.types import policy as v3
-from tortie.felix.calc import canonical, rules
+from tortie.felix.calc import rules
 from tortie.felix.calc.model import DENY_ALL, Policy, PolicyId, Rule, Stage
 from tortie.felix.calc.rules import Source, compile_rules
 
@@ -67,10 +68,7 @@ def scope(ident: PolicyId, policy: V3Policy) -> Scope | None:
     else:
         stage, forward = "normal", False
         selector = namespaced_selector(spec.selector, ident.namespace, spec.serviceAccountSelector)
-    types = {kind.lower() for kind in spec.types}
-    if not types <= _DIRECTIONS:  # compile_policy() refuses it, so it is to deny whatever may be meant
-        types = set()
-    types = types or set(_DIRECTIONS)
+    types = {kind.lower() for kind in spec.types} or _DIRECTIONS
     return Scope(
         ident,
         spec.tier or _DEFAULT_TIER,
@@ -123,13 +121,21 @@ def _of_accounts(text: str) -> str:
 
 def compile_policy(scoped: Scope, policy: V3Policy) -> tuple[Policy, dict[str, Source]]:
     """The policy as chains are made of it, and the sets its rules name, by id."""
-    for kind in policy.spec.types:
-        if kind.lower() not in _DIRECTIONS:
-            raise canonical.refuse("types", kind, "must be Ingress or Egress")
     inbound = compile_rules(policy.spec.ingress if scoped.ingress else (), scoped.id.namespace)
     outbound = compile_rules(policy.spec.egress if scoped.egress else (), scoped.id.namespace)
     compiled = _policy(scoped, inbound.rules, outbound.rules)
     return compiled, {**inbound.sources, **outbound.sources}
+
+
+def reservation(policy: V3Policy) -> str:
+    """What of a policy has no effect, though it can be enforced; '' for most."""
+    spec = policy.spec
+    for kind in spec.types:
+        if kind.lower() not in _DIRECTIONS:
+            return f"has no say there: {FieldError('types', kind, 'must be Ingress or Egress')}"
+    if any(rule.http is not None for rule in (*spec.ingress, *spec.egress)):
+        return "is enforced without what its rules say about HTTP, which needs a proxy: they allow more"
+    return ""
 
 
 def denying(scoped: Scope) -> Policy:
