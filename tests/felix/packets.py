@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from tests.netns_lab import Namespace
 from tortie.felix.rules.evaluate import Packet
+from tortie.lab.echo import BUFFER, SO_RCVBUFFORCE
 
 _ICMP, _TCP, _UDP, _ICMPV6, _SCTP = 1, 6, 17, 58, 132
 _PROTOCOLS = {4: (_ICMP, _TCP, _UDP, _SCTP), 6: (_ICMPV6, _TCP, _UDP, _SCTP)}
@@ -92,7 +93,7 @@ class Ear:
         for version, protocols in _PROTOCOLS.items():
             for protocol in only or protocols:
                 one = _raw(ns, version, protocol)
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 21)
+                one.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
                 one.setblocking(False)
                 self.sockets[one] = (version, protocol)
 
