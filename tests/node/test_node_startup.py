@@ -152,6 +152,53 @@ def test_many_nodes_that_start_at_once_make_one_cluster(machine: Machine) -> Non
     assert sum(name.startswith("default-ipv4") for name in machine.entries(POOLS)) == 1
 
 
+# --- before pods come -----------------------------------------------------------------------------
+
+
+def guards(machine: Machine) -> tuple[str, str]:
+    """What stands in iptables and in nftables proper, without the counters that others may move."""
+    run = machine.node.box.run
+    rules = "".join(run(f"{tool}-nft-save", "-t", "filter").stdout for tool in ("iptables", "ip6tables"))
+    tables = "".join(run("nft", "-s", "list", "table", one, "calico", check=False).stdout for one in ("ip", "ip6"))
+    return re.sub(r"(?m)^(#.*\n|:.*)", "", rules), tables
+
+
+def test_before_a_pod_can_come_all_pods_are_denied(machine: Machine) -> None:
+    """CNI starts beside felix: what it attaches must not be open until felix has got that far."""
+    machine.start(FELIX_INTERFACEPREFIX="tap", FELIX_IPTABLESBACKEND="nft")
+    rules, tables = guards(machine)
+    assert not tables
+    assert rules.count("-i tap+") >= 2 and "-i cali+" not in rules
+    assert rules.count('"Unknown interface" -j DROP') == 4  # to and from pods, in both families
+    machine.node.box.run("iptables-nft", "-A", "cali-FORWARD", "-j", "RETURN")
+    before = guards(machine)
+    machine.start(FELIX_INTERFACEPREFIX="tap", FELIX_IPTABLESBACKEND="nft")
+    assert guards(machine) == before, "what stands is left alone"
+
+
+def test_pods_are_denied_in_the_dataplane_that_the_datastore_names(machine: Machine) -> None:
+    machine.start(CALICO_DISABLE_FELIX="true")
+    key = f"{RESOURCES}felixconfigurations/node.node-1"
+    about = machine.entries(key)[""]
+    about["spec"]["nftablesMode"] = "Enabled"
+    machine.store(key, about)
+    machine.start()
+    rules, tables = guards(machine)
+    assert "cali" not in rules and tables.count('Unknown interface"') == 4
+
+
+def test_without_felix_nobody_is_denied(machine: Machine) -> None:
+    machine.start(CALICO_DISABLE_FELIX="true")
+    rules, tables = guards(machine)
+    assert "cali" not in rules + tables
+
+
+def test_where_felix_cannot_start_no_pod_is_attached(machine: Machine) -> None:
+    machine.refuse("InterfacePrefix from environment variable = 'not a name'", FELIX_INTERFACEPREFIX="not a name")
+    machine.refuse("iptables", FELIX_IPTABLESBACKEND="nft", PATH="/nowhere")
+    assert not machine.node.box.path("/var/lib/calico/nodename").exists()
+
+
 # --- the node's name ------------------------------------------------------------------------------
 
 

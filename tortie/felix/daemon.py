@@ -57,7 +57,7 @@ async def _run(environment: Mapping[str, str]) -> int:
     sources = local_sources(environment)
     config, _ = felix_config.resolve(sources)
     log.setup(config.log_severity)
-    await _guard(config)
+    await guard(config)
     backend = connect(datastore_config.from_env(datastore_environment(environment))).backend
     try:
         loading = asyncio.create_task(_loading(backend, sources, health))
@@ -114,8 +114,12 @@ def datastore_environment(environment: Mapping[str, str]) -> dict[str, str]:
 # --- before the datastore is known ----------------------------------------------------------------
 
 
-async def _guard(config: Config) -> None:
-    """Deny all workloads where nothing of ours stands yet, e.g. after a reboot; else change nothing."""
+async def guard(config: Config) -> None:
+    """Deny all workloads where nothing of ours stands yet, e.g. after a reboot; else change nothing.
+
+    A node's start-up has done so before anything else runs; what stood then may have been flushed since.
+    Raises KernelError.
+    """
     interfaces = Interfaces()
     nftables = await wants_nftables(config.nft_mode)
     # Only the datastore knows who may send tunnelled packets: the sets that say so do not exist yet.

@@ -42,7 +42,7 @@ _LOGS = "/var/log/calico"  # nothing of ours is written there, but manifests exp
 
 
 async def run(env: Mapping[str, str] = os.environ) -> str:
-    """The whole start-up; returns the node's name. Raises ConfigError or DatastoreError."""
+    """The whole start-up; returns the node's name. Raises ConfigError, DatastoreError or KernelError."""
     name, source = nodename.read(env)
     _log.info("Starting node %s (from %s) with version %s", name, source, __version__)
     client = connect(datastore_config.from_env(env))
@@ -56,7 +56,7 @@ async def run(env: Mapping[str, str] = os.environ) -> str:
         await _ensure_pools(client, env)
         await initialize.ensure_default_configuration(client, name)
         await _allocate_tunnel_addresses(client, name, env)
-        await _publish_mtu(client, env)
+        await _prepare_for_pods(client, env)
     finally:
         await client.close()
     nodename.write(name, env)
@@ -239,17 +239,20 @@ async def _allocate_tunnel_addresses(client: Client, name: str, env: Mapping[str
         _log.error("no tunnel addresses yet: %s", err)
 
 
-# --- the MTU ----------------------------------------------------------------------------------------
+# --- what must be there before pods ------------------------------------------------------------------
 
 
-async def _publish_mtu(client: Client, env: Mapping[str, str]) -> None:
-    """Before the nodename file, which lets CNI begin: a pod keeps the MTU it was given."""
+async def _prepare_for_pods(client: Client, env: Mapping[str, str]) -> None:
+    """Before the nodename file, which lets CNI begin: a pod keeps the MTU it was given, and is open until
+    something denies it. Where felix could not do that, no pod is to come."""
     sources = daemon.local_sources(env)
     await daemon.list_configuration(client.backend, sources)
     config, _ = felix_config.resolve(sources)
     if config.pod_mtu is not None:
         with NetlinkSocket() as netlink:
             mtu.publish(config.pod_mtu, links.dump(netlink))
+    if not env.get("CALICO_DISABLE_FELIX"):
+        await daemon.guard(config)
 
 
 def _own_name() -> str:
