@@ -51,6 +51,29 @@ def test_a_step_that_fails_leaves_nothing(make_netns: MakeNetns, change: dict[st
     assert names(host) == [] and names(container) == []
 
 
+@pytest.mark.parametrize("after", range(5))
+def test_a_build_that_nobody_waits_for_leaves_nothing_but_what_is_newer(
+    make_netns: MakeNetns, after: int
+) -> None:
+    """A newer sandbox of the pod has replaced it under the same name, and has its address."""
+    host, one, two = make_netns(), make_netns(), make_netns()
+    asked: list[str] = []
+
+    def wanted() -> bool:
+        if len(asked) == after:
+            wiring.build(newer, two.fd)
+        asked.append("")
+        return len(asked) <= after
+
+    newer = replace(PAIR, alias="net/c2/eth0")
+    with entered(host), pytest.raises(KernelError) as caught:
+        wiring.build(PAIR, one.fd, wanted)
+    assert caught.value.errno == errno.ECANCELED and len(asked) == after + 1
+    assert names(host) == ["cali1"] and names(one) == [] and names(two) == ["eth0"]
+    found = links.get(host.netlink, "cali1")
+    assert found is not None and found.alias == newer.alias and host.ip("route")
+
+
 def test_an_address_in_use_leaves_the_other_pod_alone(make_netns: MakeNetns) -> None:
     host, one, two = make_netns(), make_netns(), make_netns()
     build(host, one)

@@ -158,8 +158,9 @@ def test_many_nodes_that_start_at_once_make_one_cluster(machine: Machine) -> Non
 def guards(machine: Machine) -> tuple[str, str]:
     """What stands in iptables and in nftables proper, without the counters that others may move."""
     run = machine.node.box.run
-    rules = "".join(run(f"{tool}-nft-save", "-t", "filter").stdout for tool in ("iptables", "ip6tables"))
-    tables = "".join(run("nft", "-s", "list", "table", one, "calico", check=False).stdout for one in ("ip", "ip6"))
+    saved = [run(f"{tool}-nft-save", "-t", "filter") for tool in ("iptables", "ip6tables")]
+    listed = [run("nft", "-s", "list", "table", one, "calico", check=False) for one in ("ip", "ip6")]
+    rules, tables = ("".join(one.stdout for one in some) for some in (saved, listed))
     return re.sub(r"(?m)^(#.*\n|:.*)", "", rules), tables
 
 
@@ -194,7 +195,9 @@ def test_without_felix_nobody_is_denied(machine: Machine) -> None:
 
 
 def test_where_felix_cannot_start_no_pod_is_attached(machine: Machine) -> None:
-    machine.refuse("InterfacePrefix from environment variable = 'not a name'", FELIX_INTERFACEPREFIX="not a name")
+    machine.refuse(
+        "InterfacePrefix from environment variable = 'not a name'", FELIX_INTERFACEPREFIX="not a name"
+    )
     machine.refuse("iptables", FELIX_IPTABLESBACKEND="nft", PATH="/nowhere")
     assert not machine.node.box.path("/var/lib/calico/nodename").exists()
 

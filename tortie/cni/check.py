@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from tortie.cni import endpoint, interface, result, wiring
 from tortie.cni.addressing import AddressManager
-from tortie.cni.operation import Operation, in_thread
+from tortie.cni.operation import Operation, in_thread_on
 from tortie.cni.protocol import Code
 from tortie.cni.result import Result
 from tortie.cni.wiring import Seen
@@ -25,7 +25,12 @@ async def check(op: Operation, manager: AddressManager) -> None:
     await op.store.ensure_ready()
     identity = op.identity
     container = op.ensure_container()
-    seen = await in_thread(_LIMIT, wiring.inspect, identity.host_interface, container, identity.ifname)
+    seen = await in_thread_on(
+        _LIMIT,
+        "inspect",
+        lambda namespace: wiring.inspect(identity.host_interface, namespace, identity.ifname),
+        container,
+    )
     prefix = endpoint_name_prefix(identity.ids())
     listed = await op.store.client.list(WorkloadEndpoint, identity.namespace, prefix)
     found = endpoint.own_endpoint(identity, listed.items)

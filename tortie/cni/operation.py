@@ -6,7 +6,9 @@ seconds for a datastore call, twenty for the kernel) bound how long that can tak
 """
 
 import asyncio
+import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
@@ -101,3 +103,34 @@ async def in_thread(limit: float, function: Callable[P, T], /, *args: P.args, **
     except TimeoutError as err:
         name = getattr(function, "__name__", "work").replace("_", " ")
         raise KernelError("carry out", name, text=f"not done within {limit:.0f} s") from err
+
+
+N = TypeVar("N", int, int | None)
+
+
+async def in_thread_on(limit: float, what: str, function: Callable[[N], T], namespace: N) -> T:
+    """in_thread() for work on a namespace; `what` names it in an error.
+
+    The thread has a descriptor of its own: it may outlive the call, and then the call's number already
+    stands for something else.
+    """
+    owned = [namespace if namespace is None else os.dup(namespace)]  # whoever takes it out closes it
+
+    def work() -> T:
+        descriptor = owned.pop()
+        try:
+            return function(descriptor)
+        finally:
+            _close(descriptor)
+
+    work.__name__ = what
+    try:
+        return await in_thread(limit, work)
+    finally:
+        with contextlib.suppress(IndexError):  # the thread has it, unless it never began
+            _close(owned.pop())
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)

@@ -9,6 +9,7 @@ any point. (Reference: CNI plugin, 4.4 and 4.8.)
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from tortie.cni.addressing import AddressManager, Ask
 from tortie.cni.endpoint import Attached
 from tortie.cni.identity import K8S
 from tortie.cni.interface import Pair
-from tortie.cni.operation import Operation, in_thread
+from tortie.cni.operation import Operation, in_thread_on
 from tortie.cni.pods import NO_POD, NO_WISHES, Pod, Wishes, wishes
 from tortie.cni.protocol import Code
 from tortie.cni.result import IP, Interface, Result, Route
@@ -134,7 +135,16 @@ async def _build(op: Operation, done: _Added, made: contextlib.AsyncExitStack) -
         mac=done.wishes.mac,
         forwarding=conf.container_settings.allow_ip_forwarding,
     )
-    done.mac = await in_thread(_BUILD_LIMIT, wiring.build, pair, op.ensure_container())
+    over = threading.Event()  # nobody waits for the thread any more: what it still makes, it takes back
+    try:
+        done.mac = await in_thread_on(
+            _BUILD_LIMIT,
+            "build",
+            lambda container: wiring.build(pair, container, lambda: not over.is_set()),
+            op.ensure_container(),
+        )
+    finally:
+        over.set()
     made.push_async_callback(op.undo, "interface", lambda: _remove_interface(op))
 
 
@@ -231,20 +241,13 @@ async def delete(op: Operation, manager: AddressManager) -> None:
     for found in await _list_endpoints(op):
         if op.identity.names(found.name):
             await _delete_own(op, found)
-    doomed = await in_thread(
-        _BUILD_LIMIT,
-        wiring.cut,
-        op.identity.host_interface,
-        op.identity.alias,
-        op.namespace,
-        op.identity.ifname,
-    )
+    doomed = await _cut(op)
     if doomed is None:
         await manager.release(op)
         return
     # The interface is down, so its address can have a new owner while the kernel, which takes some
     # twenty milliseconds, deletes it.
-    removal = asyncio.ensure_future(in_thread(_BUILD_LIMIT, wiring.delete, doomed, op.namespace))
+    removal = asyncio.ensure_future(_delete_interface(op, doomed))
     try:
         await manager.release(op)
     finally:
@@ -279,12 +282,24 @@ async def _delete_endpoint(op: Operation, found: WorkloadEndpoint) -> None:
 
 
 async def _remove_interface(op: Operation) -> None:
-    identity = op.identity
-    doomed = await in_thread(
-        _BUILD_LIMIT, wiring.cut, identity.host_interface, identity.alias, op.namespace, identity.ifname
+    if (doomed := await _cut(op)) is not None:
+        await _delete_interface(op, doomed)
+
+
+async def _cut(op: Operation) -> wiring.Doomed | None:
+    one = op.identity
+    return await in_thread_on(
+        _BUILD_LIMIT,
+        "cut",
+        lambda container: wiring.cut(one.host_interface, one.alias, container, one.ifname),
+        op.namespace,
     )
-    if doomed is not None:
-        await in_thread(_BUILD_LIMIT, wiring.delete, doomed, op.namespace)
+
+
+async def _delete_interface(op: Operation, doomed: wiring.Doomed) -> None:
+    await in_thread_on(
+        _BUILD_LIMIT, "delete", lambda container: wiring.delete(doomed, container), op.namespace
+    )
 
 
 # --- what both need -----------------------------------------------------------------------------

@@ -50,24 +50,30 @@ class Doomed:
 # --- making -------------------------------------------------------------------------------------
 
 
-def build(pair: Pair, container: int) -> str:
+def build(pair: Pair, container: int, wanted: Callable[[], bool] = lambda: True) -> str:
     """Make the pair; returns the MAC of the container's end.
 
     Whatever is on the host under the pair's name is replaced. Raises KernelError with nothing left of
     the pair: EEXIST if the container has an interface of that name already, or if one of its addresses
-    is routed to somebody else.
+    is routed to somebody else; ECANCELED once it is not `wanted` any more. Its addresses may be
+    another's then, and its name on the host a newer pair's, so this is asked after each step that may
+    have taken long.
     """
     with NetlinkSocket() as host:
         if links.get(host, pair.host_name) is not None:
             _log.info("deleting %s, which was left over", pair.host_name)
             _delete(host, pair.host_name)
         with netns.call_in(container, _enter, interface.container_settings(pair)) as inside:
+            _check(wanted, pair)
             _create(host, pair, container)
+            end = _expect(inside, pair.container_name)
             try:
-                return _set_up(host, inside, pair, container)
+                _set_up(host, inside, pair, container, end, wanted)
+                _check(wanted, pair)
             except KernelError:
-                _delete(host, pair.host_name)
+                _delete(inside, end.ifindex)
                 raise
+            return end.mac
 
 
 def _enter(settings: Sequence[Setting]) -> NetlinkSocket:
@@ -86,9 +92,21 @@ def _create(host: NetlinkSocket, pair: Pair, container: int) -> None:
     host.execute(interface.create_pair(pair, container, netkit=False))
 
 
-def _set_up(host: NetlinkSocket, inside: NetlinkSocket, pair: Pair, container: int) -> str:
-    end = _expect(inside, pair.container_name)
+def _check(wanted: Callable[[], bool], pair: Pair) -> None:
+    if not wanted():
+        raise KernelError("make", f"link {pair.host_name}", errno.ECANCELED, "nobody waits for it any more")
+
+
+def _set_up(
+    host: NetlinkSocket,
+    inside: NetlinkSocket,
+    pair: Pair,
+    container: int,
+    end: links.Link,
+    wanted: Callable[[], bool],
+) -> None:
     host_end = _ensure_mac(host, pair.host_name)
+    _check(wanted, pair)
     _apply(interface.host_settings(pair))
     if settings := interface.container_end_settings(pair):
         netns.call_in(container, _apply, settings)
@@ -99,6 +117,7 @@ def _set_up(host: NetlinkSocket, inside: NetlinkSocket, pair: Pair, container: i
         gateway = f"{IPV6_GATEWAY}/64"
         host_messages.append(addresses.add(host_end.ifindex, gateway, scope=SCOPE_LINK, nodad=True))
     host.execute(*host_messages)
+    _check(wanted, pair)
     inside.execute(
         links.change(end.ifindex, up=True),
         *map(interface.add_route, interface.container_routes(pair, end.ifindex)),
@@ -106,8 +125,8 @@ def _set_up(host: NetlinkSocket, inside: NetlinkSocket, pair: Pair, container: i
         # accept_dad; that can take until after the container's first packet.
         *(addresses.add(end.ifindex, single(one), nodad=":" in one) for one in pair.addresses),
     )
+    _check(wanted, pair)
     _add_host_routes(host, pair, host_end.ifindex)
-    return end.mac
 
 
 def _expect(netlink: NetlinkSocket, name: str) -> links.Link:
