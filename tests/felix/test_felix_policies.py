@@ -24,6 +24,7 @@ from tortie.datastore.types.policy import EntityRule, HTTPMatch, Rule
 from tortie.felix.calc import policies
 from tortie.felix.calc.graph import Calculation, Inputs, State
 from tortie.felix.calc.model import DENY_ALL, HostEndpoint, PolicyId, Tier
+from tortie.felix.calc.tiers import PolicyIndex
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.hosts import assign
 from tortie.felix.dataplane.nft import NftTableWriter
@@ -73,6 +74,22 @@ def test_tiers_are_asked_by_order_and_unknown_ones_last() -> None:
         *(tier(name, order) for name, order in some), *(global_policy(name, tier=name) for name in names)
     )
     assert [name for name, _, _ in listed(state)] == ["early", "also", "late", "none", "unknown"]
+
+
+def test_combinations_of_the_past_are_not_kept_for_ever() -> None:
+    """A node's pods come and go for months, with other labels each, under policies that stay."""
+    index = PolicyIndex()
+    for number in range(11):
+        key, value = global_policy(f"p{number:02}", selector=f"has(l{number})")
+        scope = policies.scope(policies.policy_id(key), value)
+        index.update_scope(policies.policy_id(key), scope)
+    for chosen in range(1, 2**11):
+        labels = {f"l{number}": "" for number in range(11) if chosen >> number & 1}
+        index.update_endpoint("pod", labels, ())
+        (one,) = index.tiers_of("pod")
+        assert [ref.id.name for ref in one.ingress] == sorted(f"p{int(name[1:]):02}" for name in labels)
+        assert index.tiers_of("pod")[0] is one
+    assert len(index._built) <= 1024
 
 
 @pytest.mark.parametrize(

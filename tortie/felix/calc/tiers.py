@@ -18,6 +18,7 @@ Use = Literal["normal", "forward", "untracked", "pre-dnat"]
 """For which packets of an endpoint: its own, those a host only forwards, or one of the early stages."""
 
 _MISSING = TierTerms(inf, False)
+_MOST_BUILT = 1024  # a node has a few hundred endpoints; more combinations than that are of the past
 
 
 class PolicyIndex:
@@ -96,6 +97,8 @@ class PolicyIndex:
         chosen = [ident for ident in self._index.selectors_of(key) if _is_for(self._scopes[ident], use)]
         policies = tuple(sorted(chosen, key=ranks.__getitem__))
         if (use, policies) not in self._built:
+            if len(self._built) >= _MOST_BUILT:  # those in use are soon built again
+                self._built.clear()
             self._built[use, policies] = tuple(self._build(policies, use))
         return self._built[use, policies]
 
