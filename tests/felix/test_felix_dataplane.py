@@ -512,6 +512,24 @@ def test_a_route_that_cni_just_made_is_left_alone_for_a_while(
     assert not [line for line in node.routes() if a.v4 in line]
 
 
+def test_what_events_tell_before_the_first_reading_is_not_kept(
+    node: Node, felix: Callable[..., Felix]
+) -> None:
+    """The datastore may be away for days meanwhile; what is read then is how it stands."""
+    daemon = felix()
+    a = node.pod("a")
+    a.cni_route()
+    index = node.ns.ifindex("calia")
+    for exists in (True, False, True, False):
+        assert daemon.driver.route_seen(Route("10.65.9.9/32", ifindex=index, scope=253, protocol=80), exists)
+        daemon.driver.interface_gone(index)
+        daemon.driver.forget()
+    assert not daemon.driver._news
+    daemon.add(a, "open")
+    assert daemon.apply()
+    assert pings(node.ns, a.v4)
+
+
 # --- endpoints come and go -------------------------------------------------------------------------
 
 

@@ -259,9 +259,14 @@ class Driver:
 
     # --- what events tell -------------------------------------------------------------------------
 
+    def _note(self, take: Callable[[], None]) -> None:
+        """For the next apply(). The first reads everything, and may be long in coming."""
+        if self._started:
+            self._news.append(take)
+
     def interface_gone(self, ifindex: int) -> None:
         """An interface is deleted, and its routes with it."""
-        self._news.append(lambda: self._lose_routes(ifindex))
+        self._note(lambda: self._lose_routes(ifindex))
 
     def _lose_routes(self, ifindex: int) -> None:
         for key in self._kernel.routes.interface_lost(ifindex):
@@ -272,7 +277,7 @@ class Driver:
         ours = self._kernel.ownership.owns(route) or route.key in self._routes.desired
         if route.table != TABLE_MAIN or not ours or not self._options.wiring.routes:
             return False
-        self._news.append(lambda: self._note_route(route, exists))
+        self._note(lambda: self._note_route(route, exists))
         return True
 
     def _note_route(self, route: Route, exists: bool) -> None:
@@ -281,7 +286,7 @@ class Driver:
 
     def forget(self) -> None:
         """Events were lost: read everything anew."""
-        self._news.append(self._forget)
+        self._note(self._forget)
 
     def _forget(self) -> None:
         for duty in self._duties():
