@@ -80,9 +80,9 @@ def test_combinations_of_the_past_are_not_kept_for_ever() -> None:
     """A node's pods come and go for months, with other labels each, under policies that stay."""
     index = PolicyIndex()
     for number in range(11):
-        key, value = global_policy(f"p{number:02}", selector=f"has(l{number})")
-        scope = policies.scope(policies.policy_id(key), value)
-        index.update_scope(policies.policy_id(key), scope)
+        ident = PolicyId(f"p{number:02}", "", "GlobalNetworkPolicy")
+        _, value = global_policy(ident.name, selector=f"has(l{number})")
+        index.update_scope(ident, policies.scope(ident, value))
     for chosen in range(1, 2**11):
         labels = {f"l{number}": "" for number in range(11) if chosen >> number & 1}
         index.update_endpoint("pod", labels, ())
