@@ -222,6 +222,25 @@ def test_a_rules_selector_is_a_set_of_all_that_matches_anywhere() -> None:
     }  # fmt: skip
 
 
+def test_one_wrong_address_takes_none_of_the_others_along() -> None:
+    """What a list is to keep out must not come in for a typing error in one line of it."""
+    objects = dict([workload("a", profiles=("p",)), profile("p", from_label("app == 'bad'"))])
+    key = ResourceKey("GlobalNetworkSet", "g")
+    objects[key] = GlobalNetworkSet(
+        metadata=ObjectMeta(name="g", labels={"app": "bad"}),
+        spec=NetworkSetSpec(nets=("192.0.2.0/24", "198.51.100.0/33", "203.0.113.7")),  # type: ignore[arg-type]
+    )
+    host = ResourceKey("HostEndpoint", "h")
+    objects[host] = HostEndpoint(
+        metadata=ObjectMeta(name="h", labels={"app": "bad"}),
+        spec=HostEndpointSpec(node="node1", interfaceName="eth0", expectedIPs=("172.16.0.3", "x")),
+    )
+    state = calculated(objects)
+    assert members(state, "app == 'bad'") == {"192.0.2.0/24", "203.0.113.7", "172.16.0.3"}
+    assert "198.51.100.0/33" in state.problems[str(key)] and "'x'" in state.problems[str(host)]
+    assert state.hosts["h"].interface == "eth0", "else the host's policy would be off for it"
+
+
 def test_labels_are_inherited_from_profiles_and_namespaces() -> None:
     objects = dict(
         [

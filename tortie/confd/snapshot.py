@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tortie.datastore.keys import AffinityKey, AffinityList, Key, Listing, ResourceKey, ResourceList
+from tortie.datastore.kubernetes.services import EndpointSlice, Service
 from tortie.datastore.syncer import Update
 from tortie.datastore.types.bgp import BGPConfiguration, BGPFilter, BGPPeer
 from tortie.datastore.types.cluster import FelixConfiguration
@@ -15,7 +16,10 @@ from tortie.datastore.types.node import Node
 
 @dataclass(slots=True)
 class Snapshot:
-    """Each dict: name -> object; `affinities`: block -> this node's claim on it."""
+    """Each dict: name -> object; `affinities`: block -> this node's claim on it.
+
+    `services` and `slices` (EndpointSlices) are Kubernetes' own, `namespace/name` -> object; etcd has none.
+    """
 
     nodes: dict[str, Node] = field(default_factory=dict)
     pools: dict[str, IPPool] = field(default_factory=dict)
@@ -24,6 +28,8 @@ class Snapshot:
     filters: dict[str, BGPFilter] = field(default_factory=dict)
     felix: dict[str, FelixConfiguration] = field(default_factory=dict)
     affinities: dict[str, Affinity] = field(default_factory=dict)
+    services: dict[str, Service] = field(default_factory=dict)
+    slices: dict[str, EndpointSlice] = field(default_factory=dict)
 
     def apply(self, updates: Iterable[Update]) -> None:
         for update in updates:

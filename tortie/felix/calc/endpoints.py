@@ -1,12 +1,13 @@
 """Endpoints and network sets of the API as felix sees them. Pure conversions of single objects.
 
-Raises ValidationError for what cannot be enforced; such an endpoint counts as absent and its traffic is
+Raises ValidationError for what cannot be enforced; such a workload counts as absent and its traffic is
 dropped as that of any unknown interface. (Reference: policy sheet 2.1; felix/calc/validation_filter.go,
 updateprocessors/workloadendpointprocessor.go.)
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from tortie.core.errors import FieldError, ValidationError
 from tortie.datastore import names
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.types import endpoint as v3
@@ -165,32 +166,56 @@ def _lower(protocol: int | str) -> int | str:
 # --- host endpoints and network sets ------------------------------------------------------------
 
 
+_MOST_TOLD = 10  # wrong addresses of one object; the rest is likely wrong in the same way
+
+Faults = tuple[FieldError, ...]
+
+
+def _legible(
+    texts: Iterable[str], field: str, read: Callable[[str, str], str]
+) -> tuple[tuple[str, ...], Faults]:
+    """What can be read, and what cannot. One address that is wrong takes none of the others along:
+    what a list of a thousand is to keep out must not come in for a typing error in one."""
+    found: list[str] = []
+    wrong: list[FieldError] = []
+    for text in texts:
+        try:
+            found.append(read(text, field))
+        except ValidationError as err:
+            wrong += err.fields
+    return tuple(found), tuple(wrong[:_MOST_TOLD])
+
+
 def host_endpoint(endpoint: v3.HostEndpoint) -> HostEndpoint:
+    """Addresses that cannot be read are left out; host_item() names them."""
     spec = endpoint.spec
     name = spec.interfaceName
+    expected, _ = _legible(spec.expectedIPs, "expectedIPs", canonical.address)
     return HostEndpoint(
         endpoint.name,
         name if name in ("", "*") else canonical.interface(name),
-        tuple(canonical.address(one, "expectedIPs") for one in spec.expectedIPs),
+        expected,
         tuple(spec.profiles),
     )
 
 
-def host_item(endpoint: v3.HostEndpoint) -> Item:
-    return Item(
-        tuple(canonical.cidr(one, "expectedIPs") for one in endpoint.spec.expectedIPs),
+def host_item(endpoint: v3.HostEndpoint) -> tuple[Item, Faults]:
+    nets, wrong = _legible(endpoint.spec.expectedIPs, "expectedIPs", canonical.cidr)
+    item = Item(
+        nets,
         tuple(sorted(endpoint.labels.items())),
         tuple(endpoint.spec.profiles),
         _named_ports((port.name, port.protocol, port.port) for port in endpoint.spec.ports),
     )
+    return item, wrong
 
 
-def network_set_item(resource: v3_policy.NetworkSet | v3_policy.GlobalNetworkSet) -> Item:
+def network_set_item(resource: v3_policy.NetworkSet | v3_policy.GlobalNetworkSet) -> tuple[Item, Faults]:
     """A namespaced set inherits its namespace's labels."""
     labels: Mapping[str, str] = resource.labels
     profiles: tuple[str, ...] = ()
     if resource.namespace:
         labels = {**labels, NAMESPACE: resource.namespace}
         profiles = (f"kns.{resource.namespace}",)
-    nets = tuple(canonical.cidr(net, "nets") for net in resource.spec.nets)
-    return Item(nets, tuple(sorted(labels.items())), profiles)
+    nets, wrong = _legible(resource.spec.nets, "nets", canonical.cidr)
+    return Item(nets, tuple(sorted(labels.items())), profiles), wrong

@@ -111,13 +111,17 @@ _SHORT_KINDS = {  # kind -> how it is written in ids
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`stage`: where packets meet it; only normal policies ever concern workloads."""
+    """`stage`: where packets meet it; only normal policies ever concern workloads.
+
+    `everywhere`: its chains are to be ready in the kernel before an endpoint here needs them.
+    """
 
     id: PolicyId
     tier: str
     inbound: tuple[Rule, ...] = ()
     outbound: tuple[Rule, ...] = ()
     stage: Stage = "normal"
+    everywhere: bool = False
 
 
 class PolicyRef(NamedTuple):
