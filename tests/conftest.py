@@ -13,9 +13,19 @@ sys.path.insert(
 
 from tests.netns_lab import Namespace
 from tests.support.etcd_fixtures import backend, etcd, etcd_process, make_etcd
+from tests.support.kubernetes_fixtures import apiserver, apiserver_process
 from tortie.core.log import LineFormatter
 
-__all__ = ["backend", "etcd", "etcd_process", "make_etcd", "make_netns", "netns"]
+__all__ = [
+    "apiserver",
+    "apiserver_process",
+    "backend",
+    "etcd",
+    "etcd_process",
+    "make_etcd",
+    "make_netns",
+    "netns",
+]
 
 
 @pytest.fixture(autouse=True)
