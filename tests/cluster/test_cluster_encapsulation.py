@@ -230,9 +230,10 @@ def test_every_transition_of_a_live_pool(lab: Lab) -> None:
     """Pods of one network talk on in every mode; those of two as long as there is a tunnel between them."""
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(Stream(lab.pods["a"], lab.pods["b"], version=version)) for version in (4, 6)
+            stack.enter_context(Stream(lab.pods["a"], lab.pods["b"], version=version, patience=PATIENCE))
+            for version in (4, 6)
         ]
-        with Stream(lab.pods["a"], lab.pods["c"]) as far:
+        with Stream(lab.pods["a"], lab.pods["c"], patience=PATIENCE) as far:
             for mode in ("CrossSubnet", "Always"):
                 set_mode(lab, mode)
                 check(lab, mode)
