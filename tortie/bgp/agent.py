@@ -218,10 +218,19 @@ class Agent:
     def _configure(self, new: config.Config) -> None:
         logging.getLogger().setLevel(log.level(new.log_severity))
         self._kernel.gateways = frozenset(canonical(p.address) for p in new.peers if p.gateway)
+        if self._router.config is not None:
+            self._change_hands(self._router.config, new)
         self._router.configure(new, time.monotonic(), time.time())
         self._reload.want(new.sessions)
         self._configured = time.time()
         self._work.set()
+
+    def _change_hands(self, before: config.Config, after: config.Config) -> None:
+        if lost := config.handed_over(before, after):
+            _log.info("felix is to program %s from now on", ", ".join(lost))
+            self._kernel.hand_over(lost)
+        if config.handed_over(after, before):
+            self._kernel.take_back()
 
     def _reloaded(self) -> None:
         _log.info("ExaBGP runs with the present configuration")

@@ -131,6 +131,12 @@ def decode(data: bytes, where: str) -> Config:
     return config
 
 
+def handed_over(before: Config, after: Config) -> list[str]:
+    """The pools whose routes were ours to program and are felix's now."""
+    theirs = {pool.cidr for pool in after.pools if not pool.programmed}
+    return [pool.cidr for pool in before.pools if pool.programmed and pool.cidr in theirs]
+
+
 def load(path: str) -> Config | None:
     """The file's content, None if it does not exist yet. Raises ConfigError."""
     data = read_or_none(path)
