@@ -431,3 +431,26 @@ def test_a_path_that_changes_between_refused_and_accepted() -> None:
     assert _P1 in world.routes and not world.router.decider.refusals.counts(tor.address)
     world.announce(tor, _P1)
     assert _P1 not in world.routes
+
+
+def test_addresses_of_services_are_announced_and_their_ranges_stay_out_of_the_kernel() -> None:
+    ranged, single = "10.96.0.0/12", "203.0.113.7/32"
+    config = replace(_CONFIG, peers=(_A, _TOR), services=(ranged, single), service_ranges=(ranged,))
+    world = World(config)
+    world.up(_A, _TOR)
+    assert world.heard_by(_A) == world.heard_by(_TOR) == {"192.168.1.0/26", ranged, single}
+    assert world.routes[single].type is RouteType.BLACKHOLE and ranged not in world.routes
+    assert world.router.decider.reasons[ranged] == "in a range of services"
+    world.configure(replace(config, services=(ranged,)))
+    assert single not in world.routes and world.heard_by(_TOR) == {"192.168.1.0/26", ranged}
+
+
+def test_a_reflector_passes_on_the_services_of_others() -> None:
+    local = replace(_CONFIG.local, cluster_id="224.0.0.1")
+    config = replace(_CONFIG, peers=(_A, _TOR), reflected_ranges=("203.0.113.0/24",))
+    for reflector, heard in ((config, set()), (replace(config, local=local), {"203.0.113.7/32"})):
+        world = World(reflector)
+        world.up(_A, _TOR)
+        world.announce(_A, "203.0.113.7/32", "198.51.100.1/32")
+        assert world.heard_by(_TOR) == {"192.168.1.0/26"} | heard
+        assert set(world.routes) == {"192.168.1.0/26"}

@@ -98,7 +98,7 @@ def test_the_command_is_found_among_flags(line: str, path: str, rest: str) -> No
 @pytest.mark.parametrize(
     ("word", "suggestions"),
     [
-        ("ge", ["get"]),
+        ("ge", ["bgp", "get"]),  # two letters from bgp, as cobra counts
         ("gett", ["get"]),
         ("paly", ["apply"]),
         ("aply", ["apply"]),

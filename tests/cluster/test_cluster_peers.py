@@ -412,3 +412,21 @@ def test_a_reflector_takes_over_from_the_mesh_and_gives_back(pods: Lab, peers: P
 def _set_cluster_id(lab: Lab, node: str, cluster_id: str | None) -> None:
     patch = {"spec": {"bgp": {"routeReflectorClusterID": cluster_id}}}
     calicoctl(lab, "patch", "node", node, "-p", json.dumps(patch))
+
+
+def test_the_plan_goes_there_and_back_by_itself(pods: Lab) -> None:
+    """`calicoctl bgp apply`: no packet is lost, no route moves; a second run finds nothing to do."""
+    _, two, three = pods.nodes.values()
+    before = two.routes()
+    with Flow(pods.pods["b"], pods.pods["c"]) as flow, Flow(pods.pods["a"], pods.pods["b"]) as other:
+        calicoctl(pods, "bgp", "apply", "--reflectors", "node-1")
+        assert status(pods, two, three.ip) == () == status(pods, three, two.ip)
+        assert two.routes() == before
+        planned = pods.calicoctl("bgp", "plan", "--reflectors", "node-1")
+        assert planned.stdout.startswith("1. [x] goal") and "2." not in planned.stdout
+        assert "[ ] switch nodeToNodeMeshEnabled on" in pods.calicoctl("bgp", "plan", "--mesh").stdout
+        calicoctl(pods, "bgp", "apply", "--mesh")
+    assert (flow.lost, other.lost) == ([], []), f"of {flow.sent}"
+    assert two.routes() == before
+    assert "| node-1" not in pods.calicoctl("get", "caliconodestatuses").stdout
+    await_status(pods, two, three.ip, "node-to-node mesh", "up", "Established")

@@ -14,6 +14,7 @@ from tortie.datastore.types.bgp import (
     BGPPassword,
     BGPPeer,
     BGPPeerSpec,
+    CIDRBlock,
     Community,
     CommunityMatch,
     FilterOperation,
@@ -146,6 +147,14 @@ CASES: dict[str, Case] = {  # name of the golden files -> what they are made fro
         configuration(listenPort=1790),
         configuration("node.kube-node-1", listenPort=500),
         configuration("node.kube-master", listenPort=600, logSeverityScreen="Debug"),
+    ),
+    "service-ranges": _case(
+        *NODES,
+        configuration(
+            serviceClusterIPs=(CIDRBlock(cidr="10.96.0.0/12"), CIDRBlock(cidr="fd00:96::/112")),
+            serviceExternalIPs=(CIDRBlock(cidr="203.0.113.0/24"), CIDRBlock(cidr="203.0.114.1/32")),
+            serviceLoadBalancerIPs=(CIDRBlock(cidr="198.51.100.0/24"),),
+        ),
     ),
     "mesh-password": _case(*NODES, configuration(nodeMeshPassword=password()), secrets=_SECRETS),
     "mesh-password-missing": _case(*NODES, configuration(nodeMeshPassword=password())),

@@ -166,6 +166,17 @@ def test_a_set_that_is_full_fails_alone(netns: Namespace) -> None:
     assert list(outcome.failed) == ["cali40full"] and "full" in outcome.failed["cali40full"]
     there = host.there()
     assert (there["cali40ok"], there["cali40z"]) == ({"10.0.0.1"}, {"10.0.0.2"})
+    assert "cali40full" not in there, "a rule must not find half of a set"
+
+
+def test_a_set_whose_old_and_new_members_do_not_fit_at_once_is_swapped(netns: Namespace) -> None:
+    host = Host(netns)
+    old, new = (frozenset(f"10.0.{net}.{n}" for n in range(60)) for net in (1, 2))
+    assert host.want(cali40a=IPSet("hash:net", 4, old, 64)).ok
+    netns.sh("iptables-nft -A INPUT -m set --match-set cali40a src -j DROP")
+    outcome = host.want(cali40a=IPSet("hash:net", 4, new, 64))
+    assert outcome.ok, outcome.failed
+    assert host.there() == {"cali40a": new}
 
 
 def test_any_history_ends_in_the_last_wish(netns: Namespace) -> None:

@@ -99,6 +99,9 @@ class Config(_Value, frozen=True, kw_only=True):
     peers: tuple[Peer, ...] = ()
     pools: tuple[Pool, ...] = ()
     blocks: tuple[Block, ...] = ()
+    services: tuple[str, ...] = ()  # prefixes of services that this node announces
+    service_ranges: tuple[str, ...] = ()  # prefixes whose routes stay out of the kernel
+    reflected_ranges: tuple[str, ...] = ()  # others' that a route reflector passes on
     filters: tuple[Filter, ...] = ()  # those that peers name
     advertisements: tuple[Advertisement, ...] = ()
     ignored_interfaces: tuple[str, ...] = ()  # whose networks are not told to anybody; globs
@@ -141,7 +144,10 @@ def _check(config: Config) -> None:
     for address in [config.local.router_id, *config.local.addresses, *config.excluded_next_hops]:
         number(address)
     prefixes = [*(b.cidr for b in config.blocks), *(p.cidr for p in config.pools), *config.local.subnets]
-    for cidr in [*prefixes, *(one.cidr for one in config.advertisements)]:
+    for cidr in [*prefixes, *(one.cidr for one in config.advertisements), *config.services]:
+        if canonical(cidr) != cidr:
+            raise ValueError(f"{cidr!r} is not in canonical form")
+    for cidr in (*config.service_ranges, *config.reflected_ranges):
         if canonical(cidr) != cidr:
             raise ValueError(f"{cidr!r} is not in canonical form")
     for one in config.filters:

@@ -1,4 +1,4 @@
-"""Our own paths: this node's blocks, and kernel routes that peers may hear of.
+"""Our own paths: this node's blocks, addresses of services, and kernel routes that peers may hear of.
 
 A pod may have an address outside the blocks of its node (borrowed from another node's, or of a single
 address): felix's route to it is what makes this node announce it. Calico's BIRD learns all kernel routes
@@ -49,6 +49,8 @@ def local_paths(
         net = network(block.cidr)
         if net.length < net.bits:  # a single address is announced when its pod is there, as in Calico
             paths[block.cidr] = Path(source=Source.STATIC, metric=config.normal(net.version))
+    for cidr in config.services:
+        paths[cidr] = Path(source=Source.STATIC, metric=config.normal(version(cidr)))
     return paths
 
 

@@ -42,6 +42,9 @@ class Policy:
         self.config = config
         self._blocks = [(network(b.cidr), b.announced) for b in config.blocks]
         self._hidden_pools = [network(p.cidr) for p in config.pools if not p.exported]
+        self._services = [network(cidr) for cidr in config.services]
+        if config.local.cluster_id:
+            self._services += map(network, config.reflected_ranges)
         self._enabled_pools = [network(p.cidr) for p in config.pools if p.enabled]
         self._advertised = [(network(one.cidr), one) for one in config.advertisements]
         self._filters = {one.name: one for one in config.filters}
@@ -160,6 +163,8 @@ class Policy:
                     return "" if announced else "block is being released"
                 moving = path.priority < self.config.normal(net.version)
                 return "" if moving else "inside own block"
+        if _inside(net, self._services):
+            return ""
         return "" if _inside(net, self._enabled_pools) else "outside enabled pools"
 
     def advertisements(self, net: Network) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The commands below `ipam`, `node`, `cluster` and `datastore`, as data.
+"""The commands below `bgp`, `ipam`, `node`, `cluster` and `datastore`, as data.
 
 Names, flags and defaults are Calico's. (Reference: CLI, section 1.)
 """
@@ -9,6 +9,63 @@ from tortie.calicoctl.tree import Command
 _ANY = (0, None)
 _LOG_DIRECTORY = "/var/log/calico"
 
+_LOCAL = Flag("local", "this host, from its BGP agent, with reasons (needs root)", kind="bool")
+
+_GOAL = (
+    CONFIG,
+    Flag("reflectors", "nodes that are to reflect routes, separated by commas"),
+    Flag("cluster-id", "cluster ID of the reflectors", default="244.0.0.1"),
+    Flag("mesh", "go back to the full mesh", kind="bool"),
+)
+
+BGP = Command(
+    "bgp",
+    "BGP: the sessions and routes of all nodes, and the way to reflectors",
+    "Shows the BGP sessions and routes of nodes, as their CalicoNodeStatus resources tell them, or\n"
+    "those of this host, as its BGP agent tells them; goes from the full mesh to route reflectors.",
+    children=(
+        Command(
+            "peers",
+            "Show the BGP sessions of nodes",
+            "Shows the BGP sessions of the named nodes, or of all.",
+            "[NODE...]",
+            "  calicoctl bgp peers\n  calicoctl bgp peers --local",
+            (CONFIG, _LOCAL),
+            "bgpshow:peers",
+            _ANY,
+        ),
+        Command(
+            "routes",
+            "Show the routes of nodes",
+            "Shows the routes that the named nodes, or all, know for other nodes and services.",
+            "[NODE...]",
+            "  calicoctl bgp routes node-0\n  calicoctl bgp routes --local",
+            (CONFIG, _LOCAL),
+            "bgpshow:routes",
+            _ANY,
+        ),
+        Command(
+            "plan",
+            "Show the steps from the full mesh to route reflectors, or back",
+            "Shows what bgp apply would do, with the effect of each step, and what of it is done already.",
+            example="  calicoctl bgp plan --reflectors node-a,node-b\n  calicoctl bgp plan --mesh",
+            flags=_GOAL,
+            run="bgpapply:plan",
+        ),
+        Command(
+            "apply",
+            "Go from the full mesh to route reflectors, or back, without an outage",
+            "Makes new sessions and waits for them and for their routes before the old ones go.\n"
+            "Interrupted, the same command goes on; with the opposite goal it undoes what was done.",
+            example="  calicoctl bgp apply --reflectors node-a,node-b\n  calicoctl bgp apply --mesh",
+            flags=(
+                *_GOAL,
+                Flag("timeout", "how long to wait for each step", default="5m"),
+            ),
+            run="bgpapply:apply",
+        ),
+    ),
+)
 IPAM = Command(
     "ipam",
     "Addresses: how many are used, and by whom",
@@ -90,6 +147,7 @@ IPAM = Command(
                     kind="bool",
                 ),
                 Flag("show-configuration", "show the configuration of IPAM", kind="bool"),
+                Flag("warm", "show the addresses that nodes keep ready for their next pods", kind="bool"),
             ),
             run="ipamshow:show",
             arity=_ANY,

@@ -9,14 +9,13 @@ import time
 from collections.abc import Iterable, Sequence
 
 from tortie.bgp import status as bgp_status
-from tortie.bgp.status import PeerStatus, Status
+from tortie.bgp.status import PeerStatus, Status, since
 from tortie.calicoctl import rootonly
 from tortie.calicoctl.call import Call
 from tortie.calicoctl.errors import CommandError, printable
 from tortie.core.tables import boxed
 
 _HEADING = ["Peer address", "Peer type", "State", "Since", "Info"]
-_CLOCK_TIME_FOR = 20 * 3600  # seconds: BIRD writes older times as a date
 _BGP_PORT = 179
 
 
@@ -58,12 +57,6 @@ def _address(peer: PeerStatus) -> str:
     if peer.port in (0, _BGP_PORT):
         return peer.address
     return f"[{peer.address}]:{peer.port}" if peer.family == 6 else f"{peer.address}:{peer.port}"
-
-
-def since(moment: float, now: float) -> str:
-    """A Unix time as BIRD writes it: the clock time of today, the date of what is older."""
-    form = "%H:%M:%S" if now - moment < _CLOCK_TIME_FOR else "%Y-%m-%d"
-    return time.strftime(form, time.localtime(moment))
 
 
 # --- processes ------------------------------------------------------------------------------------

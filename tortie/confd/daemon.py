@@ -14,6 +14,7 @@ from typing import Any
 
 from tortie.confd import context, files, render, secrets
 from tortie.confd.snapshot import Snapshot, listings
+from tortie.confd.statusreporter import StatusReporter
 from tortie.core import log, tasks
 from tortie.core.backoff import Backoff, Retry
 from tortie.core.errors import ConfigError
@@ -39,6 +40,7 @@ class Confd:
         self._backend = backend
         self._node = node
         self._router_id = environment.get("CALICO_ROUTER_ID", "")
+        self._cluster_ips = environment.get("CALICO_ADVERTISE_CLUSTER_IPS", "")
         self._felix_local = {
             felixparams.Source.ENVIRONMENT: felixparams.from_environment(environment),
             felixparams.Source.FILE: felixparams.from_file(_felix_file(environment)),
@@ -82,7 +84,12 @@ class Confd:
             unreadable: list[str] = []
             self._secrets = secrets.read(self._snapshot, self._secrets_folder, unreadable)
             made = context.build(
-                self._snapshot, self._node, self._router_id, self._secrets, self._felix_local
+                self._snapshot,
+                self._node,
+                self._router_id,
+                self._secrets,
+                self._felix_local,
+                self._cluster_ips,
             )
             conf, digest = render.exabgp_conf(made)
             changed = await files.install(conf, render.bgp_json(made, digest))
@@ -145,6 +152,8 @@ def main() -> int:
         confd = Confd(client.backend, node, os.environ)
         loops = [("watching", confd.watch), ("rendering", confd.render)]
         loops += [("reporting", confd.report), ("watching secrets", confd.watch_secrets)]
+        reporter = StatusReporter(client, node)
+        loops += [("watching node statuses", reporter.watch), ("reporting node status", reporter.run)]
         try:
             await tasks.run_until_stopped(loops)
         finally:

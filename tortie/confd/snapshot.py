@@ -11,11 +11,15 @@ from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.ipam import Affinity
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.node import Node
+from tortie.datastore.types.service import EndpointSlice, Service
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """Each dict: name -> object; `affinities`: block -> this node's claim on it."""
+    """Each dict: name -> object; `affinities`: block -> this node's claim on it.
+
+    `services` and `slices` (EndpointSlices) are Kubernetes' own, `namespace/name` -> object; etcd has none.
+    """
 
     nodes: dict[str, Node] = field(default_factory=dict)
     pools: dict[str, IPPool] = field(default_factory=dict)
@@ -24,6 +28,8 @@ class Snapshot:
     filters: dict[str, BGPFilter] = field(default_factory=dict)
     felix: dict[str, FelixConfiguration] = field(default_factory=dict)
     affinities: dict[str, Affinity] = field(default_factory=dict)
+    services: dict[str, Service] = field(default_factory=dict)
+    slices: dict[str, EndpointSlice] = field(default_factory=dict)
 
     def apply(self, updates: Iterable[Update]) -> None:
         for update in updates:

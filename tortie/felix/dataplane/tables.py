@@ -31,6 +31,8 @@ _HOST_TABLES = (ir.FILTER, ir.MANGLE, ir.RAW)
 class TableWriter:
     """One IP version's tables."""
 
+    _holds_ready = True  # policies that ask for it stand before an endpoint needs them
+
     def __init__(self, version: int, settings: Settings, features: Features, duty: Duty[Key, Any]) -> None:
         self._version, self._settings, self._features = version, settings, features
         self._duty = duty
@@ -120,16 +122,27 @@ class TableWriter:
 
     def _policy(self, ident: PolicyId, policy: Policy | None) -> None:
         before = self._policies.pop(ident, None)
+        chains = (names.chain(names.POLICY_IN, ident.text), names.chain(names.POLICY_OUT, ident.text))
         if before is not None and (policy is None or policy.stage != before.stage):
-            gone = (names.chain(names.POLICY_IN, ident.text), names.chain(names.POLICY_OUT, ident.text))
             for table in _TABLES_OF_STAGE[before.stage]:
-                self._graph.withdraw(table, gone)
+                self._graph.withdraw(table, chains)
         if policy is not None:
             self._policies[ident] = policy
             self._offer_in(
                 _TABLES_OF_STAGE[policy.stage],
                 lambda table: profiles.policy_chains(policy, self._version, table, self._settings),
             )
+        held, hold = self._is_ready(before), self._is_ready(policy)
+        if hold and not held:
+            self._graph.hold(ir.FILTER, chains)
+        elif held and not hold:
+            self._graph.release(ir.FILTER, chains)
+
+    def _is_ready(self, policy: Policy | None) -> bool:
+        """Whether its chains stand in the filter table used or not."""
+        if policy is None or policy.stage != "normal":
+            return False
+        return policy.everywhere and self._holds_ready
 
     def _offer_in(self, tables: Iterable[str], render: Callable[[str], Iterable[ir.Chain]]) -> None:
         """The same chains in several tables; they differ only where a denial is written differently."""
