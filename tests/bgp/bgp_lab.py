@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.netns_lab import Namespace, eventually
+from tortie.bgp.config import prefix_limit
 from tortie.bgp.status import PeerStatus, Status
 from tortie.bgp.status import read as read_status
 from tortie.confd import context, files, render
@@ -155,7 +156,8 @@ class BgpNode:
             self.cluster.felix,
             self.blocks,
         )
-        made = context.build(snapshot, self.name, secrets=self.secrets)
+        limit = prefix_limit(self.environment)
+        made = context.build(snapshot, self.name, secrets=self.secrets, prefix_limit=limit)
         conf, digest = render.exabgp_conf(made)
         with _environment(self.environment):
             asyncio.run(files.install(conf, render.bgp_json(made, digest)))

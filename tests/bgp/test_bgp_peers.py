@@ -240,3 +240,31 @@ def _dropped_for_their_ttl(node: BgpNode) -> int:
     lines = [line.split() for line in node.ns.run("cat", "/proc/net/netstat").splitlines()]
     names, values = (words for words in lines if words[0] == "TcpExt:")
     return int(values[names.index("TCPMinTTLDrop")])
+
+
+def test_a_peer_that_announces_too_much(
+    make_mesh: Callable[..., Mesh], closing: Callable[[Any], Any]
+) -> None:
+    """What is beyond the limit is left out, after a restart as well, and asked for when there is room."""
+    mesh = make_mesh(1)
+    mesh.cluster.peers["bird"] = peer_resource("bird", peerIP=_BIRD, asNumber=65020)
+    many = [f"192.168.{number}.0/26" for number in range(100, 140)]
+    node = mesh.nodes[0]
+    node.environment["TORTIE_BGP_PREFIX_LIMIT"] = "20"
+    mesh.start()
+    bird = closing(Bird(mesh.underlay.attach(20), _bird(*many)))
+
+    def taken() -> tuple[int, bool]:
+        found = node.peer(_BIRD)
+        return (found.received, found.over_limit) if found else (0, False)
+
+    def learned() -> set[str]:
+        return node.prefixes() - set(node.blocks)
+
+    eventually(lambda: taken() == (20, True) and len(learned()) == 20, 60)
+    assert node.log().count("announces all the 20 prefixes that it may") == 1
+    node.kill_agent()
+    eventually(lambda: taken() == (20, True) and node.settled(), 60)
+    left = sorted(set(many) - learned())[:10]
+    bird.configure(_bird(*left))
+    eventually(lambda: learned() == set(left) and taken() == (10, False), 60)
