@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(
     0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -13,9 +14,23 @@ sys.path.insert(
 
 from tests.netns_lab import Namespace
 from tests.support.etcd_fixtures import backend, etcd, etcd_process, make_etcd
+from tests.support.kubernetes_fixtures import apiserver, apiserver_process
 from tortie.core.log import LineFormatter
 
-__all__ = ["backend", "etcd", "etcd_process", "make_etcd", "make_netns", "netns"]
+# How long an example takes says how busy the machine is: no test is timed.
+settings.register_profile("tortie", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tortie")
+
+__all__ = [
+    "apiserver",
+    "apiserver_process",
+    "backend",
+    "etcd",
+    "etcd_process",
+    "make_etcd",
+    "make_netns",
+    "netns",
+]
 
 
 @pytest.fixture(autouse=True)

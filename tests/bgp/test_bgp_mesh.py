@@ -148,7 +148,7 @@ def test_a_stopped_node_keeps_its_routes_and_loses_them_in_time(
     make_mesh: Callable[..., Mesh], closing: Callable[[RouteEvents], RouteEvents]
 ) -> None:
     """The process gone: kept for the restart time. Back in time: nobody noticed. Not back: gone."""
-    mesh = make_mesh(2, nodeMeshMaxRestartTime="4s")
+    mesh = make_mesh(2)
     mesh.start()
     one, two = mesh.nodes
     watch = closing(RouteEvents(one.ns))
@@ -159,6 +159,12 @@ def test_a_stopped_node_keeps_its_routes_and_loses_them_in_time(
     eventually(lambda: one.established() == 2, 30)
     eventually(lambda: (peer := one.peer("10.9.0.2")) and peer.end_of_rib and not peer.stale, 30)
     assert watch.about("192.168.2.0/26", "fd00:168::200/122") == []
+    before = [one.peer(address) for address in ("10.9.0.2", "fd09::2")]
+    mesh.cluster.bgp["default"] = configuration(nodeMeshMaxRestartTime="2s")
+    mesh.render()
+    for peer in before:
+        eventually(lambda was=peer: was and (now := one.peer(was.address)) and now.since > was.since, 30)  # type: ignore[misc]
+    eventually(lambda: one.established() == two.established() == 2 and mesh.converged(), 30)
     two.kill()
     eventually(lambda: "192.168.2.0/26" not in one.prefixes() | one.prefixes(6), 30)
     assert watch.about("192.168.2.0/26") != []

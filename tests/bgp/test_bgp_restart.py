@@ -28,7 +28,7 @@ protocol bgp n1 {{
 @pytest.fixture
 def mesh(make_mesh: Callable[..., Mesh], closing: Callable[[Any], Any]) -> Mesh:
     """Two nodes, and a BIRD beside n1 that announces 300 blocks; converged, start-up over."""
-    mesh = make_mesh(2, nodeMeshMaxRestartTime="6s")
+    mesh = make_mesh(2, nodeMeshMaxRestartTime="30s")
     mesh.cluster.peers["bird"] = peer_resource("bird", node="n1", peerIP="10.9.0.20", asNumber=65020)
     mesh.bird = closing(Bird(mesh.underlay.attach(20), _bird(_STATICS)))
     mesh.start()

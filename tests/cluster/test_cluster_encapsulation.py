@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from tortie.lab import probe
+from tortie.lab.box import LabError
 from tortie.lab.cluster import Lab, LabNode, wait_until
 from tortie.lab.traffic import Stream
+from tortie.lab.underlay import SUBNETS
 from tortie.lab.wire import Capture, Wrapping
 from tortie.linux import netns
 
@@ -154,6 +157,8 @@ def check(lab: Lab, mode: str) -> None:
 def test_a_fresh_cluster_tunnels_everything_between_nodes(lab: Lab) -> None:
     wait_until(lambda: settled(lab, "Always"), "the mode everywhere", PATIENCE, lambda: evidence(lab))
     check(lab, "Always")
+    audit = lab.calicoctl("ipam", "check").stdout
+    assert "Check complete; found 0 problems." in audit, audit
 
 
 def test_vxlan_packets_are_taken_from_nodes_only(lab: Lab) -> None:
@@ -184,6 +189,43 @@ def in_vxlan(mac: bytes, source: str, destination: str, words: bytes) -> bytes:
     return struct.pack("!BxxxI", 0x08, 4096 << 8) + frame
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_packets_of_just_the_size_that_pods_are_given_pass_whole(lab: Lab, version: int) -> None:
+    """The least of both tunnels', as a pod's interface has one size for both families."""
+    size = int(lab.nodes["node-1"].box.path("/var/lib/calico/mtu").read_text())
+    assert size == 1500 - 70
+    head = 28 if version == 4 else 48  # of IP and ICMP
+    target = lab.pods["c"].address(version)
+    ping = ["ping", "-M", "do", "-c", "1", "-W", "10", "-s"]
+    assert " 0% packet loss" in lab.pods["a"].output(*ping, str(size - head), target)
+    with pytest.raises(LabError, match="essage too long"):
+        lab.pods["a"].output(*ping, str(size - head + 1), target)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_nodes_own_packets_into_the_tunnel_carry_the_tunnels_address(lab: Lab, version: int) -> None:
+    node = lab.nodes["node-1"]
+    own = json.loads(node.box.output("ip", f"-{version}", "-j", "addr", "show", DEVICES[version]))
+    (tunnel,) = [one["local"] for one in own[0]["addr_info"] if one["scope"] == "global"]
+    fd = netns.open(node.box.netns)
+    (answer,) = probe.run([probe.Probe(fd, lab.pods["c"].address(version), 80)], PATIENCE)
+    os.close(fd)
+    assert (answer.server, answer.source) == ("c", tunnel)
+
+
+def test_what_leaves_an_ipv6_pool_is_masqueraded_when_the_pool_says_so(lab: Lab) -> None:
+    """The router knows no pod: its answers find the way only to the node."""
+    router, pod = SUBNETS[0].address6(1), lab.pods["a"]
+    ping = ["ping", "-c", "1", "-W", "1", router]
+
+    def reached() -> bool:
+        return pod.box.run("nsenter", f"--net={pod.netns_path}", "--", *ping, check=False).returncode == 0
+
+    assert not reached()
+    lab.calicoctl("patch", "ippool", POOLS[6], "-p", json.dumps({"spec": {"natOutgoing": True}}))
+    wait_until(reached, "an answer", PATIENCE)
+
+
 def test_every_transition_of_a_live_pool(lab: Lab) -> None:
     """Pods of one network talk on in every mode; those of two as long as there is a tunnel between them."""
     with ExitStack() as stack:
@@ -201,10 +243,10 @@ def test_every_transition_of_a_live_pool(lab: Lab) -> None:
         assert not stream.failure, stream.failure
 
 
-@pytest.mark.parametrize("mode", ["CrossSubnet", "Never"])
-def test_what_a_change_leaves_is_what_a_start_makes(lab: Lab, mode: str) -> None:
-    set_mode(lab, mode)
-    check(lab, mode)
+def test_what_a_change_leaves_is_what_a_start_makes(lab: Lab) -> None:
+    """With BGP's part in it; felix's alone is compared in the kernel tier, for every mode."""
+    set_mode(lab, "Never")
+    check(lab, "Never")
     node = lab.nodes["node-1"]
     before = overlay(node)
     node.stop_agent()
@@ -227,3 +269,13 @@ def test_no_bgp_is_needed(lab: Lab) -> None:
         assert not node.box.pids("tortie.bgp")
     set_mode(lab, "CrossSubnet")
     check(lab, "CrossSubnet")
+
+
+def test_a_flat_network_without_bgp(lab: Lab) -> None:
+    """Where somebody says that felix is to write the routes that BGP would; goes on from the last test."""
+    spec = json.dumps({"spec": {"programClusterRoutes": "EnabledNoEncapOnly"}})
+    assert lab.calicoctl("patch", "felixconfiguration", "default", "-p", spec).returncode == 0
+    set_mode(lab, "Never")
+    check(lab, "Never")
+    via = f"via {lab.nodes['node-2'].ip} dev eth0 proto 80 onlink"
+    assert via in lab.nodes["node-1"].box.output("ip", "route")

@@ -240,7 +240,7 @@ def test_hostile_data_stops_nothing_is_reported_once_and_gets_nowhere(pods: Lab,
             wait_until(
                 lambda name=name, own=own: not unreported(since(pods, marks)[name], own),  # type: ignore[misc]
                 f"everything bad to be reported by {name}",
-                30,
+                60,
                 lambda name=name, own=own: "\n".join(unreported(since(pods, marks)[name], own)),  # type: ignore[misc]
             )
         everybody_works(pods, "late")
@@ -343,7 +343,7 @@ def test_settings_of_felix_that_are_nonsense_are_said_and_change_nothing(pods: L
         wait_until(
             lambda name=name: MARK in "".join(since(pods, marks)[name]),  # type: ignore[misc]
             f"{name} to report the nonsense",
-            30,
+            60,
         )
     everybody_works(pods, "late")
     assert traces(pods) == []

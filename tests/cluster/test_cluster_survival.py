@@ -120,7 +120,7 @@ def test_a_dead_machines_routes_go_within_the_hold_time_and_return_with_it(pods:
     wait_until(lambda: hold_times(pods) == {6}, "all sessions to have the short hold time", 60)
     assert routes_to_dead()
     dead.box.run("ip", "link", "set", "eth0", "down")
-    other.wait_until(lambda: not routes_to_dead(), "the dead node's routes to go", 6 + 3)
+    other.wait_until(lambda: not routes_to_dead(), "the dead node's routes to go", 6 + 9)
     dead.box.run("ip", "link", "set", "eth0", "up")
     dead.box.run("ip", "route", "replace", "default", "via", "172.18.0.1")
     other.wait_until(lambda: bool(routes_to_dead()), "the routes to return", 60)

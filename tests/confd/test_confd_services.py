@@ -9,7 +9,9 @@ from tests.confd.confd_cases import MASTER, cluster, configuration, node
 from tortie.confd import context
 from tortie.confd.services import Advertised, advertised
 from tortie.confd.snapshot import Snapshot
-from tortie.datastore.kubernetes.services import (
+from tortie.datastore.types.bgp import CIDRBlock
+from tortie.datastore.types.meta import ObjectMeta
+from tortie.datastore.types.service import (
     SERVICE_LABEL,
     Conditions,
     Endpoint,
@@ -20,8 +22,6 @@ from tortie.datastore.kubernetes.services import (
     ServiceSpec,
     ServiceStatus,
 )
-from tortie.datastore.types.bgp import CIDRBlock
-from tortie.datastore.types.meta import ObjectMeta
 
 pytestmark = pytest.mark.unit
 

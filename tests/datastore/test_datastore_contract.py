@@ -1,4 +1,7 @@
-"""The same scenarios over the datastore in memory and over a real etcd: what tests trust must be true."""
+"""The same scenarios over the datastore in memory, a real etcd and a real kube-apiserver.
+
+What tests trust must be true, and what IPAM and syncers build on must hold wherever they run.
+"""
 
 import asyncio
 import json
@@ -11,6 +14,7 @@ from msgspec import structs
 
 from tests.support.aio import run
 from tests.support.etcd import Etcd
+from tests.support.kubernetes import ApiServer
 from tests.support.memory_backend import MemoryBackend
 from tests.support.resources import resource
 from tortie.core.errors import (
@@ -26,7 +30,18 @@ from tortie.datastore.client import Client
 from tortie.datastore.config import DatastoreConfig
 from tortie.datastore.etcd import EtcdBackend
 from tortie.datastore.initialize import ensure_default_configuration, ensure_initialized
-from tortie.datastore.keys import BlockKey, BlockList, HandleKey, HandleList, Key, ResourceKey, ResourceList
+from tortie.datastore.keys import (
+    BlockKey,
+    BlockList,
+    HandleKey,
+    HandleList,
+    Key,
+    ResourceKey,
+    ResourceList,
+    parse,
+)
+from tortie.datastore.kinds import KINDS
+from tortie.datastore.kubernetes.backend import KubernetesBackend
 from tortie.datastore.types import ipam
 from tortie.datastore.types.cluster import ClusterInformation
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
@@ -79,14 +94,54 @@ class _Real:
         await asyncio.to_thread(self.server.compact)
 
 
+class _Kubernetes:
+    """Paths and JSON are etcd's here too; what the API server itself would never hold becomes what it can."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self.server = server
+        self.backend: Backend = KubernetesBackend(server.config())
+
+    async def put(self, path: str, data: str) -> None:
+        key = parse(path)
+        if not isinstance(key, ResourceKey):
+            return  # an object is always one of a collection and has a name
+        row = KINDS[key.kind]
+        try:
+            body = json.loads(data)
+        except ValueError:
+            body = {"spec": data}
+        annotation = {"projectcalico.org/metadata": json.dumps(body.pop("metadata", {}))}
+        put = self.server.put_custom
+        await asyncio.to_thread(put, row.plural, key.kind, key.name, {"annotations": annotation}, body)
+
+    async def read(self, path: str) -> bytes:
+        """Of the metadata that stand in an annotation only the name is there in etcd too."""
+        key = parse(path)
+        assert isinstance(key, ResourceKey)
+        found = await asyncio.to_thread(self.server.custom, KINDS[key.kind].plural, key.name)
+        metadata = json.loads(found["metadata"]["annotations"]["projectcalico.org/metadata"])
+        name = json.dumps({"name": metadata["name"]}, separators=(",", ":"))
+        found["metadata"]["annotations"]["projectcalico.org/metadata"] = name
+        return json.dumps(found).encode()
+
+    async def compact(self) -> None:
+        # In this thread: the server ends with the one that started it.
+        self.server.forget_history()
+
+
 @pytest.fixture(
     params=[
         pytest.param("memory", marks=pytest.mark.unit),
         pytest.param("etcd", marks=pytest.mark.kernel),
+        pytest.param("kubernetes", marks=pytest.mark.kernel),
     ]
 )
 def store(request: pytest.FixtureRequest) -> Iterator[Callable[[], Store]]:
     """Opens the datastore; to be called inside the running loop."""
+    if request.param == "kubernetes":
+        apiserver: ApiServer = request.getfixturevalue("apiserver")
+        yield lambda: _Kubernetes(apiserver)
+        return
     server: Etcd | None = request.getfixturevalue("etcd") if request.param == "etcd" else None
     yield lambda: _Memory() if server is None else _Real(server)
 

@@ -167,6 +167,19 @@ def test_nonsense_in_the_datastore_stops_no_node() -> None:
     assert any("sideways" in line for line in params.ignored)
 
 
+def test_a_mark_mask_that_does_not_suffice_stops_a_node_only_where_it_is_local() -> None:
+    sources = Sources("node1")
+    spec = {"iptablesMarkMask": 0x3, "nftablesMarkMask": 0x1F, "wireguardEnabled": True}
+    sources.take("FelixConfiguration", "default", configuration("default", **spec))
+    found, params = resolve(sources)
+    assert found.settings == config(Sources("node1"), WIREGUARDENABLED="true").settings
+    assert found.nft_settings.marks == found.settings.marks
+    for name in ("IptablesMarkMask", "NftablesMarkMask"):
+        assert any(f"{name} from datastore (global)" in line for line in params.ignored)
+    with pytest.raises(ConfigError, match="NftablesMarkMask"):
+        config(NFTABLESMARKMASK="0xf")
+
+
 def test_what_was_set_and_by_whom_can_be_logged() -> None:
     sources = Sources("node1", {"FELIX_IPV6SUPPORT": "false"})
     _, params = resolve(sources)

@@ -2,16 +2,22 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.felix.cluster_lab import Cluster
 from tests.felix.node_lab import Node
 from tests.felix.objects import allow, global_policy, host, profile
+from tests.felix.process_lab import FelixProcess, basics
 from tests.felix.worlds import PODS, pod_object
-from tests.netns_lab import Namespace
-from tortie.datastore.keys import key_of
+from tests.netns_lab import Namespace, eventually
+from tests.support.etcd import Etcd
+from tortie.datastore.keys import ResourceKey, key_of
+from tortie.datastore.types.cluster import FelixConfiguration
+from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.policy import EntityRule, Rule
+from tortie.felix.config import RESTART
 from tortie.felix.dataplane.cut import HOST, Judge
 from tortie.felix.rules import ir
 from tortie.felix.rules.evaluate import Sets
@@ -175,6 +181,37 @@ def test_connections_that_policy_denies_are_cut_if_asked_for(
     assert found["host"].is_cut()
     for name in rest - {"host"}:  # ssh among them, a failsafe
         found[name].goes_on()
+
+
+@kernel
+def test_an_annotation_turns_it_on_and_what_was_denied_before_is_cut(
+    make_netns: Callable[[], Namespace], etcd: Etcd, tmp_path: Path
+) -> None:
+    felix = FelixProcess(Node(make_netns), etcd, tmp_path)
+    a, b, c = (felix.node.pod(name) for name in "abc")
+    basics(felix, "open")
+    for pod in (a, b, c):
+        felix.endpoint(pod.name, "open")
+    felix.started()
+    eventually(lambda: a.reaches(b.v4) and c.reaches(b.v4))
+    denied, allowed = (Talk(socket.SOCK_STREAM, pod.ns, b.ns, b.v4, port) for pod, port in ((a, 1), (c, 2)))
+    try:
+        rules = (Rule(action="Deny", source=EntityRule(nets=(f"{a.v4}/32",))), allow())
+        felix.put(global_policy("p", selector="all()", ingress=rules, types=("Ingress",)))
+        eventually(lambda: not a.reaches(b.v4))
+        denied.goes_on()
+        annotations = {"config.projectcalico.org/CutDeniedFlows": "true"}
+        asking = FelixConfiguration(metadata=ObjectMeta(name="default", annotations=annotations))
+        felix.put((ResourceKey("FelixConfiguration", "default"), asking))
+        assert felix.process is not None and felix.process.wait(30) == RESTART
+        felix.started()
+        assert denied.is_cut()
+        allowed.goes_on()
+        felix.wait_for(r"cut \d+ IPv4 connections that policy denies now")  # pings among them
+    finally:
+        denied.close()
+        allowed.close()
+        felix.close()
 
 
 # --- the decision ---------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from tortie.felix.dataplane.kernel import Kernel
 from tortie.felix.dataplane.neighbours import ForwardingTarget, NeighbourTarget
 from tortie.felix.dataplane.overlay import Overlay
 from tortie.felix.dataplane.routes import Ownership, RouteTable, WorkloadRouteTarget
+from tortie.felix.dataplane.shaping import ShapingTarget
 from tortie.felix.dataplane.sysctls import SysctlTarget
 from tortie.felix.dataplane.tunnels import TunnelTarget
 from tortie.linux import addresses, ethtool, links
@@ -65,6 +66,7 @@ class Host:
         target = WorkloadRouteTarget(RouteTarget(netlink, ownership.owns), ownership, forget, self.clock)
         kernel = Kernel(
             netlink, {}, None, target, NeighbourTarget(netlink, ownership.is_workload), SysctlTarget(),
+            ShapingTarget(netlink, ("cali",)),
             self.tunnels, NeighbourTarget(netlink, self.tunnels.is_vxlan, both_families=True),
             ForwardingTarget(netlink, self.tunnels.is_vxlan), ownership,
         )  # fmt: skip
@@ -94,6 +96,7 @@ class Host:
                 self.calculation.update(Update("updated" if key in self.known else "new", key, value))
         self.known = dict(objects)
         self.calculation.flush()
+        self.overlay.update(self.calculation.state)
         return self.settle()
 
     def settle(self) -> "Host":
@@ -113,7 +116,7 @@ class Host:
         self.interfaces.reread(links.dump(netlink), addresses.dump(netlink), self.clock())
         if self.overlay.interfaces_changed(self.interfaces.settle(self.clock())):
             self.routes.forget()
-        self.overlay.update(self.calculation.state)
+        self.overlay.look_again()
         duties: list[Duty[Any, Any]] = [self.overlay.devices, self.routes, *self.overlay.entries]
         before = [duty.outcome for duty in duties]
         await self.overlay.sync_devices()
@@ -395,6 +398,24 @@ def test_without_the_nodes_own_interface_there_is_no_tunnel(host: MakeHost) -> N
     assert one.routes_shown() == ["blackhole 10.1.0.0/26 proto 80"]
     one.ns.sh("ip address add 172.16.0.2/24 dev eth0")
     assert one.settle().shown() == host().follow(cluster(vxlan="CrossSubnet")).shown()
+
+
+def test_a_node_that_gets_another_address_leaves_nothing_of_the_old_one(host: MakeHost) -> None:
+    one, fresh = host(), host()
+    one.follow(cluster(vxlan="CrossSubnet", vxlan6="Always"))
+    moved = cluster(
+        node("node1", "172.17.0.3/24", "fd17::3/64", "10.1.0.1", "fd10::101"),
+        vxlan="CrossSubnet",
+        vxlan6="Always",
+    )
+    for either in (one, fresh):
+        either.ns.sh("ip address flush dev eth0 scope global")
+        either.ns.sh("ip address add 172.17.0.3/24 dev eth0")
+        either.ns.sh("ip address add fd17::3/64 dev eth0 nodad")
+    shown = one.settle().follow(moved).shown()
+    assert shown == fresh.follow(moved).shown()
+    assert "10.3.0.0/26 via 172.17.0.9 dev eth0 proto 80 onlink" in shown
+    assert "10.2.0.0/26 via 10.2.0.1 dev vxlan.calico onlink" in shown
 
 
 # --- changes ------------------------------------------------------------------------------------

@@ -10,18 +10,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.felix.fakes import FakeClock, FakeKernel
+from tortie.felix.calc.graph import State, Touched
+from tortie.felix.calc.model import Members
 from tortie.felix.dataplane.chains import ChainGraph, Key
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.interfaces import Interface, Interfaces
 from tortie.felix.dataplane.routes import Candidate, Ownership, RouteClass, RouteTable, WorkloadRouteTarget
+from tortie.felix.dataplane.sets import SetWriter
 from tortie.felix.rules import ir
 from tortie.felix.rules.ir import Chain, Goto, Hook, Jump, Rule
+from tortie.felix.rules.settings import Settings
 from tortie.felix.throttle import Throttle
 from tortie.linux.addresses import Address
+from tortie.linux.ipsets import IPSet
 from tortie.linux.links import IFF_RUNNING, IFF_UP, Link
 from tortie.linux.routes import SCOPE_LINK, Route, RouteKey, RouteType, same
 
 pytestmark = pytest.mark.unit
+
+
+# --- IP sets ------------------------------------------------------------------------------------
+
+
+def test_no_set_is_ever_too_small_for_its_members() -> None:
+    """Half of a set that a rule denies would be an open door."""
+    duty: Duty[str, IPSet] = Duty("sets", FakeKernel(), interval=0, clock=FakeClock(), rand=lambda: 0.5)
+    writer = SetWriter(4, Settings(), duty, node="node1", maximum=4)
+    for count in (3, 4, 5, 100):
+        members = Members("net", {f"10.0.0.{number}" for number in range(count)})
+        writer.update(State(sets={"s:a": members}), Touched(sets={"s:a"}))
+        (found,) = duty.desired.values()
+        assert len(found.members) == count
+        assert found.maximum == 4 if count <= 4 else count <= found.maximum <= 2 * count
 
 
 # --- interfaces ---------------------------------------------------------------------------------

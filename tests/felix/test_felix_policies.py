@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.felix.fakes import FakeClock, FakeTables
 from tests.felix.objects import (
     allow,
     global_policy,
@@ -17,13 +18,19 @@ from tests.felix.objects import (
 from tests.felix.test_felix_calc import calculated, ident
 from tortie.datastore.keys import AffinityKey, BlockKey, Key
 from tortie.datastore.selector import parse
+from tortie.datastore.syncer import Update
 from tortie.datastore.types.ipam import Affinity, Block
 from tortie.datastore.types.policy import EntityRule, Rule
 from tortie.felix.calc import policies
-from tortie.felix.calc.graph import State
+from tortie.felix.calc.graph import Calculation, Inputs, State
 from tortie.felix.calc.model import DENY_ALL, HostEndpoint, PolicyId, Tier
+from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.hosts import assign
+from tortie.felix.dataplane.nft import NftTableWriter
+from tortie.felix.dataplane.tables import TableWriter
 from tortie.felix.rules.dispatch import ANY_INTERFACE
+from tortie.felix.rules.iptables import Features
+from tortie.felix.rules.settings import Settings
 
 pytestmark = pytest.mark.unit
 
@@ -170,6 +177,22 @@ def test_a_policy_is_compiled_while_it_applies_to_somebody_here() -> None:
 def test_a_hint_keeps_a_policy_ready() -> None:
     one = global_policy("p", selector="app == 'nobody'", performanceHints=("AssumeNeededOnEveryNode",))
     assert len(state_of(one).policies) == 1
+
+
+@pytest.mark.parametrize(("kind", "stands"), [(TableWriter, True), (NftTableWriter, False)])
+def test_a_policy_kept_ready_stands_in_the_filter_table(kind: type[TableWriter], stands: bool) -> None:
+    """With iptables, as in Calico; and no longer than it asks for it."""
+    key, asking = global_policy("p", selector="x == 'y'", performanceHints=("AssumeNeededOnEveryNode",))
+    calc = Calculation(Inputs("node1"))
+    duty: Duty[Any, Any] = Duty("chains", FakeTables(), interval=0, clock=FakeClock(), rand=lambda: 0.5)
+    tables = kind(4, Settings(), Features(), duty)
+    tables.start(calc.state)
+    without = set(duty.desired)
+    for value in (asking, global_policy("p", selector="x == 'y'")[1], asking, None):
+        calc.update(Update("updated", key, value))
+        tables.update(calc.state, calc.flush())
+        held = {name for _, name in duty.desired.keys() - without}
+        assert held == ({"cali-pi-gnp/p", "cali-po-gnp/p"} if stands and value is asking else set())
 
 
 def test_staged_policies_are_listed_but_never_compiled() -> None:

@@ -5,21 +5,27 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from itertools import permutations
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.felix.node_lab import Node, Pod
-from tests.felix.objects import allow, pool, profile
+from tests.felix.objects import allow, global_policy, host, pool, profile, tier
 from tests.felix.process_lab import FelixProcess, basics
 from tests.felix.traffic import Flow, Sent, Traffic
+from tests.felix.worlds import a_world
 from tests.netns_lab import Namespace, eventually
 from tests.support.etcd import Etcd
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.meta import ObjectMeta
+from tortie.datastore.types.policy import EntityRule, Rule
 from tortie.felix.config import RESTART
 
 pytestmark = pytest.mark.kernel
+
+DENY = Rule(action="Deny")
+MODES = pytest.mark.parametrize("mode", ["Disabled", "Enabled"])
 
 
 @pytest.fixture
@@ -160,6 +166,115 @@ def test_killed_in_the_middle_of_a_change_nothing_opens(
     assert (lost(sent), leaked(sent)) == ([], [])
 
 
+FOREIGN = """*raw
+-A PREROUTING -i docker0 -j ACCEPT
+COMMIT
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A KUBE-SERVICES -d 10.96.0.10/32 -p udp -m udp --dport 53 -j DNAT --to-destination 10.65.0.9:53
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+COMMIT
+*filter
+:KUBE-FORWARD - [0:0]
+:DOCKER-USER - [0:0]
+-A INPUT -p tcp -m tcp --dport 2222 -m comment --comment "by hand, like cali-INPUT" -j ACCEPT
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A FORWARD -j DOCKER-USER
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A DOCKER-USER -j RETURN
+COMMIT
+"""
+
+FOREIGN_TABLES = """
+table inet byhand { chain c { type filter hook forward priority 5; counter; }; }
+table ip kube-proxy { chain services { ip daddr 10.96.0.10 counter; }; }
+"""
+
+
+def theirs(node: Node) -> list[str]:
+    """All that is not ours, in its order, in iptables and in nftables."""
+    lines = (node.rules(4) + node.rules(6)).splitlines()
+    rules = [re.sub(r"\[\d+:\d+\]", "", line) for line in lines if line[0] == "-" or " - " in line]
+    tables = node.ns.sh("nft -s list table inet byhand") + node.ns.sh("nft -s list table ip kube-proxy")
+    return [line for line in rules if not re.search(r":cali-|cali:|-A cali-", line)] + [tables]
+
+
+def own_places(node: Node) -> set[tuple[str, int, int]]:
+    """Our rules in the kernel's chains: (chain, its place from the front, from the end)."""
+    found: set[tuple[str, int, int]] = set()
+    for table in ("raw", "mangle", "nat", "filter"):
+        chains: dict[str, list[str]] = {}
+        for line in node.rules(4, "-t", table).splitlines():
+            if line.startswith("-A ") and line.split()[1].isupper() and "-" not in line.split()[1]:
+                chains.setdefault(f"{table} {line.split()[1]}", []).append(line)
+        for chain, rules in chains.items():
+            places = [number for number, rule in enumerate(rules) if "cali:" in rule]
+            found |= {(chain, number, number - len(rules)) for number in places}
+    return found
+
+
+def test_rules_of_others_stay_as_they_are_from_start_to_end(felix: FelixProcess) -> None:
+    """And ours keep their places among them: first, and last where others have to be before us."""
+    node = felix.node
+    six = "".join(line for line in FOREIGN.splitlines(True) if "10." not in line)
+    node.ns.run("iptables-nft-restore", "--noflush", stdin=FOREIGN)
+    node.ns.run("ip6tables-nft-restore", "--noflush", stdin=six)
+    node.ns.run("nft", "-f", "-", stdin=FOREIGN_TABLES)
+    before = theirs(node)
+    felix.put(pool("p", "10.65.0.0/16", nat=True))
+    felix.started(NFTABLESMODE="Disabled")
+    assert theirs(node) == before
+    places = own_places(node)
+    a, b, _ = pods(felix)
+    eventually(lambda: a.reaches(b.v4))
+    felix.put(profile("other", allow()), host("h"), global_policy("g", selector="all()", ingress=(allow(),)))
+    eventually(lambda: "cali-pi-gnp/g" in node.rules(4) and "cali-thfw-eth0" in node.rules(4))
+    assert (theirs(node), own_places(node)) == (before, places)
+    firsts = {(chain, start) for chain, start, end in places if chain != "nat POSTROUTING" and start == 0}
+    assert len(firsts) == 9 and max(end for chain, _, end in places if chain == "nat POSTROUTING") == -1
+    assert {end for chain, _, end in places if chain == "filter FORWARD"} >= {-1, -2}
+    for mode, wanted in (("Enabled", set()), ("Disabled", places)):
+        felix.kill(signal.SIGTERM)
+        felix.started(NFTABLESMODE=mode)
+        assert (theirs(node), own_places(node)) == (before, wanted)
+    felix.kill(signal.SIGTERM)
+    assert (theirs(node), own_places(node)) == (before, places), "what enforces stays when felix ends"
+
+
+@MODES
+def test_rules_are_written_as_configuration_wants_them(felix: FelixProcess, mode: str) -> None:
+    """Place among others' rules, denials, what is logged and how often."""
+    node = felix.node
+    node.ns.sh("iptables-nft -A FORWARD -s 203.0.113.0/24 -j DROP")
+    logging = global_policy("g", selector="all()", ingress=(Rule(action="Log"), allow()), types=("Ingress",))
+    felix.put(logging)
+    felix.started(
+        NFTABLESMODE=mode, CHAININSERTMODE="append", IPTABLESFILTERDENYACTION="REJECT",
+        NFTABLESFILTERDENYACTION="REJECT", LOGPREFIX="seen-%n", LOGACTIONRATELIMIT="5/minute",
+        LOGACTIONRATELIMITBURST="7", FAILSAFEINBOUNDHOSTPORTS="none",
+    )  # fmt: skip
+    a, b, stranger = pods(felix)
+    eventually(lambda: a.reaches(b.v4) and a.reaches(b.v6))
+    if mode == "Enabled":
+        text = node.ns.sh("nft list table ip calico") + node.ns.sh("nft list table ip6 calico")
+        assert text.count("limit rate 5/minute burst 7 packets counter packets") == 2
+        assert text.count('log prefix "seen-g: " level info') == 2
+    else:
+        text = node.rules(4) + node.rules(6)
+        log = r'--limit 5/min --limit-burst 7 .*-j LOG --log-prefix "seen-g: " --log-level 5'
+        assert len(re.findall(log, text)) == 2
+        forward = [line for line in node.rules(4).splitlines() if line.startswith("-A FORWARD")]
+        assert "203.0.113.0/24" in forward[0] and "cali-FORWARD" in forward[1]
+    said = stranger.ns.run("ping", "-n", "-c", "1", "-W", "1", a.v4, check=False)
+    assert "Destination Port Unreachable" in said
+
+
 def test_kube_proxy_decides_where_felix_is_to_follow_it(felix: FelixProcess) -> None:
     felix.started()
     assert traces(felix.node)["iptables"] and not traces(felix.node)["nftables"]
@@ -194,7 +309,6 @@ def test_rules_that_iptables_cannot_show_disturb_nobody_in_nftables(felix: Felix
     assert "could not be made so" not in felix.log
 
 
-MODES = pytest.mark.parametrize("mode", ["Disabled", "Enabled"])
 _FLUSHES = {  # nftablesMode -> what others do to our rules
     "Disabled": [
         ["iptables-nft -F", "ip6tables-nft -F"],
@@ -268,6 +382,41 @@ def test_restarted_it_interrupts_nothing_and_counts_on(
     assert handles(felix.node, mode) == before != [], "no rule was written anew"
     sent = packets.end()
     assert (lost(sent), leaked(sent)) == ([], [])
+
+
+@MODES
+def test_killed_again_and_again_among_updates(
+    felix: FelixProcess, traffic: Callable[[], Traffic], mode: str
+) -> None:
+    """Wherever that hits it. What a first tier decides is not changed by anything that comes behind it."""
+    pods(felix)
+    felix.node.pod("c")
+    among = EntityRule(selector="app == 'web'")
+    rules = {"ingress": (allow(source=among), DENY), "egress": (allow(destination=among), DENY)}
+    felix.put(tier("guard", 0), global_policy("guard", tier="guard", selector="has(guard)", **rules))
+    for name, app in (("a", "web"), ("b", "web"), ("c", "db")):
+        felix.endpoint(name, "open", labels={"app": app, "guard": "yes", "old": "yes"})
+    felix.started(NFTABLESMODE=mode)
+    a, b = felix.node.pods["a"], felix.node.pods["b"]
+    eventually(lambda: a.reaches(b.v4) and a.reaches(b.v6))
+    packets, rand = traffic(), Random(3)
+    for number in range(5):
+        for _ in range(rand.randint(5, 60)):
+            world = {key: one for key, one in a_world(rand).items() if not key.kind.endswith("Endpoint")}
+            key = rand.choice(sorted(world, key=str))
+            if rand.random() < 0.8:
+                felix.put((key, world[key]))
+            else:
+                felix.delete(key)
+        felix.kill()
+        felix.start(NFTABLESMODE=mode)
+        if number % 2:  # else it meets its end while it starts
+            felix.up(30)
+    felix.up(30)
+    packets.round()
+    sent = packets.end()
+    assert (lost(sent), leaked(sent)) == ([], [])
+    assert "Traceback" not in felix.log
 
 
 def handles(node: Node, mode: str) -> list[str]:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 from tests.felix.packets import Ear, Mouth
@@ -13,9 +14,9 @@ from tortie.felix.rules.evaluate import Packet
 
 _PAUSE = 0.001  # seconds between bursts
 _BURST = 2  # packets
-_FIRST_PORT, _LAST_PORT = 1024, 65000  # each source port once, so that an ear can tell packets apart
+_PORTS = range(1024, 65000)  # each packet's own; again after half a minute at the earliest
 # Forwarding here takes microseconds, but what is left to the kernel's own threads takes its turn.
-_LATE = 0.05
+_LATE = 0.1
 _UDP = 17
 
 
@@ -47,7 +48,6 @@ class Sent(NamedTuple):
     began: float
     ended: float
     flow: Flow
-    port: int
     arrived: bool
 
 
@@ -56,40 +56,40 @@ class Traffic:
 
     def __init__(self, namespaces: Mapping[str, Namespace], flows: Sequence[Flow]) -> None:
         self._flows = flows
-        self._sent: list[tuple[float, float, Flow, int]] = []
-        self._arrived: set[tuple[str, int, int]] = set()  # (namespace, IP version, port)
+        self._sent: list[tuple[float, float, Flow]] = []  # the packets, by number
+        self._arrived: set[tuple[str, int]] = set()  # (namespace, number)
         self._stop = threading.Event()
         used = {name for flow in flows for name in (flow.source, flow.target)}
         self._mouths = {name: Mouth(namespaces[name]) for name in used}
-        self._ears = {name: Ear(namespaces[name]) for name in used}
+        self._ears = {name: Ear(namespaces[name], _UDP) for name in used}
         for flow in flows:  # neighbours know each other before it counts
-            self._mouths[flow.source].send(flow.packet(_FIRST_PORT - 1), 0)
+            self._mouths[flow.source].send(flow.packet(_PORTS[0] - 1), 0xFFFFFFFF)
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._hear)]
         for thread in self._threads:
             thread.start()
 
     def _send(self) -> None:
-        for port in range(_FIRST_PORT, _LAST_PORT):
-            if port % _BURST == 0 and self._stop.wait(_PAUSE):
+        for number in count():
+            if number % _BURST == 0 and self._stop.wait(_PAUSE):
                 return
-            flow = self._flows[port % len(self._flows)]
+            flow = self._flows[number % len(self._flows)]
             began = time.monotonic()
-            self._mouths[flow.source].send(flow.packet(port), port)
-            self._sent.append((began, time.monotonic() + _LATE, flow, port))
+            self._mouths[flow.source].send(flow.packet(_PORTS[number % len(_PORTS)]), number)
+            self._sent.append((began, time.monotonic() + _LATE, flow))
 
     def _hear(self) -> None:
         owners = {one: name for name, ear in self._ears.items() for one in ear.sockets}
         while True:
             ready = select.select(list(owners), (), (), 0.2)[0]
             for one in ready:
-                seen = self._ears[owners[one]].read(one)
-                self._arrived.update((owners[one], version, port) for version, _, port in seen)
+                name = owners[one]
+                self._arrived.update((name, number) for number in self._ears[name].numbers(one))
             if not ready and self._stop.is_set():
                 return
 
-    def more(self, count: int) -> None:
-        """Let so many more packets go; there must be as many left."""
-        target = len(self._sent) + count
+    def more(self, packets: int) -> None:
+        """Let so many more packets go."""
+        target = len(self._sent) + packets
         eventually(lambda: len(self._sent) >= target, 30)
 
     def round(self) -> None:
@@ -110,8 +110,8 @@ class Traffic:
         for thread in self._threads:
             thread.join(30)
         return [
-            Sent(began, ended, flow, port, (flow.target, flow.version, port) in self._arrived)
-            for began, ended, flow, port in self._sent
+            Sent(began, ended, flow, (flow.target, number) in self._arrived)
+            for number, (began, ended, flow) in enumerate(self._sent)
         ]
 
     def close(self) -> None:

@@ -1,9 +1,10 @@
 """A small cluster's IPAM for tests: pools and nodes made in one line, and everything it must keep true."""
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -50,9 +51,39 @@ async def no_sleep(_seconds: float) -> None:
     return None
 
 
+class Ground(Protocol):
+    """The datastore that worlds are made on."""
+
+    def backend(self) -> Backend:
+        """A new client of it; of one that is in memory, a new one."""
+
+    async def node(self, client: Client, name: str, labels: dict[str, str]) -> Node: ...
+
+
+class InMemory:
+    def backend(self) -> Backend:
+        return MemoryBackend()
+
+    async def node(self, client: Client, name: str, labels: dict[str, str]) -> Node:
+        return await client.create(Node(metadata=ObjectMeta(name=name, labels=labels)))
+
+
+_ground: list[Ground] = [InMemory()]  # the last one counts
+
+
+@contextmanager
+def on(ground: Ground) -> Iterator[None]:
+    """Worlds are made on this ground meanwhile: the same stories elsewhere."""
+    _ground.append(ground)
+    try:
+        yield
+    finally:
+        _ground.pop()
+
+
 @dataclass
 class World:
-    backend: Backend = field(default_factory=MemoryBackend)
+    backend: Backend = field(default_factory=lambda: _ground[-1].backend())
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
@@ -67,7 +98,7 @@ class World:
         return await self.client.create(made)
 
     async def node(self, name: str, **labels: str) -> Node:
-        return await self.client.create(Node(metadata=ObjectMeta(name=name, labels=labels)))
+        return await _ground[-1].node(self.client, name, labels)
 
     async def nodes(self, *names: str) -> None:
         for name in names:

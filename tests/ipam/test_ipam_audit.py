@@ -91,6 +91,14 @@ def test_what_windows_keeps_for_itself_is_in_use() -> None:
     assert found.allocations["10.0.0.0"][0].in_use and found.allocations["10.0.0.0"][0].handle == ""
 
 
+def test_ready_addresses_are_their_nodes_until_an_endpoint_has_them() -> None:
+    ready = block("warm-pool-node1", "warm-pool-node1")
+    found = look(ready, uses=[Use("10.0.0.1", "pod")])
+    assert found.uses == {"10.0.0.0": ["Warm pool of Node(node1)"], "10.0.0.1": ["pod"]}
+    assert found.problems == 0
+    assert look(ready, uses=[], nodes=set()).leaked == ["10.0.0.0", "10.0.0.1"]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

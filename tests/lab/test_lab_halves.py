@@ -67,7 +67,7 @@ def test_ctrl_c_is_answered_by_both() -> None:
     assert run.returncode == 2 and said.count("interrupted") == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_both_end_with_us_and_so_does_what_they_started(number: signal.Signals) -> None:
     length = f"{3600 + time.time_ns() % 10**6}.{os.getpid()}"
     run = start(*[isolation.isolated(["sh", "-c", f"sleep {length} & wait"])] * 2)

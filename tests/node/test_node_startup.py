@@ -290,7 +290,7 @@ def test_a_start_waits_for_the_datastore_if_told_to(machine: Machine) -> None:
     env = {"ETCD_ENDPOINTS": lab.etcd.endpoint, "NODENAME": "patient", "WAIT_FOR_DATASTORE": "true"}
     log = lab.folder / "patient.log"
     start = machine.node.box.start([command("calico-node"), "-startup"], log, env)
-    wait_until(lambda: "connecting to datastore - retry" in log.read_text(), "the start to wait", 20)
+    wait_until(lambda: "connecting to datastore - retry" in log.read_text(), "the start to wait", 60)
     assert start.poll() is None
     lab.etcd.start()
     assert start.wait(timeout=30) == 0

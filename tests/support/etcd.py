@@ -65,6 +65,11 @@ class Gateway:
         decode = base64.b64decode
         return {decode(kv["key"]).decode(errors="replace"): decode(kv.get("value", "")) for kv in found}
 
+    def delete_all(self, prefix: str) -> None:
+        start = prefix.encode()
+        end = start[:-1] + bytes([start[-1] + 1])
+        self.ask("kv/deleterange", key=b64(start), range_end=b64(end))
+
     def wipe(self) -> None:
         self.ask("kv/deleterange", key=b64(b"\0"), range_end=b64(b"\0"))
 

@@ -12,6 +12,12 @@ _CRUD = (
     CONFIG,
     _NAMESPACE,
 )
+# kubectl's, also its values; Calico's has no such flag.
+_DRY_RUN = Flag(
+    "dry-run",
+    "client or server: check and tell, but write nothing; or none",
+    default="none",
+)
 _KINDS = "[KIND [NAME...]]"
 _ANY = (0, None)
 
@@ -45,7 +51,7 @@ _CREATE = Command(
     "Create resources by file, directory or stdin",
     "Creates resources and fails for those that exist already; apply updates these.",
     example="  calicoctl create -f policy.yaml\n  cat policy.json | calicoctl create -f -",
-    flags=(*_CRUD, Flag("skip-exists", "count resources that exist already as done", kind="bool")),
+    flags=(*_CRUD, _DRY_RUN, Flag("skip-exists", "count resources that exist already as done", kind="bool")),
     run="crud:create",
     arity=_ANY,
 )
@@ -54,7 +60,7 @@ _APPLY = Command(
     "Create or update resources by file, directory or stdin",
     "Creates the resources that do not exist and updates those that do.",
     example="  calicoctl apply -f policy.yaml\n  calicoctl apply -R -f manifests/",
-    flags=_CRUD,
+    flags=(*_CRUD, _DRY_RUN),
     run="crud:apply",
     arity=_ANY,
 )
@@ -63,7 +69,7 @@ _REPLACE = Command(
     "Replace existing resources by file, directory or stdin",
     "Replaces resources and fails for those that do not exist; apply creates these.",
     example="  calicoctl replace -f policy.yaml",
-    flags=_CRUD,
+    flags=(*_CRUD, _DRY_RUN),
     run="crud:replace",
     arity=_ANY,
 )
@@ -82,7 +88,7 @@ _DELETE = Command(
     "Deletes resources; one that does not exist is an error unless --skip-not-exists is given.",
     _KINDS,
     "  calicoctl delete networkpolicy allow-db -n shop\n  calicoctl delete -f policy.yaml",
-    (*_CRUD, Flag("skip-not-exists", "count resources that do not exist as done", "s", "bool")),
+    (*_CRUD, _DRY_RUN, Flag("skip-not-exists", "count resources that do not exist as done", "s", "bool")),
     "crud:delete",
     _ANY,
     complete="kinds",
@@ -96,6 +102,7 @@ _PATCH = Command(
     (
         CONFIG,
         _NAMESPACE,
+        _DRY_RUN,
         Flag("patch", "the patch", "p"),
         Flag(
             "type", "accepted for compatibility; every patch is a strategic merge", "t", default="strategic"
@@ -114,6 +121,7 @@ _LABEL = Command(
     (
         CONFIG,
         _NAMESPACE,
+        _DRY_RUN,
         Flag("overwrite", "change the label if it has another value", kind="bool"),
         Flag("remove", "remove the label", kind="bool"),
     ),

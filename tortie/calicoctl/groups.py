@@ -147,6 +147,7 @@ IPAM = Command(
                     kind="bool",
                 ),
                 Flag("show-configuration", "show the configuration of IPAM", kind="bool"),
+                Flag("warm", "show the addresses that nodes keep ready for their next pods", kind="bool"),
             ),
             run="ipamshow:show",
             arity=_ANY,

@@ -30,8 +30,16 @@ class Session:
         path = call.flags["config"] or CONFIG_PATH
         if path != CONFIG_PATH and not os.path.exists(path):
             raise Refusal(f"Error reading config file: {path}")
+        dry_run = call.flags.get("dry-run", "none")
+        if dry_run not in ("none", "client", "server"):
+            raise CommandError(f'invalid value "{dry_run}" for --dry-run. Use none, client or server')
+        self.dry_run = dry_run != "none"
         try:
             self._client = connect(datastore_config.load(path, call.env))
+            if self.dry_run:
+                from tortie.calicoctl.rehearsal import Rehearsal  # most commands mean it
+
+                self._client = Client(Rehearsal(self._client.backend))
         except (ConfigError, OSError) as err:
             self._problem = err
 
@@ -67,6 +75,11 @@ class Session:
             raise CommandError(
                 f"version mismatch.\nClient Version:   {__version__}\nCluster Version:  {theirs}\n{_OVERRIDE}"
             )
+
+    def tell_done(self, text: str) -> None:
+        """Print what was done, marked as such if it was only tried."""
+        mark = " (dry run)\n" if self.dry_run else "\n"
+        self._call.out(text.replace("\n", mark))
 
     async def close(self) -> None:
         if self._client is not None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from tortie.bgp.prefix import Network, canonical, network
 from tortie.confd.snapshot import Snapshot
-from tortie.datastore.kubernetes.services import EndpointSlice, Service
 from tortie.datastore.types.bgp import BGPConfigurationSpec, CIDRBlock
+from tortie.datastore.types.service import EndpointSlice, Service
 
 _EXCLUDED = ("node.kubernetes.io/exclude-from-external-load-balancers", "true")  # a node's label
 _EXPOSED = ("ClusterIP", "NodePort", "LoadBalancer")

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tortie.datastore.keys import AffinityKey, AffinityList, Key, Listing, ResourceKey, ResourceList
-from tortie.datastore.kubernetes.services import EndpointSlice, Service
 from tortie.datastore.syncer import Update
 from tortie.datastore.types.bgp import BGPConfiguration, BGPFilter, BGPPeer
 from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.ipam import Affinity
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.node import Node
+from tortie.datastore.types.service import EndpointSlice, Service
 
 
 @dataclass(slots=True)

@@ -60,7 +60,7 @@ class Client:
             kv = await self.backend.create(key_of(resource), resource)
         except ResourceAlreadyExists as err:
             raise ResourceAlreadyExists(key_of(resource), current=self._seen(err.current)) from None
-        return self._after_read(resource, kv)
+        return self._after_read(cast(R, kv.value), kv)
 
     async def unsafe_create(self, resource: R) -> R:
         """As create, without the rules that look at other objects: splitting a pool overlaps it meanwhile.
@@ -99,7 +99,7 @@ class Client:
             kv = await self.backend.update(KV(key_of(resource), resource, resource.revision))
         except UpdateConflict as err:
             raise UpdateConflict(key_of(resource), current=self._seen(err.current)) from None
-        return self._after_read(resource, kv)
+        return self._after_read(cast(R, kv.value), kv)
 
     async def overwrite(self, resource: R) -> R:
         """Store a resource, whatever is there: for what cannot be read, and so has nothing to be kept.
@@ -107,7 +107,8 @@ class Client:
         Raises ValidationError.
         """
         resource = await self._new(resource)
-        return self._after_read(resource, await self.backend.apply(key_of(resource), resource))
+        kv = await self.backend.apply(key_of(resource), resource)
+        return self._after_read(cast(R, kv.value), kv)
 
     async def get(self, kind: type[R], name: str, namespace: str = "") -> R:
         """Raises ResourceDoesNotExist; ValidationError if what is stored cannot be parsed."""

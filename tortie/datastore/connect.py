@@ -3,16 +3,17 @@
 import socket
 import zlib
 
-from tortie.core.errors import ConfigError
 from tortie.datastore.client import Client
 from tortie.datastore.config import DatastoreConfig
 
 
 def connect(config: DatastoreConfig) -> Client:
-    """Does not touch the network yet. Raises ConfigError for a datastore type that cannot be served."""
-    if config.type == "etcdv3":
-        from tortie.datastore.etcd import EtcdBackend
+    """Does not touch the network yet. Raises ConfigError for what cannot be connected with."""
+    if config.type == "kubernetes":
+        from tortie.datastore.kubernetes.backend import KubernetesBackend
 
-        # Nodes begin with different endpoints, so that they do not all lean on the first one listed.
-        return Client(EtcdBackend(config, first=zlib.crc32(socket.gethostname().encode())))
-    raise ConfigError("datastoreType", config.type, "this build serves etcdv3 only")
+        return Client(KubernetesBackend(config))
+    from tortie.datastore.etcd import EtcdBackend
+
+    # Nodes begin with different endpoints, so that they do not all lean on the first one listed.
+    return Client(EtcdBackend(config, first=zlib.crc32(socket.gethostname().encode())))

@@ -10,7 +10,6 @@ Losing the datastore changes nothing in the kernel. Stopping does not either.
 
 import asyncio
 import errno
-import gc
 import logging
 import random
 import time
@@ -38,7 +37,7 @@ from tortie.datastore.keys import (
 from tortie.datastore.rules import as_read
 from tortie.datastore.syncer import Batch, Syncer, SyncStatus, Update
 from tortie.felix import config as felix_config
-from tortie.felix import mtu
+from tortie.felix import garbage, mtu
 from tortie.felix.calc.graph import Calculation
 from tortie.felix.calc.model import WorkloadId
 from tortie.felix.calc.policies import KINDS as POLICY_KINDS
@@ -128,6 +127,7 @@ class Agent:
 
     async def run(self) -> int:
         """Until stop() or a task's failure, which is raised. Returns the exit code."""
+        garbage.start()
         loops = {
             "datastore": self._follow_datastore(),
             "interfaces": self._watch.run(),
@@ -214,10 +214,7 @@ class Agent:
             if await self._driver.apply() and not self._applied:
                 self._applied = True
                 _log.info("first apply done %.2f s after the start", time.monotonic() - self._began_at)
-                # What was read at the start stays for good: looking through it for garbage again and again
-                # would hold up changes, the longer the bigger the cluster.
-                gc.collect()
-                gc.freeze()
+                garbage.settled()
             await self._publish()
             self._passing = False
             self._passed.set()

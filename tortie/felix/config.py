@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tortie.core.errors import ConfigError
 from tortie.core.paths import Paths
 from tortie.datastore import felixparams, routeowner
-from tortie.datastore.felixparams import Resolved, Source
+from tortie.datastore.felixparams import PARAMS, Resolved, Source
 from tortie.datastore.types.bgp import BGPConfiguration
 from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
@@ -177,7 +178,7 @@ def parameters(sources: Sources) -> Resolved:
 
 def resolve(sources: Sources) -> tuple[Config, Resolved]:
     """The one way from all sources to what felix does. Raises ConfigError."""
-    params = parameters(sources)
+    params = _with_usable_marks(parameters(sources))
     pools = [pool.spec for pool in sources.pools.values()]
     felix_routes = _said(params, "ProgramClusterRoutes")
     bgp_routes = sources.bgp.spec.programClusterRoutes if sources.bgp is not None else None
@@ -246,6 +247,18 @@ def _wiring(params: Resolved) -> Wiring:
         sources=(params["DeviceRouteSourceAddress"], params["DeviceRouteSourceAddressIPv6"]),
         routes=not params["RouteSyncDisabled"],
     )
+
+
+def _with_usable_marks(params: Resolved) -> Resolved:
+    """A mask in the datastore whose bits do not suffice stops no node; a local one does, by allocate()."""
+    wireguard = params["WireguardEnabled"] or params["WireguardEnabledV6"]
+    for name in ("IptablesMarkMask", "NftablesMarkMask"):
+        try:
+            allocate(params[name], wireguard=wireguard, parameter=f"{name} from {params.sources[name]}")
+        except ConfigError as err:
+            if not params.sources[name].local:
+                params = params.without(name, f"{err}; using the default {PARAMS[name].default_text!r}")
+    return params
 
 
 def _settings(params: Resolved, pools: Iterable[IPPoolSpec]) -> Settings:

@@ -9,7 +9,7 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from msgspec import structs
 
@@ -43,6 +43,7 @@ from tortie.ipam.release import Releaser
 from tortie.ipam.requests import AssignAddress, AutoAssign, AutoAssigned, ReleaseOutcome
 from tortie.ipam.specific import AddressAssigner, parsed
 from tortie.ipam.store import RETRIES, Store, together
+from tortie.ipam.transfer import Transfer, Transferrer
 from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.utilisation import PoolUsage, utilisation
@@ -81,6 +82,7 @@ class Allocator:
         turns = Turns()  # about a block, by its CIDR
         self._releaser = Releaser(self._store, self._view, self._unclaimer, self._handles, turns)
         self._held = HeldAddresses(self._store, self._view, self._handles, self._releaser)
+        self._transferrer = Transferrer(self._store, self._view, self._handles, self._releaser, turns)
         self._assigner = Assigner(
             self._store, self._view, self._claimer, self._unclaimer, self._handles, self._held, turns
         )
@@ -119,6 +121,14 @@ class Allocator:
     async def ips_by_handle(self, handle: str) -> list[str]:
         """Raises ResourceDoesNotExist if there is no such handle."""
         return await self._held.of(handle)
+
+    async def held_by_block(self, handle: str) -> dict[str, list[str]]:
+        """Block CIDR -> the addresses of a handle in it. Raises ResourceDoesNotExist."""
+        return await self._held.by_block(handle)
+
+    async def transfer(self, source: str, wanted: Sequence[Transfer]) -> None:
+        """Give addresses of one handle to others; those it does not hold any more are passed over."""
+        await self._transferrer.transfer(source, wanted)
 
     async def attributes(self, address: str) -> AllocationAttribute:
         """Who has an address.

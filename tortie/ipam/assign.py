@@ -178,7 +178,11 @@ class Assigner:
             self._store.affinities(one.owner, one.wish.version),
             self._readable(recent),
         )
-        one.pools = pools.choose(facts.pools, one.wish, labels)
+        try:
+            one.pools = pools.choose(facts.pools, one.wish, labels)
+        except IPAMError:  # a pool that has just been made may be there and not known yet
+            facts = await self._view.facts(fresh=True)
+            one.pools = pools.choose(facts.pools, one.wish, labels)
         kept: list[KV] = []
         others: list[KV] = []
         for affinity in affinities:

@@ -22,6 +22,7 @@ from tortie.ipam.names import (
     TYPE,
     WINDOWS_RESERVED_HANDLE,
     clean_handle,
+    is_warm,
 )
 from tortie.ipam.soundness import violations
 
@@ -129,7 +130,7 @@ def audit(books: Books, now: int) -> Audit:
 
 def _uses(books: Books) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for use in (*_windows(books.blocks), *books.uses):
+    for use in (*_windows(books.blocks), *_warm(books), *books.uses):
         found.setdefault(use.address, []).append(use.owner)
     return found
 
@@ -138,6 +139,20 @@ def _windows(stored: Iterable[StoredBlock]) -> Iterator[Use]:
     for block, ordinal, attribute in _allocated(stored):
         if clean_handle(attribute.handle_id).lower() == WINDOWS_RESERVED_HANDLE:
             yield Use(blocks.address_at(block, ordinal), RESERVED_FOR_WINDOWS)
+
+
+def _warm(books: Books) -> Iterator[Use]:
+    """What nodes keep ready for their next pods; a node that is gone needs nothing.
+
+    One that an endpoint names is on its way to that endpoint: its allocation tells last.
+    """
+    used = {use.address for use in books.uses}
+    for block, ordinal, attribute in _allocated(books.blocks):
+        if not is_warm(attribute.handle_id):
+            continue
+        node, address = attribute.secondary.get(NODE, ""), blocks.address_at(block, ordinal)
+        if node in books.nodes and address not in used:
+            yield Use(address, f"Warm pool of Node({node})")
 
 
 def _allocated(stored: Iterable[StoredBlock]) -> Iterator[tuple[Block, int, AllocationAttribute]]:

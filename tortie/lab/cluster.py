@@ -101,10 +101,10 @@ class LabNode:
         answer = self.box.run(command("calico-node"), *checks, check=False)
         return answer.returncode == 0
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
         wait_until(condition, f"{self.name}: {what}", timeout, lambda: tail(self.log))
 
-    def wait_ready(self, timeout: float = 60.0) -> None:
+    def wait_ready(self, timeout: float = 120.0) -> None:
         """Until felix and BGP are ready; at once an error if calico-node gave up."""
 
         def ready_or_ended() -> bool:

@@ -1,11 +1,13 @@
 """Makes the kernel's IP sets what they should be. A Target for the reconciler, keyed by set name.
 
 What it relies on and gives:
-- A set is filled before apply() returns, so a rule written afterwards finds it whole.
+- A set is filled before apply() returns, so a rule written afterwards finds it whole. A new one that cannot
+  be filled goes again: a rule that denies its members must not find half of them.
 - Members change one by one inside a living set, additions first: a member that stays is never missing.
-- A set whose size limit changed is built under a temporary name and swapped in: rules that name it see
-  the old content or the new one. The kernel swaps only sets of one type; a set of another type is
-  destroyed first, which fails while a rule names it. (The ids of felix's sets imply their type.)
+- A set whose size limit changed, or that has no room for its old and new members at once, is built under a
+  temporary name and swapped in: rules that name it see the old content or the new one. The kernel swaps
+  only sets of one type; a set of another type is destroyed first, which fails while a rule names it. (The
+  ids of felix's sets imply their type.)
 - A set that a rule still names cannot be destroyed; its key then fails and is tried again.
 
 Members are compared as text: the caller gives them as the kernel prints them (addresses of inet_ntop,
@@ -82,6 +84,8 @@ class SetTarget:
         reshaped = [name for name in update if name in self._known and not self._fits(name, update[name])]
         plain = {name: wanted for name, wanted in update.items() if name not in reshaped}
         await self._restore({name: list(self._changes(name, plain[name])) for name in plain}, failed)
+        half = [name for name in plain if name in failed and name not in self._known]
+        await self._restore({name: [f"destroy {name}"] for name in half}, {})
         for name in reshaped:
             await self._rebuild(name, update[name], failed)
         await self._restore({name: [f"destroy {name}"] for name in delete}, failed)
@@ -97,7 +101,12 @@ class SetTarget:
     # --- steps ----------------------------------------------------------------------------------
 
     def _fits(self, name: str, wanted: IPSet) -> bool:
-        return self._known[name].shaped_like(wanted)
+        """Whether the set can become what is wanted member by member, additions first."""
+        known = self._known[name]
+        if not known.shaped_like(wanted):
+            return False
+        room = wanted.maximum
+        return len(known.members) + len(wanted.members) <= room or len(known.members | wanted.members) <= room
 
     def _changes(self, name: str, wanted: IPSet) -> Iterator[str]:
         known = self._known.get(name)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tortie.core.errors import KernelError
+from tortie.linux.generation import generation
 from tortie.linux.iptables_backend import Tools
 from tortie.linux.overtaken import Writes
 from tortie.linux.process import run
@@ -161,9 +162,13 @@ class TableTarget:
         self._expendable = expendable
         self._known: dict[Key, Found] = {}  # as read or written last
         self._writes = Writes()
+        self._generation: int | None = None  # that was read last, if nothing was written since
 
     async def read(self) -> Mapping[Key, Content]:
         """Our chains and our rules in the kernel's. Raises KernelError, also if a write overtakes it."""
+        number = generation() if self._tools.counted else None
+        if number is not None and number == self._generation:
+            return dict(self._known)
         mark = self._writes.mark()
         saved = await run(*self._tools.save)
         if saved.status:
@@ -173,12 +178,13 @@ class TableTarget:
             raise KernelError("read", f"table {match[1]}", text=text)
         known = await _ours_in(saved.output)
         self._writes.check(mark, "iptables rules")
-        self._known = known
+        self._known, self._generation = known, number
         return dict(known)
 
     async def apply(self, update: Mapping[Key, Content], delete: Collection[Key]) -> Mapping[Key, str]:
         """One transaction per table for what changes, then one for what goes."""
         failed: dict[Key, str] = {}
+        self._generation = None
         with self._writes.under_way():
             for table in _TABLES:
                 changing = {key: content for key, content in update.items() if key[0] == table}

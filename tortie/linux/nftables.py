@@ -17,6 +17,7 @@ What it relies on and gives:
   that it neither opens nor holds up the rest; its key fails with the kernel's reason.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from tortie.core.errors import KernelError
+from tortie.linux.generation import generation
 from tortie.linux.overtaken import Writes
 from tortie.linux.process import Finished, run
 
@@ -213,20 +215,23 @@ class TableTarget:
         self._lost: list[str] = []  # sets that were not there when the table was read last
         self._failures = 0  # transactions refused in a row
         self._writes = Writes()
+        self._generation: int | None = None  # that was read last, if nothing was written since
         self._settled = False  # all that is wanted stood after the last transaction
         self.wanted: Mapping[Key, Content] | None = None
 
     async def read(self) -> Mapping[Key, Content]:
         """Everything in the table but its sets. Raises KernelError, also if a write overtakes it."""
+        if (number := generation()) is not None and number == self._generation:
+            return dict(self._known)
         mark, standing = self._writes.mark(), set(self._sets.names)
         text = await listing("-t", "list", "table", *self._table.split())
-        chains, maps, sets = ({}, [], []) if text is None else parse_table(text)
+        chains, maps, sets = ({}, [], []) if text is None else await asyncio.to_thread(parse_table, text)
         known: dict[Key, Content] = dict(chains)
         for name in maps:
             listed = await listing("list", "map", *self._table.split(), name)
             known["map", name] = Map() if listed is None else parse_map(listed)
         self._writes.check(mark, f"table {self._table}")
-        self._known, self._settled = known, False
+        self._known, self._settled, self._generation = known, False, number
         # Sets that came or went while this was read are none that somebody took away.
         self._lost = [name for name in self._sets.names if name in standing and name not in sets]
         return dict(known)
@@ -245,6 +250,7 @@ class TableTarget:
             wanted = {key: content for key, content in self._known.items() if key not in delete} | dict(
                 update
             )
+        self._generation = None
         touched = dict.fromkeys([*update, *delete] if self._settled else [*wanted, *self._known])
         self._settled = False
         while True:

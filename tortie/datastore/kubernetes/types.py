@@ -1,4 +1,4 @@
-"""The Kubernetes objects that policy comes from, with the fields that are read and no others.
+"""The Kubernetes objects that ours come from, with the fields that are read and no others.
 
 None is not given, which a selector tells apart from one that is there and empty.
 """
@@ -136,3 +136,61 @@ class ClusterNetworkPolicySpec(_Part, frozen=True, kw_only=True):
 class ClusterNetworkPolicy(_Part, frozen=True, kw_only=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: ClusterNetworkPolicySpec = ClusterNetworkPolicySpec()
+
+
+# --- v1 Pod and Node ----------------------------------------------------------------------------
+
+
+class ContainerPort(_Part, frozen=True, kw_only=True):
+    name: str = ""
+    protocol: str = ""
+    containerPort: int = 0
+    hostPort: int = 0
+    hostIP: str = ""
+
+
+class Container(_Part, frozen=True, kw_only=True):
+    ports: tuple[ContainerPort, ...] = ()
+
+
+class PodIP(_Part, frozen=True, kw_only=True):
+    ip: str = ""
+
+
+class PodSpec(_Part, frozen=True, kw_only=True):
+    nodeName: str = ""
+    hostNetwork: bool = False
+    serviceAccountName: str = ""
+    containers: tuple[Container, ...] = ()
+    initContainers: tuple[Container, ...] = ()
+
+
+class PodStatus(_Part, frozen=True, kw_only=True):
+    phase: str = ""
+    podIP: str = ""
+    podIPs: tuple[PodIP, ...] = ()
+
+
+class Pod(_Part, frozen=True, kw_only=True):
+    metadata: ObjectMeta = ObjectMeta()
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+
+class NodeSpec(_Part, frozen=True, kw_only=True):
+    podCIDRs: tuple[str, ...] = ()
+
+
+class Address(_Part, frozen=True, kw_only=True):
+    type: str = ""
+    address: str = ""
+
+
+class NodeStatus(_Part, frozen=True, kw_only=True):
+    addresses: tuple[Address, ...] = ()
+
+
+class Node(_Part, frozen=True, kw_only=True):
+    metadata: ObjectMeta = ObjectMeta()
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()

@@ -227,13 +227,14 @@ class Calculation:
     def _network_set(self, key: ResourceKey, value: Any) -> None:
         self._item(key, value, endpoints.network_set_item)
 
-    def _item(self, key: ResourceKey, value: Any, convert: Callable[[Any], Any]) -> None:
+    def _item(
+        self, key: ResourceKey, value: Any, convert: Callable[[Any], tuple[Item, endpoints.Faults]]
+    ) -> None:
         item = None
         if value is not None:
-            try:
-                item = convert(value)
-            except ValidationError as err:
-                self._refuse(key, err)
+            item, wrong = convert(value)
+            if wrong:
+                self._refuse(key, ValidationError(list(wrong)))
         self._members.update_item(key, item)
 
     def _resolve_endpoints(self) -> None:

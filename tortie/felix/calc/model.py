@@ -111,13 +111,17 @@ _SHORT_KINDS = {  # kind -> how it is written in ids
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`stage`: where packets meet it; only normal policies ever concern workloads."""
+    """`stage`: where packets meet it; only normal policies ever concern workloads.
+
+    `everywhere`: its chains are to be ready in the kernel before an endpoint here needs them.
+    """
 
     id: PolicyId
     tier: str
     inbound: tuple[Rule, ...] = ()
     outbound: tuple[Rule, ...] = ()
     stage: Stage = "normal"
+    everywhere: bool = False
 
 
 class PolicyRef(NamedTuple):
@@ -170,6 +174,16 @@ class QoS:
 
 
 @dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """A limit of one direction: bit/s and bits, but `min_burst`, of the peak rate, in bytes. 0: none."""
+
+    rate: int = 0
+    burst: int = 0
+    peak_rate: int = 0
+    min_burst: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """A workload endpoint of this node."""
 
@@ -183,6 +197,8 @@ class Workload:
     spoofed_sources: tuple[str, ...] = ()  # prefixes it may send from besides its own
     floating_ips: tuple[FloatingIP, ...] = ()
     qos: QoS | None = None
+    ingress: Bandwidth = Bandwidth()
+    egress: Bandwidth = Bandwidth()
     dscp: int | None = None  # for what it sends out of the cluster
 
     def nets_of(self, version: int) -> tuple[str, ...]:

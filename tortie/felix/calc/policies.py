@@ -131,7 +131,7 @@ def denying(scoped: Scope) -> Policy:
 
 
 def _policy(scoped: Scope, inbound: tuple[Rule, ...], outbound: tuple[Rule, ...]) -> Policy:
-    return Policy(scoped.id, scoped.tier, inbound, outbound, scoped.stage)
+    return Policy(scoped.id, scoped.tier, inbound, outbound, scoped.stage, scoped.everywhere)
 
 
 # --- tiers --------------------------------------------------------------------------------------

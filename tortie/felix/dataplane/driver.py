@@ -37,6 +37,7 @@ from tortie.felix.dataplane.nft import ArpWriter, NftSetWriter, NftTableWriter
 from tortie.felix.dataplane.overlay import Overlay, OverlayOptions
 from tortie.felix.dataplane.routes import Routes, RouteTable
 from tortie.felix.dataplane.sets import Sets, SetWriter
+from tortie.felix.dataplane.shaping import Shapes
 from tortie.felix.dataplane.sysctls import Sysctls
 from tortie.felix.dataplane.tables import TableWriter
 from tortie.felix.rules import evaluate
@@ -106,6 +107,7 @@ class Driver:
             "ARP entries", kernel.neighbours, interval=interval, clock=clock, rand=rand
         )
         self._sysctls: Sysctls = Duty("sysctls", kernel.sysctls, interval=interval, clock=clock, rand=rand)
+        self._shapes: Shapes = Duty("bandwidth", kernel.shaping, interval=interval, clock=clock, rand=rand)
         kernel.sysctls.wanted, kernel.routes.wanted = self._sysctls.desired, self._routes.desired
         self._route_table = RouteTable(self._routes, kernel.routes.claim)
         self._overlay = Overlay(
@@ -121,7 +123,12 @@ class Driver:
         self._cutter = Cutter(kernel.netlink, interfaces.name_of) if options.cut_denied else None
         self._uncut = True  # connections have not been held against what is written now
         self._wiring = EndpointWiring(
-            options.wiring, self._route_table, self._neighbours, self._sysctls, interfaces.get
+            options.wiring,
+            self._route_table,
+            self._neighbours,
+            self._sysctls,
+            self._shapes,
+            interfaces.get,
         )
 
     def _family(self, version: int) -> _Family:
@@ -233,7 +240,7 @@ class Driver:
         for name in names:
             if (ident := self._wiring.on(name)) is not None:
                 self._wiring.update(ident, self._state.workloads.get(ident))
-        self._overlay.update(self._state)
+        self._overlay.look_again()
         self._look_at_addresses()
 
     def _look_at_addresses(self) -> None:
@@ -340,8 +347,8 @@ class Driver:
 
     def _on_interfaces(self) -> list[Duty[Any, Any]]:
         if not self._options.wiring.routes:
-            return [self._sysctls]
-        return [self._sysctls, self._routes, self._neighbours, *self._overlay.entries]
+            return [self._sysctls, self._shapes]
+        return [self._sysctls, self._shapes, self._routes, self._neighbours, *self._overlay.entries]
 
     def _duties(self) -> Iterator[Duty[Any, Any]]:
         yield self._overlay.devices

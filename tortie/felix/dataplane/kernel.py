@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tortie.felix.dataplane.backend import Backend, arp_target, iptables_backend, nft_backend
 from tortie.felix.dataplane.neighbours import ForwardingTarget, NeighbourTarget
 from tortie.felix.dataplane.routes import Ownership, WorkloadRouteTarget
+from tortie.felix.dataplane.shaping import ShapingTarget
 from tortie.felix.dataplane.sysctls import SysctlTarget
 from tortie.felix.dataplane.tunnels import TunnelTarget
 from tortie.linux import conntrack
@@ -26,6 +27,7 @@ class Kernel:
     routes: WorkloadRouteTarget
     neighbours: NeighbourTarget
     sysctls: SysctlTarget
+    shaping: ShapingTarget
     tunnels: TunnelTarget
     tunnel_neighbours: NeighbourTarget
     forwarding: ForwardingTarget
@@ -75,6 +77,7 @@ async def open_kernel(
         routes,
         NeighbourTarget(netlink, ownership.is_workload),
         SysctlTarget(),
+        ShapingTarget(netlink, ownership.prefixes),
         tunnels,
         NeighbourTarget(netlink, tunnels.is_vxlan, both_families=True),
         ForwardingTarget(netlink, tunnels.is_vxlan),

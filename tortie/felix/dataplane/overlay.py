@@ -7,7 +7,7 @@ neighbour and forwarding entries and its routes are there; they are written in o
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,14 @@ class OverlayOptions:
         return PROTOCOL_CALICO if self.protocol == PROTOCOL_BOOT else self.protocol
 
 
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What counts of the host's interfaces: their MTU, and IP version -> the one with the node's address."""
+
+    mtu: int
+    uplinks: Mapping[int, Interface | None]
+
+
 class Overlay:
     def __init__(
         self,
@@ -89,7 +97,7 @@ class Overlay:
             "forwarding entries", kernel.forwarding, interval=interval, clock=clock, rand=rand
         )
         self._state = State()
-        self._host_mtu = mtu.FALLBACK
+        self._surroundings = _Surroundings(mtu.FALLBACK, dict.fromkeys(options.versions))
         self._placed: tuple[int, ...] = ()  # indices of the devices that the wishes are made for
 
     @property
@@ -100,12 +108,22 @@ class Overlay:
     # --- what is to be --------------------------------------------------------------------------
 
     def update(self, state: State) -> None:
-        """Something about nodes, pools, blocks or the host's interfaces is new."""
+        """Something about nodes, pools or blocks is new."""
         self._state = state
-        shown = self._interfaces.shown()
-        self._host_mtu = mtu.of_host(shown, self._options.uplinks, otherwise=self._host_mtu)
+        self._surroundings = self._look()
         self.devices.want(dict(self._wanted()))
         self._place()
+
+    def look_again(self) -> None:
+        """Interfaces changed. Those of pods come and go, which makes no difference here."""
+        if self._look() != self._surroundings:
+            self.update(self._state)
+
+    def _look(self) -> _Surroundings:
+        options, own = self._options, self._own()
+        found = mtu.of_host(self._interfaces.shown(), options.uplinks, otherwise=self._surroundings.mtu)
+        uplinks = {version: self._interfaces.holding(own.of(version)) for version in options.versions}
+        return _Surroundings(found, uplinks)
 
     def interfaces_changed(self, names: Iterable[str]) -> bool:
         """Whether a tunnel device is among them, or has not the addresses it should: look at it again."""
@@ -126,7 +144,7 @@ class Overlay:
         options = self._options
         for version in sorted(options.vxlan & options.versions):
             vtep = self._own().vtep(version)
-            parent = None if vtep is None else self._interfaces.holding(vtep.node_address)
+            parent = self._surroundings.uplinks[version]
             if vtep is not None and parent is not None:
                 yield VXLAN[version], self._vxlan(version, vtep, parent)
         if options.ipip_address:
@@ -135,7 +153,7 @@ class Overlay:
 
     def _mtu(self, device: str) -> int:
         found = ((given, overhead) for name, given, overhead in self._options.sizes if name == device)
-        return mtu.of_tunnel(self._host_mtu, *next(found))
+        return mtu.of_tunnel(self._surroundings.mtu, *next(found))
 
     def _vxlan(self, version: int, vtep: Vtep, parent: Interface) -> Device:
         options = self._options
@@ -180,11 +198,10 @@ class Overlay:
     def _block_candidates(self) -> Iterator[Candidate]:
         if not self._state.block_routes:
             return
-        own, versions = self._own(), self._options.versions
-        parents = {version: self._interfaces.holding(own.of(version)) for version in versions}
+        uplinks = self._surroundings.uplinks
         for way in self._state.block_routes.values():
-            if (version := version_of(way.dst)) in versions:
-                parent = parents[version]
+            if (version := version_of(way.dst)) in uplinks:
+                parent = uplinks[version]
                 if way.direct and parent is not None:
                     yield self._direct(way, parent, version)
                 elif (candidate := self._tunnelled(way, version)) is not None:

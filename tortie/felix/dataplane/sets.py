@@ -26,7 +26,10 @@ class SetWriter:
         maximum: int,
         external: Iterable[str] = (),
     ) -> None:
-        """`maximum`: members a set may have; `external`: CIDRs that count as nodes of the cluster."""
+        """`maximum`: members that each set has room for at least.
+
+        `external`: CIDRs that count as nodes of the cluster.
+        """
         self._version, self._settings, self._duty, self._node = version, settings, duty, node
         self._maximum = maximum
         self._external = tuple(external)
@@ -90,6 +93,12 @@ class SetWriter:
         self._put_whole(ident, kind, mine)
 
     def _put_whole(self, ident: str, kind: SetKind, members: frozenset[str]) -> None:
-        """`members` are all of this IP version."""
-        wanted = IPSet(_TYPES[kind], self._version, members, self._maximum)
+        """`members` are all of this IP version.
+
+        A set that is full would leave its last members to whatever the next rule says: a larger one costs
+        memory alone. (Calico's felix ends when a set is full.)
+        """
+        fits = len(members) <= self._maximum
+        room = self._maximum if fits else 1 << len(members).bit_length()
+        wanted = IPSet(_TYPES[kind], self._version, members, room)
         self._duty.put(self._name(ident), wanted)
