@@ -1,6 +1,7 @@
 """Configuration: all sources into one struct, and what makes two of them differ."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from tests.felix.objects import node, pool
 from tortie.core.errors import ConfigError
 from tortie.core.paths import Paths
 from tortie.datastore import validate
+from tortie.datastore.felixparams import PARAMS
 from tortie.datastore.types.bgp import BGPConfiguration, BGPConfigurationSpec
 from tortie.datastore.types.cluster import ClusterInformation, ClusterInformationSpec, FelixConfiguration
 from tortie.datastore.types.meta import ObjectMeta
@@ -212,3 +214,12 @@ def test_felixs_own_variables_find_the_datastore() -> None:
     assert (own["ETCD_ENDPOINTS"], own["DATASTORE_TYPE"]) == ("http://c:1", "etcdv3")
     assert "CALICO_ETCD_ENDPOINTS" not in own
     assert datastore_environment({"FELIX_ETCDADDR": "h:2379"})["ETCD_ENDPOINTS"] == "http://h:2379"
+
+
+def test_the_manual_names_every_parameter_that_has_an_effect_and_no_other() -> None:
+    root = Path(__file__).parents[2]
+    manual = (root / "docs/operations.md").read_text()
+    listed = manual.partition("are read, checked and stored only:")[2].partition("A change in the")[0]
+    read = re.findall(r'"(\w+)"', (root / "tortie/felix/config.py").read_text())
+    told = {"ClusterType", "IpInIpTunnelAddr", "IPv4VXLANTunnelAddr", "IPv6VXLANTunnelAddr"}  # by the cluster
+    assert set(re.findall(r"\w+", listed)) & PARAMS.keys() == set(read) & PARAMS.keys() - told

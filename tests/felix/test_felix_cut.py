@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.felix.process_lab import FelixProcess, basics
 from tests.felix.worlds import PODS, pod_object
 from tests.netns_lab import Namespace, eventually
 from tests.support.etcd import Etcd
-from tortie.datastore.keys import ResourceKey, key_of
+from tortie.datastore.keys import Key, ResourceKey, key_of
 from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.policy import EntityRule, Rule
@@ -28,21 +29,18 @@ kernel = pytest.mark.kernel
 A, B, C = PODS[:3]
 SERVICE = "10.96.0.1"  # translated to B
 ANY = {"ingress": (allow(),), "egress": (allow(),)}
-OPEN = dict(
+OPEN: dict[Key, Any] = dict(
     [(key_of(one), one) for one in map(pod_object, (A, B, C))]
     + [profile(name, allow()) for name in ("kns.one", "kns.two")]
     + [host("h", labels={"role": "node"}), global_policy("open", selector="role == 'node'", **ANY)]
 )
 
 
-def denying(name: str, selector: str, *nets: str, order: float = 1, **fields: object) -> dict:  # type: ignore[type-arg]
+def denying(name: str, selector: str, *nets: str) -> dict[Key, Any]:
     """With a policy in front of all others that denies those networks' access."""
-    deny = Rule(action="Deny", source=EntityRule(nets=nets), **fields)  # type: ignore[arg-type]
-    rules = (deny, allow())
-    return {
-        **OPEN,
-        **dict([global_policy(name, selector=selector, order=order, ingress=rules, types=("Ingress",))]),
-    }
+    rules = (Rule(action="Deny", source=EntityRule(nets=nets)), allow())
+    key, one = global_policy(name, selector=selector, order=1, ingress=rules, types=("Ingress",))
+    return {**OPEN, key: one}
 
 
 class Talk:
@@ -249,6 +247,13 @@ def test_what_nobody_can_judge_is_let_be() -> None:
     assert not found.denies(connection("10.0.0.1", "10.9.9.9")), "nobody knows where that is"
     assert not found.denies(connection("172.16.0.1", "172.16.0.1")), "the host with itself"
     assert not found.denies(connection("10.0.0.1", "10.0.0.2", expected=True)), "belongs to another"
+
+
+@pytest.mark.unit
+def test_a_rule_that_cannot_be_enforced_cuts_nothing() -> None:
+    assert not judge(ir.Rule((ir.InSet("src", "s:gone"),), ir.DROP)).denies(
+        connection("10.0.0.1", "10.0.0.2")
+    )
 
 
 @pytest.mark.unit

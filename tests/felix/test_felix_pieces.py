@@ -392,6 +392,26 @@ def test_an_address_that_moves_leaves_its_connections_before_it_arrives() -> Non
     asyncio.run(scenario())
 
 
+def test_a_node_that_is_drained_starts_a_few_programs_at_a_time() -> None:
+    async def scenario() -> None:
+        routes = [workload_route(f"10.0.0.{number}/32", number) for number in range(1, 101)]
+        kernel = FakeRoutes({one.key: one for one in routes})
+        target, forget = a_target(kernel, FakeClock())
+        await target.read()
+        forget.may_end = asyncio.Event()
+        assert await target.apply({}, [one.key for one in routes]) == {}
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert 0 < len(forget.addresses) < 20
+        forget.may_end.set()
+        async with asyncio.timeout(30):
+            while len(forget.addresses) < 100:
+                await asyncio.sleep(0)
+        await target.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_deleted_address_is_cleaned_up_in_the_background() -> None:
     async def scenario() -> None:
         old = workload_route("10.0.0.1/32", 1)

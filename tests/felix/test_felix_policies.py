@@ -20,7 +20,7 @@ from tortie.datastore.keys import AffinityKey, BlockKey, Key
 from tortie.datastore.selector import parse
 from tortie.datastore.syncer import Update
 from tortie.datastore.types.ipam import Affinity, Block
-from tortie.datastore.types.policy import EntityRule, Rule
+from tortie.datastore.types.policy import EntityRule, HTTPMatch, Rule
 from tortie.felix.calc import policies
 from tortie.felix.calc.graph import Calculation, Inputs, State
 from tortie.felix.calc.model import DENY_ALL, HostEndpoint, PolicyId, Tier
@@ -94,6 +94,19 @@ def test_only_pass_goes_on_at_the_end_of_a_tier(action: str | None, passes: bool
 )
 def test_a_policy_has_a_say_in_the_directions_it_names(types: tuple[str, ...], expected: Any) -> None:
     assert listed(state_of(global_policy("p", types=types))) == [("default", *expected)]
+
+
+def test_a_policy_with_a_type_that_nobody_understands_is_said_to_have_no_say_there() -> None:
+    key, value = global_policy("p", types=("Ingres", "Egress"), ingress=(allow(),))
+    state = state_of((key, value))
+    assert listed(state) == [("default", [], ["p"])]
+    assert "Ingres" in state.problems[str(key)] and "no say" in state.problems[str(key)]
+
+
+def test_a_policy_about_http_is_said_to_be_wider_than_written() -> None:
+    key, value = global_policy("p", ingress=(allow(http=HTTPMatch(methods=("GET",))),))
+    assert "HTTP" in state_of((key, value)).problems[str(key)]
+    assert calculated(dict([POD, (key, value)]), {key: None}).problems == {}
 
 
 # --- whom they apply to -------------------------------------------------------------------------

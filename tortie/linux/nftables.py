@@ -105,9 +105,6 @@ class _Named(msgspec.Struct):
     elem: list[msgspec.Raw] = []
 
 
-_Element = tuple[str, dict[str, dict[str, str] | None]]  # ["eth0", {"goto": {"target": "chain"}}]
-
-
 class _Listed(msgspec.Struct):
     chain: _ListedChain | None = None
     rule: _ListedRule | None = None

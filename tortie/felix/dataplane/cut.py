@@ -68,7 +68,10 @@ class Judge:
         sport = original.sport if self._sport_matters else 0
         key = (connection.protocol, original._replace(sport=sport), reply.src, reply.sport)
         if key not in self._told:
-            self._told[key] = self._denied(connection.protocol, original, reply)
+            try:
+                self._told[key] = self._denied(connection.protocol, original, reply)
+            except KeyError:  # a rule on a set that is not there: the kernel refused it, and says so
+                self._told[key] = False
         return self._told[key]
 
     def _denied(self, protocol: int, original: Ends, reply: Ends) -> bool:

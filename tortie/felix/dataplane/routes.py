@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 Routes = Duty[RouteKey, Route]
 _PATIENCE = 1.0  # seconds one address's clean-up may hold up the routes of others; it takes milliseconds
+_CLEANING_AT_ONCE = 8  # each is a program that reads the table of connections: a drained node has a thousand
 GRACE = 10.0  # seconds an unexpected route of a workload's interface is left alone: CNI may have just made it
 
 
@@ -156,6 +157,7 @@ class WorkloadRouteTarget:
         self._first_seen: dict[RouteKey, float] = {}
         self._mine: set[RouteKey] = set()  # those that were wished for once: no grace for them
         self._forgetting: dict[str, asyncio.Task[None]] = {}  # address -> its clean-up
+        self._room = asyncio.Semaphore(_CLEANING_AT_ONCE)
 
     async def read(self) -> Mapping[RouteKey, Route]:
         before, self._known = self._known, dict(await self._kernel.read())
@@ -242,7 +244,8 @@ class WorkloadRouteTarget:
 
     async def _forget_connections(self, address: str) -> None:
         try:
-            await self._forget(address)
+            async with self._room:
+                await self._forget(address)
         except KernelError as err:
             _log.warning("connections of %s, which left this node, stay tracked: %s", address, err)
 
