@@ -86,7 +86,7 @@ def main() -> None:
     level = os.environ.get(_LOG_LEVEL, "WARNING")
     os.environ.update(environment(os.environ, level))
     _know_domain()
-    _replace_edges(prefix_limit(os.environ))
+    _replace_edges()
     from exabgp.application import server
     from exabgp.environment import getenv
     from exabgp.logger import log
@@ -113,11 +113,8 @@ def _know_domain() -> None:
     vars(dns)["__domain_name"] = "localdomain"
 
 
-def _replace_edges(limit: int) -> None:
-    """Put the subclasses in the places of their bases. ExaBGP reads its settings when it is imported.
-
-    `limit`: prefixes of one peer, 0 for any number.
-    """
+def _replace_edges() -> None:
+    """Put the subclasses in the places of their bases. ExaBGP reads its settings when it is imported."""
     from exabgp import rib
     from exabgp.application import server
     from exabgp.bgp.fsm import FSM
@@ -128,6 +125,8 @@ def _replace_edges(limit: int) -> None:
     from exabgp.reactor.network.outgoing import Outgoing
     from exabgp.reactor.network.tcp import set_minimum_ttl
     from exabgp.rib.incoming import IncomingRIB
+
+    limit = prefix_limit(os.environ)
 
     class PatientReactor(Reactor):  # type: ignore[misc]
         def __init__(self, configuration: Any) -> None:
