@@ -73,7 +73,7 @@ class ApiServer:
 
     def _define(self, definition: dict[str, Any]) -> None:
         name = definition["metadata"]["name"]
-        definition["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": "2027-01-15T08:00:00Z"}
+        definition["metadata"] |= _birth()
         path = f"{_REGISTRY}apiextensions.k8s.io/customresourcedefinitions/{name}"
         self.etcd.put(path, json.dumps(definition))
 
@@ -179,12 +179,8 @@ class ApiServer:
 
     def put_custom(self, plural: str, kind: str, name: str, metadata: Mapping[str, Any], rest: Any) -> None:
         """A custom resource as nobody could send it: `rest` is everything but metadata."""
-        body = {
-            **rest,
-            "apiVersion": f"{_CRD_GROUP}/v1",
-            "kind": kind,
-            "metadata": {"name": name, **metadata},
-        }
+        given = {"name": name, **_birth(), **metadata}
+        body = {**rest, "apiVersion": f"{_CRD_GROUP}/v1", "kind": kind, "metadata": given}
         self.etcd.put(f"{_REGISTRY}{_CRD_GROUP}/{plural}/{name}", json.dumps(body))
 
     def custom(self, plural: str, name: str) -> dict[str, Any]:
@@ -197,3 +193,8 @@ class ApiServer:
         self.etcd.compact()
         self.stop_server()
         self.start_server()
+
+
+def _birth() -> dict[str, Any]:
+    """What the server gives each object; one without it counts as not there when it is written."""
+    return {"uid": str(uuid.uuid4()), "creationTimestamp": "2027-01-15T08:00:00Z", "generation": 1}
