@@ -28,6 +28,7 @@ _CRDS = _HERE.parent.parent / "manifests" / "crds.yaml"
 _START_DEADLINE = 60.0  # seconds; it takes 3 on an idle machine
 _BUILD_DEADLINE = 3000.0  # seconds, where nobody has built it before; minutes on an idle machine
 _TOKEN = "administrator"
+NODE_TOKEN = "calico-node"  # what a pod of the DaemonSet would be given
 _REGISTRY = "/registry/"
 _CRD_GROUP = "crd.projectcalico.org"
 # Collections that tests fill, as etcd has them
@@ -80,7 +81,10 @@ class ApiServer:
     def _write_files(self) -> None:
         key = ["openssl", "genrsa", "-out", f"{self.folder}/accounts.key", "2048"]
         subprocess.run(key, check=True, capture_output=True)
-        Path(self.folder, "tokens").write_text(f'{_TOKEN},admin,admin,"system:masters"\n')
+        account = "system:serviceaccount:kube-system:calico-node"
+        Path(self.folder, "tokens").write_text(
+            f'{_TOKEN},admin,admin,"system:masters"\n{NODE_TOKEN},{account},node\n'
+        )
 
     def start_server(self) -> None:
         flags = {
