@@ -1,61 +1,58 @@
-"""What each dataplane costs: programming many policies and set members, then one change at a time.
+"""What full programming costs in each dataplane, from the datastore's snapshot to the kernel, and a resync.
 
-    sudo python bench/dataplanes.py [ENDPOINTS POLICIES MEMBERS]        (default: 100 1000 50000)
+    sudo python bench/dataplanes.py [ENDPOINTS POLICIES MEMBERS]...   (default: 100 100 5000, 100 1000 50000)
 
-Runs itself again inside its own network namespace; nothing outside is touched. Full programming, from the
-calculated state to the kernel, stands beside the lower bound, taken in the same run: the same final rules and
-sets loaded by one `nft -f`, or by iptables-restore and ipset restore.
+Runs itself again inside its own network namespace; nothing outside is touched. Beside it stands the lower
+bound, taken in the same run: the same final rules and sets loaded by one `nft -f`, or by iptables-restore and
+ipset restore, which know nothing and check nothing. Each is done three times; the best counts. The snapshot
+is text, as etcd gives it; CPU is that of felix, and behind the plus sign that of the tools it runs.
 """
 
 import asyncio
+import gc
+import multiprocessing
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tortie.felix.calc.graph import State, Touched
-from tortie.felix.calc.model import (
-    ALLOW_ALL,
-    Members,
-    Policy,
-    PolicyId,
-    PolicyRef,
-    Profile,
-    Rule,
-    Side,
-    Tier,
-    Workload,
-    WorkloadId,
-)
+from bench.parts.world import NODE, World
+from tortie.datastore import codec, validate
+from tortie.datastore.keys import Key
+from tortie.datastore.kinds import KINDS
+from tortie.datastore.syncer import Update
+from tortie.felix import garbage
+from tortie.felix.calc.graph import Calculation, Inputs
 from tortie.felix.dataplane.driver import Driver, Options
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import open_kernel
 from tortie.felix.dataplane.routes import Ownership
 
 _INSIDE = "TORTIE_BENCH_INSIDE"
-_SETS = 500  # over which the members are spread
-_PER_ENDPOINT = 20  # policies that select one endpoint
-_ROUNDS = 60
+_SIZES = (100, 100, 5_000, 100, 1_000, 50_000)
+_ROUNDS = 3
 
 
 def main() -> None:
     if os.environ.get(_INSIDE) != "1":
         command = ["unshare", "-n", sys.executable, *sys.argv]
         sys.exit(subprocess.run(command, env={**os.environ, _INSIDE: "1"}, check=False).returncode)
-    endpoints, policies, members = [int(text) for text in sys.argv[1:4]] or (100, 1000, 50000)
-    print(f"Linux {os.uname().release}, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}")
-    print(f"{endpoints} endpoints, {policies} policies, {members} members in {_SETS} sets\n")
+    print(f"Linux {os.uname().release}, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}\n")
+    sizes = [int(text) for text in sys.argv[1:]] or _SIZES
+    worlds = [World(*three) for three in zip(*[iter(sizes)] * 3, strict=True)]
     run("ip", "link", "set", "lo", "up")
     for nftables in (True, False):
-        state = a_state(endpoints, policies, members)
-        asyncio.run(report(state, nftables))
+        print("nftables" if nftables else "iptables (nft back-end) and ipset")
+        for world in worlds:
+            report(world, nftables)
 
 
 def run(*command: str, given: str = "") -> str:
@@ -65,75 +62,104 @@ def run(*command: str, given: str = "") -> str:
     return done.stdout
 
 
-# --- the state ------------------------------------------------------------------------------------
+# --- felix ------------------------------------------------------------------------------------------
 
 
-def a_state(endpoints: int, policies: int, members: int) -> State:
-    """Every policy selects some endpoint; every set is named by some policy."""
-    state = State(profiles={"open": Profile("open", (ALLOW_ALL,), (ALLOW_ALL,))})
-    numbers = iter(range(members))
-    for number in range(_SETS):
-        own = {address(next(numbers)) for _ in range(members // _SETS)}
-        state.sets[ident(number)] = Members("net", own)
-    refs = [PolicyRef(PolicyId(f"policy-{n}", "default", "NetworkPolicy"), f"s{n}") for n in range(policies)]
-    for number, ref in enumerate(refs):
-        state.policies[ref.id] = a_policy(ref.id, number)
-    for number in range(endpoints):
-        chosen = tuple(refs[(number * _PER_ENDPOINT + n) % policies] for n in range(_PER_ENDPOINT))
-        name = WorkloadId("k8s", f"default/pod-{number}", "eth0")
-        net = (f"10.65.{number >> 8}.{number & 255}/32",)
-        tiers = (Tier("default", ingress=chosen, egress=chosen),)
-        state.workloads[name] = Workload(name, f"cali{number:011x}", net, profiles=("open",), tiers=tiers)
-    return state
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds: on the clock, of felix' own CPU, and of that of the tools it ran."""
+
+    wall: float
+    own: float
+    tools: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:7.3f} s   (CPU {self.own:.3f} + {self.tools:.3f} s)"
 
 
-def a_policy(name: PolicyId, number: int) -> Policy:
-    side = Side(sets=(ident(number % _SETS),))
-    rules = (
-        Rule("allow", protocol="tcp", src=side, dst=Side(ports=((80, 80), (8000 + number, 8010 + number)))),
-        Rule("allow", protocol="udp", src=side, dst=Side(ports=((53, 53),))),
-        Rule("deny", src=Side(nets=("10.99.0.0/16",))),
-    )
-    return Policy(name, "default", inbound=rules, outbound=rules)
+class Stopwatch:
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    def read(self) -> Cost:
+        return Cost(*(now - before for now, before in zip(self._now(), self._began, strict=True)))
+
+    def _now(self) -> tuple[float, float, float]:
+        tools = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.perf_counter(), time.process_time(), tools.ru_utime + tools.ru_stime
 
 
-def ident(number: int) -> str:
-    return f"s:{random.Random(number).getrandbits(128):032x}"
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`parts`: what it was spent on -> seconds; `resident`: MiB, altogether and for this.
+
+    `reading`: a resync in which all is read and nothing is found to do; `resync`: one more, after which the
+    kernel says by itself that no rule changed since.
+    """
+
+    full: Cost
+    parts: dict[str, float]
+    reading: Cost
+    resync: Cost
+    resident: tuple[float, float]
 
 
-def address(number: int) -> str:
-    return f"10.{100 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
+def in_process_of_its_own(world: World, nftables: bool) -> Measured:
+    """So that each time starts with the same memory."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(measure, (world, nftables))
 
 
-# --- measuring ------------------------------------------------------------------------------------
+def measure(world: World, nftables: bool) -> Measured:
+    return asyncio.run(_measure(world, nftables))
 
 
-async def report(state: State, nftables: bool) -> None:
+async def _measure(world: World, nftables: bool) -> Measured:
+    stored = world.stored()
+    validate.check_stored(None)
     interfaces = Interfaces()
+    ownership = Ownership(interfaces.name_of, ("cali",))
     kernel = await open_kernel(
-        frozenset((4, 6)), Ownership(interfaces.name_of, ("cali",)), clock=time.monotonic,
-        nftables=nftables, backend="nft",
-    )  # fmt: skip
-    driver = Driver(Options("bench"), kernel, interfaces, clock=time.monotonic, rand=random.random)
-    print("nftables" if nftables else "iptables (nft back-end) and ipset")
-    began = time.perf_counter()
-    driver.start(state)
-    rendered = time.perf_counter() - began
+        frozenset((4, 6)), ownership, clock=time.monotonic, nftables=nftables, backend="nft"
+    )
+    driver = Driver(Options(NODE), kernel, interfaces, clock=time.monotonic, rand=random.random)
+    gc.collect()
+    gc.freeze()  # what the bench itself holds is no concern of felix'
+    garbage.start()
+    before, parts = resident(), {}
+    watch = Stopwatch()
+    updates = list(map(_decoded, stored))
+    parts["reading"] = watch.read().wall
+    calculation = Calculation(Inputs(NODE))
+    for update in updates:
+        calculation.update(update)
+    calculation.flush()
+    parts["calculation"] = watch.read().wall - sum(parts.values())
+    driver.start(calculation.state)
+    parts["rendering"] = watch.read().wall - sum(parts.values())
     await driver.apply()
-    full = time.perf_counter() - began
+    full = watch.read()
+    parts["kernel"] = full.wall - sum(parts.values())
     only_ours(driver)
-    bound = lower_bound(nftables)
-    print(f"  full programming     {full:7.2f} s   (rendering {rendered:.2f} s)")
-    print(f"  lower bound          {bound:7.2f} s   ratio {full / bound:.2f}")
-    print(f"  resident memory      {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:7.0f} MB")
-    driver.forget()
-    await driver.apply()
-    began = time.perf_counter()
-    driver.forget()
-    await driver.apply()
-    print(f"  resync, no change    {time.perf_counter() - began:7.2f} s")
-    await report_changes(driver, state)
+    after = resident()
+    garbage.settled()
+    reading, resync = await a_resync(driver), await a_resync(driver)
     await kernel.close()
+    return Measured(full, parts, reading, resync, (after, after - before))
+
+
+def _decoded(one: tuple[Key, bytes]) -> Update:
+    key, text = one
+    value = codec.decode(KINDS[key.kind].type, text)
+    validate.check_stored(value)
+    return Update("new", key, value, "1")
+
+
+async def a_resync(driver: Driver) -> Cost:
+    driver.forget()
+    watch = Stopwatch()
+    await driver.apply()
+    return watch.read()
 
 
 def only_ours(driver: Driver) -> None:
@@ -143,61 +169,60 @@ def only_ours(driver: Driver) -> None:
         sys.exit(f"not programmed: {wrong}")
 
 
-def lower_bound(nftables: bool) -> float:
-    """Seconds to load what stands now, by the tools alone; it stands again afterwards."""
-    if nftables:
-        saved = run("nft", "-s", "list", "ruleset")
-        run("nft", "flush", "ruleset")
-        return timed(lambda: run("nft", "-f", "-", given=saved))
-    sets, rules, rules6 = run("ipset", "save"), run("iptables-nft-save"), run("ip6tables-nft-save")
+def resident() -> float:
+    """MiB."""
+    match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) / 1024
+
+
+# --- beside it --------------------------------------------------------------------------------------
+
+
+def wipe(nftables: bool) -> None:
     run("nft", "flush", "ruleset")
-    run("ipset", "destroy")
-    return timed(
-        lambda: (
-            run("ipset", "restore", given=sets),
-            run("iptables-nft-restore", given=rules),
-            run("ip6tables-nft-restore", given=rules6),
-        )
-    )
+    if not nftables:
+        run("ipset", "destroy")
 
 
-def timed(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+def lower_bound(nftables: bool) -> Cost:
+    """To load what stands now, by the tools alone; nothing stands afterwards."""
+    if nftables:
+        loads = {("nft", "-f", "-"): run("nft", "-s", "list", "ruleset")}
+    else:
+        loads = {
+            ("ipset", "restore"): run("ipset", "save"),
+            ("iptables-nft-restore",): run("iptables-nft-save"),
+            ("ip6tables-nft-restore",): run("ip6tables-nft-save"),
+        }
+    wipe(nftables)
+    watch = Stopwatch()
+    for command, saved in loads.items():
+        run(*command, given=saved)
+    took = watch.read()
+    wipe(nftables)
+    return took
 
 
-async def report_changes(driver: Driver, state: State) -> None:
-    await driver.apply()
-    seconds: list[float] = []
-    for number in range(_ROUNDS):
-        name = ident(number % _SETS)
-        state.sets[name].v4.add(f"10.250.{number >> 8}.{number & 255}")
-        seconds.append(await change(driver, Touched(sets={name})))
-    tell("one member more", seconds)
-    seconds = []
-    for number, (name, policy) in enumerate(list(state.policies.items())[:_ROUNDS]):
-        rules = (
-            *policy.inbound,
-            Rule("allow", protocol="tcp", dst=Side(ports=((9000 + number, 9000 + number),))),
-        )
-        state.policies[name] = replace(policy, inbound=rules)
-        seconds.append(await change(driver, Touched(policies={name})))
-    tell("one rule more", seconds)
-    print()
+def fastest(costs: Iterable[Cost]) -> Cost:
+    return min(costs, key=lambda one: one.wall)
 
 
-async def change(driver: Driver, touched: Touched) -> float:
-    began = time.perf_counter()
-    driver.update(touched)
-    await driver.apply()
-    return time.perf_counter() - began
-
-
-def tell(what: str, seconds: list[float]) -> None:
-    ordered = sorted(seconds)
-    middle, last = ordered[len(ordered) // 2], ordered[round(len(ordered) * 0.99) - 1]
-    print(f"  {what:<20} {middle * 1000:7.0f} ms p50 {last * 1000:7.0f} ms p99")
+def report(world: World, nftables: bool) -> None:
+    found, bounds = [], []
+    for _ in range(_ROUNDS):
+        found.append(in_process_of_its_own(world, nftables))
+        bounds.append(lower_bound(nftables))
+    best = min(found, key=lambda one: one.full.wall)
+    bound = fastest(bounds)
+    reading, resync = fastest(one.reading for one in found), fastest(one.resync for one in found)
+    parts = ", ".join(f"{what} {seconds:.2f}" for what, seconds in best.parts.items())
+    print(f"  {world.endpoints} endpoints, {world.policies:,} policies, {world.members:,} set members")
+    print(f"    full programming {best.full}: {parts}")
+    print(f"    lower bound      {bound}   ratio {best.full.wall / bound.wall:.2f}")
+    print(f"    resync, all read {reading}")
+    print(f"    resync, unchanged{resync}")
+    print(f"    resident memory  {best.resident[0]:7.0f} MiB, of which for this {best.resident[1]:.0f}\n")
 
 
 if __name__ == "__main__":

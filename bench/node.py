@@ -36,6 +36,7 @@ _PARTS = {  # what the command line contains -> what the process is
     "-felix": "felix",
     "-confd": "confd",
     "-cni-server": "cni",
+    "-allocate-tunnel-addrs": "tunnels",
     "tortie.bgp.agent": "bgp",
     "tortie.bgp.exabgp": "exabgp",
     "calico-node": "supervisor",
@@ -47,6 +48,7 @@ _ENTRIES = {  # process -> the modules it imports to start; calicoctl's is the f
     "confd": "tortie.confd.daemon, tortie.datastore.etcd",
     "exabgp": "tortie.bgp.exabgp, exabgp.application.server",
     "bgp": "tortie.bgp.agent",
+    "tunnels": "tortie.node.tunneladdresses, tortie.datastore.etcd",
     "cni": "tortie.cni.server, tortie.datastore.etcd",
     "calicoctl": "tortie.calicoctl.main",
 }

@@ -1,10 +1,12 @@
 """Fixtures shared by all rooms."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(
     0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -13,6 +15,11 @@ sys.path.insert(
 from tests.netns_lab import Namespace
 from tests.support.etcd_fixtures import backend, etcd, etcd_process, make_etcd
 from tests.support.kubernetes_fixtures import apiserver, apiserver_process
+from tortie.core.log import LineFormatter
+
+# How long an example takes says how busy the machine is: no test is timed.
+settings.register_profile("tortie", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tortie")
 
 __all__ = [
     "apiserver",
@@ -24,6 +31,16 @@ __all__ = [
     "make_netns",
     "netns",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_it_was() -> Iterator[None]:
+    """A test that sets logging up, as a process at its start, does not decide what others' caplog sees."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    root.handlers[:] = [one for one in root.handlers if not isinstance(one.formatter, LineFormatter)]
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ class Namespace:
         return link.ifindex
 
 
-def eventually(condition: Callable[[], T], seconds: float = 5.0) -> T:
+def eventually(condition: Callable[[], T], seconds: float = 15.0) -> T:
     """The first true value of `condition()`; the test fails if there is none in time."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()

@@ -151,6 +151,7 @@ class BgpNode:
             self.cluster.pools,
             self.cluster.bgp,
             self.cluster.peers,
+            self.cluster.filters,
             self.cluster.felix,
             self.blocks,
         )

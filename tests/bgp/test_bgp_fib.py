@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from tortie.bgp.bestpath import Choice
 from tortie.bgp.config import Block, Config, Local, Peer, Pool
 from tortie.bgp.fib import Fib, Interfaces
+from tortie.bgp.filters import Filter, Rule
 from tortie.bgp.local import local_paths
 from tortie.bgp.nexthop import Resolver, Way
 from tortie.bgp.prefix import network
@@ -245,3 +246,16 @@ def test_what_is_not_ours_to_tell(route: Route) -> None:
 
 def test_a_block_of_one_address_is_there_when_its_pod_is() -> None:
     assert "192.168.1.1/32" not in _local(blocks=(Block(cidr="192.168.1.1/32"),))
+
+
+def test_a_filter_may_tell_of_the_hosts_own_routes() -> None:
+    default = Route("0.0.0.0/0", gateway="10.0.0.254", ifindex=_ETH0, protocol=4)
+    subnet = Route("10.0.0.0/24", ifindex=_ETH0, protocol=2, scope=253)
+    bridge = Route("192.168.9.0/24", ifindex=7, protocol=2, scope=253)  # cali1: never told
+    exporting = (Filter(name="f", export4=(Rule(accept=True),)),)
+    assert _local(default, subnet) == _BLOCKS
+    assert _local(default, subnet, bridge, filters=exporting) == _BLOCKS | {
+        default.dst: Path(source=Source.KERNEL, interface="eth0"),
+        subnet.dst: Path(source=Source.DIRECT, interface="eth0"),
+    }
+    assert subnet.dst not in _local(subnet, filters=exporting, ignored_interfaces=("eth*",))

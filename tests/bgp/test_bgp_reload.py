@@ -55,7 +55,7 @@ def _run(exabgp: ModelExaBGP, act: Callable[[Reload], None], slept: list[float])
 
         act(reload)
         runner = asyncio.create_task(reload.run(loaded))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await content.wait()
         assert reload.state == "loaded" and not reload.pausing
         runner.cancel()

@@ -28,13 +28,13 @@ protocol bgp n1 {{
 @pytest.fixture
 def mesh(make_mesh: Callable[..., Mesh], closing: Callable[[Any], Any]) -> Mesh:
     """Two nodes, and a BIRD beside n1 that announces 300 blocks; converged, start-up over."""
-    mesh = make_mesh(2, nodeMeshMaxRestartTime="6s")
+    mesh = make_mesh(2, nodeMeshMaxRestartTime="30s")
     mesh.cluster.peers["bird"] = peer_resource("bird", node="n1", peerIP="10.9.0.20", asNumber=65020)
     mesh.bird = closing(Bird(mesh.underlay.attach(20), _bird(_STATICS)))
     mesh.start()
     one, two = mesh.nodes
     eventually(lambda: len(two.prefixes()) == _STATICS + 2, 20)
-    eventually(lambda: one.settled() and two.settled(), 10)
+    eventually(lambda: one.settled() and two.settled(), 30)
     return mesh
 
 
@@ -72,8 +72,8 @@ def test_what_went_while_the_agent_was_dead_is_withdrawn(mesh: Mesh) -> None:
     one.own("192.168.1.0/26")
     one.render()
     one.kill_agent()
-    eventually(lambda: "192.168.9.0/26" not in two.prefixes(), 15)
-    eventually(lambda: "192.168.9.0/26" not in one.prefixes(), 15)
+    eventually(lambda: "192.168.9.0/26" not in two.prefixes(), 30)
+    eventually(lambda: "192.168.9.0/26" not in one.prefixes(), 30)
     assert _bird_hears(mesh) == _BLOCKS
 
 
@@ -88,7 +88,7 @@ def test_exabgp_is_killed(mesh: Mesh, closing: Callable[[Any], Any]) -> None:
     eventually(lambda: one.established() == 3, 20)
     eventually(lambda: "192.168.66.0/26" not in one.prefixes(), 20)
     eventually(one.settled)
-    eventually(lambda: (peer := two.peer("10.9.0.1")) and peer.end_of_rib and not peer.stale, 10)
+    eventually(lambda: (peer := two.peer("10.9.0.1")) and peer.end_of_rib and not peer.stale, 30)
     for watch in watches:
         assert [line for line in watch.about("bgp") if "192.168.66.0/26" not in line] == []
     assert _bird_hears(mesh) == _BLOCKS

@@ -9,12 +9,13 @@ from tortie.bgp import events
 from tortie.bgp.commands import Change
 from tortie.bgp.config import Block, Config, Local, Peer, Pool
 from tortie.bgp.fib import Interfaces
+from tortie.bgp.filters import Filter, Rule
 from tortie.bgp.nexthop import Resolver
 from tortie.bgp.reload import Reload
 from tortie.bgp.report import report
 from tortie.bgp.route import Attributes, Received, Segment
 from tortie.bgp.router import Router
-from tortie.bgp.status import RouteStatus
+from tortie.bgp.status import PeerStatus, RouteStatus, Status
 from tortie.core.reconcile import Reconciler
 from tortie.linux.routes import NextHop, Route, RouteType
 
@@ -117,8 +118,14 @@ class World:
         return over
 
     def status(self) -> RouteStatus:
+        return self._report().routes
+
+    def peer_status(self, peer: Peer) -> PeerStatus:
+        return next(one for one in self._report().peers if one.address == peer.address)
+
+    def _report(self) -> Status:
         nothing: Any = None  # the kernel and ExaBGP are not asked
-        return report(self.router, Reconciler("routes", nothing), Reload(nothing), 0.0, 0.0, "").routes
+        return report(self.router, Reconciler("routes", nothing), Reload(nothing), 0.0, 0.0, "")
 
     def heard_by(self, peer: Peer) -> set[str]:
         return {prefix for (one, prefix), said in self.told.items() if one == peer.address and said}
@@ -143,7 +150,7 @@ def test_prefixes_of_one_update_are_decided_each_on_its_own() -> None:
     world.up(_A)
     world.announce(_A, _P1, "203.0.113.0/24", "192.168.1.5/32")
     assert _P1 in world.routes and "192.168.1.5/32" in world.routes
-    assert world.router.reasons["203.0.113.0/24"] == "outside all pools"
+    assert world.router.decider.reasons["203.0.113.0/24"] == "outside all pools"
 
 
 def test_the_status_says_why_of_some_prefixes() -> None:
@@ -282,7 +289,7 @@ def test_the_tunnel_comes_after_the_routes_that_need_it() -> None:
     world = World(replace(_CONFIG, pools=(Pool(cidr="192.168.0.0/16", tunnel="always"),)))
     world.up(_A)
     world.announce(_A, _P1)
-    assert _P1 not in world.routes and world.router.reasons[_P1] == "no interface tunl0"
+    assert _P1 not in world.routes and world.router.decider.reasons[_P1] == "no interface tunl0"
     for index in (9, 12):
         world.interfaces.by_name["tunl0"] = index
         world.router.kernel_changed()
@@ -390,3 +397,60 @@ def test_taking_over_from_a_dead_agent() -> None:
     assert world.told == {(_B.address, "192.168.1.0/26"): world.told[_B.address, "192.168.1.0/26"]} | {
         (_A.address, "192.168.8.0/26"): None
     }
+
+
+def test_filters_part_prefixes_of_one_update() -> None:
+    deny = Filter(
+        name="deny",
+        import4=(Rule(accept=False, cidr=_P1, operator="Equal"),),
+        export4=(Rule(accept=False, cidr="192.168.1.0/26", operator="Equal"),),
+    )
+    tor = replace(_TOR, filters=("deny",))
+    world = World(replace(_CONFIG, peers=(_A, tor), filters=(deny,)))
+    world.up(_A, tor)
+    world.announce(tor, _P1, _P2)
+    assert _P1 not in world.routes and _P2 in world.routes
+    found = world.peer_status(tor)
+    assert (found.received, found.rejected) == (2, 1)
+    assert found.rejected_because == {"filter deny, importV4 rule 1": 1}
+    assert (world.heard_by(tor), world.heard_by(_A)) == (set(), {"192.168.1.0/26", _P2})
+
+    world.configure(replace(_CONFIG, peers=(_A, _TOR)))
+    assert _P1 in world.routes and world.heard_by(_TOR) == {"192.168.1.0/26"}
+    assert world.peer_status(_TOR).rejected == 0
+
+
+def test_a_path_that_changes_between_refused_and_accepted() -> None:
+    only = Filter(name="marked", import4=(Rule(accept=True, community=(65000, 1)), Rule(accept=False)))
+    tor = replace(_TOR, filters=("marked",))
+    world = World(replace(_CONFIG, peers=(tor,), filters=(only,)))
+    world.up(tor)
+    world.announce(tor, _P1)
+    assert _P1 not in world.routes
+    world.announce(tor, _P1, communities=((65000, 1),))
+    assert _P1 in world.routes and not world.router.decider.refusals.counts(tor.address)
+    world.announce(tor, _P1)
+    assert _P1 not in world.routes
+
+
+def test_addresses_of_services_are_announced_and_their_ranges_stay_out_of_the_kernel() -> None:
+    ranged, single = "10.96.0.0/12", "203.0.113.7/32"
+    config = replace(_CONFIG, peers=(_A, _TOR), services=(ranged, single), service_ranges=(ranged,))
+    world = World(config)
+    world.up(_A, _TOR)
+    assert world.heard_by(_A) == world.heard_by(_TOR) == {"192.168.1.0/26", ranged, single}
+    assert world.routes[single].type is RouteType.BLACKHOLE and ranged not in world.routes
+    assert world.router.decider.reasons[ranged] == "in a range of services"
+    world.configure(replace(config, services=(ranged,)))
+    assert single not in world.routes and world.heard_by(_TOR) == {"192.168.1.0/26", ranged}
+
+
+def test_a_reflector_passes_on_the_services_of_others() -> None:
+    local = replace(_CONFIG.local, cluster_id="224.0.0.1")
+    config = replace(_CONFIG, peers=(_A, _TOR), reflected_ranges=("203.0.113.0/24",))
+    for reflector, heard in ((config, set()), (replace(config, local=local), {"203.0.113.7/32"})):
+        world = World(reflector)
+        world.up(_A, _TOR)
+        world.announce(_A, "203.0.113.7/32", "198.51.100.1/32")
+        assert world.heard_by(_TOR) == {"192.168.1.0/26"} | heard
+        assert set(world.routes) == {"192.168.1.0/26"}

@@ -213,11 +213,13 @@ def test_a_question_asked_again_is_answered_anew(pipes: Pipes) -> None:
                     answered += 1
 
     async def act(speaker: Speaker) -> None:
-        threading.Thread(target=exabgp, daemon=True).start()
+        other_end = threading.Thread(target=exabgp, daemon=True)
+        other_end.start()
         for number in range(5):
             answers, _ = await speaker.ask(commands.description("10.0.0.2"))
             assert answers == [events.Described(f"Mesh {number}")]
         pipes.close(pipes.target)  # ends the thread
+        other_end.join()  # before the numbers of its ends are used again
 
     pipes.run(act)
 

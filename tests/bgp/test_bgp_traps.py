@@ -30,7 +30,7 @@ def mesh(make_mesh: Callable[..., Mesh], closing: Callable[[Any], Any]) -> Mesh:
     mesh.cluster.peers["bird"] = peer_resource("bird", peerIP="10.9.0.20", asNumber=65020)
     mesh.bird = closing(Bird(mesh.underlay.attach(20), _bird()))
     mesh.start()
-    eventually(lambda: _heard(mesh) == {"192.168.1.0/26"}, 15)
+    eventually(lambda: _heard(mesh) == {"192.168.1.0/26"}, 30)
     return mesh
 
 
@@ -86,7 +86,7 @@ def test_no_ghost_of_what_went_while_the_peer_was_away(mesh: Mesh) -> None:
     node.own("192.168.1.0/26", "192.168.3.0/26")
     node.render()
     mesh.bird.ask("enable", "n1")
-    eventually(lambda: _heard(mesh) == {"192.168.1.0/26", "192.168.3.0/26"}, 15)
+    eventually(lambda: _heard(mesh) == {"192.168.1.0/26", "192.168.3.0/26"}, 30)
 
 
 def test_a_dead_peer_loses_its_routes_with_the_hold_time(mesh: Mesh) -> None:
@@ -95,11 +95,11 @@ def test_a_dead_peer_loses_its_routes_with_the_hold_time(mesh: Mesh) -> None:
     before = node.peer("10.9.0.20")
     mesh.cluster.peers["bird"] = peer_resource("bird", peerIP="10.9.0.20", asNumber=65020, keepaliveTime="1s")
     node.render()
-    eventually(lambda: before and (peer := node.peer("10.9.0.20")) and peer.since > before.since, 15)
-    eventually(lambda: "192.168.200.0/26" in node.prefixes() and node.established() == 1, 15)
+    eventually(lambda: before and (peer := node.peer("10.9.0.20")) and peer.since > before.since, 30)
+    eventually(lambda: "192.168.200.0/26" in node.prefixes() and node.established() == 1, 30)
     assert mesh.bird is not None
     mesh.bird.ns.run("ip", "link", "set", "eth0", "down")
-    eventually(lambda: "192.168.200.0/26" not in node.prefixes(), 8)
+    eventually(lambda: "192.168.200.0/26" not in node.prefixes(), 30)
     eventually(lambda: (peer := node.peer("10.9.0.20")) and "Hold timer expired (4,0)" in peer.last_error)
 
 
@@ -115,6 +115,6 @@ def test_a_peer_that_is_back_is_dialled_within_seconds(mesh: Mesh) -> None:
     mesh.bird.ask("enable", "n1")
     bird_ns = mesh.bird.ns
     tried = ("iptables", "-L", "INPUT", "-v", "-n", "-x")
-    eventually(lambda: int(bird_ns.run(*tried).splitlines()[2].split()[0]) >= 3, 10)
+    eventually(lambda: int(bird_ns.run(*tried).splitlines()[2].split()[0]) >= 3, 30)
     mesh.bird.ns.run("iptables", "-D", *firewall)
-    eventually(lambda: node.established() == 1, 8)
+    eventually(lambda: node.established() == 1, 30)

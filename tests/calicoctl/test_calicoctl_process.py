@@ -91,6 +91,16 @@ def test_a_reader_that_has_seen_enough_is_no_error_to_shout_about(ctl: Ctl) -> N
     assert (piped.stdout, piped.stderr) == ("apiVersion: projectcalico.org/v3\n", "")
 
 
+def test_a_full_disk_is_told_in_a_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tortie.calicoctl.main", "completion", "bash"],
+            env={"PYTHONPATH": ROOT, "PATH": os.environ["PATH"]},
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "cannot write the output: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "absent"),
     [

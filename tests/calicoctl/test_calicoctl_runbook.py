@@ -4,6 +4,8 @@ Each file of runbook/ is one session with a fresh datastore. `-- name --` starts
 finds in its directory; `$ ` is a command line; below it follow its stdout (`> `) and stderr (`! `), each
 line ending in `$` so that trailing spaces are seen, and its exit code (`= `, 0 if not said). UIDs, times,
 revisions and cluster IDs are written as words. `stdin: NAME` before a command feeds it that file.
+`etcd: NAME` before a command first puts into the datastore what that file says other programs put
+there: a key and its value on each line; a key alone is deleted.
 
 With UPDATE_GOLDENS=1 the files are rewritten with what came back.
 """
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.calicoctl.conftest import Ctl, Result
+from tests.support.etcd import Etcd
 
 pytestmark = pytest.mark.kernel
 
@@ -34,6 +37,7 @@ _CHANGING = [
 class Step:
     line: str
     stdin: str = ""
+    etcd: str = ""
     expected: list[str] = field(default_factory=list)
 
 
@@ -46,19 +50,21 @@ class Runbook:
 
 def read(path: Path) -> Runbook:
     book = Runbook([], {}, [])
-    name, stdin = "", ""
+    name = stdin = etcd = ""
     for line in path.read_text().splitlines():
         if header := re.fullmatch(r"-- (\S+) --", line):
             name = header[1]
             book.files[name] = ""
         elif line.startswith("$ "):
             name = ""
-            book.steps.append(Step(line[2:], stdin))
-            stdin = ""
+            book.steps.append(Step(line[2:], stdin, etcd))
+            stdin = etcd = ""
         elif name:
             book.files[name] += line + "\n"
         elif line.startswith("stdin: "):
             stdin = line.removeprefix("stdin: ")
+        elif line.startswith("etcd: "):
+            name, etcd = "", line.removeprefix("etcd: ")
         elif book.steps and line[:2] in ("> ", "! ", "= "):
             book.steps[-1].expected.append(line)
         elif line:
@@ -72,7 +78,9 @@ def write(path: Path, book: Runbook) -> None:
     parts = [f"{line}\n" for line in book.comment]
     parts += [f"-- {name} --\n{text}" for name, text in book.files.items()]
     for step in book.steps:
-        parts.append("\n" + (f"stdin: {step.stdin}\n" if step.stdin else "") + f"$ {step.line}\n")
+        given = f"etcd: {step.etcd}\n" if step.etcd else ""
+        given += f"stdin: {step.stdin}\n" if step.stdin else ""
+        parts.append(f"\n{given}$ {step.line}\n")
         parts += [f"{line}\n" for line in step.expected]
     path.write_text("".join(parts))
 
@@ -92,14 +100,25 @@ def shown(result: Result) -> list[str]:
     return lines(">", result.out) + lines("!", result.err) + code
 
 
+def store(etcd: Etcd, text: str) -> None:
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if value:
+            etcd.put(key, value)
+        elif key:
+            etcd.delete(key)
+
+
 @pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.stem)
-def test_runbook(path: Path, ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runbook(path: Path, ctl: Ctl, etcd: Etcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     book = read(path)
     for name, text in book.files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     for step in book.steps:
+        if step.etcd:
+            store(etcd, book.files[step.etcd])
         stdin = book.files[step.stdin] if step.stdin else ""
         found = shown(ctl.run(*shlex.split(step.line), stdin=stdin))
         if os.environ.get("UPDATE_GOLDENS"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 
 from tortie.bgp.status import read as read_status
 from tortie.lab.cluster import Lab, LabNode, wait_until
@@ -53,7 +54,7 @@ def hold_times(lab: Lab) -> set[int]:
     return found
 
 
-def await_status(lab: Lab, node: LabNode, address: str, *words: str, timeout: float = 20) -> None:
+def await_status(lab: Lab, node: LabNode, address: str, *words: str, timeout: float = 60) -> None:
     """Wait for a row that begins so; without words, for there to be none."""
 
     def so() -> bool:
@@ -64,3 +65,17 @@ def await_status(lab: Lab, node: LabNode, address: str, *words: str, timeout: fl
         return lab.calicoctl("node", "status", node=node.name).stdout
 
     wait_until(so, f"{address} to be {words} on {node.name}", timeout, shown)
+
+
+def await_heard(node: LabNode, addresses: Iterable[str], count: int) -> None:
+    """Wait until each of these peers has told the node so many prefixes; Established says nothing yet."""
+
+    def heard() -> dict[str, int]:
+        said = read_status(str(node.box.path("/run/calico/bgp-status.json")))
+        return {peer.address: peer.received for peer in said.peers} if said else {}
+
+    def so() -> bool:
+        found = heard()
+        return all(found.get(address) == count for address in addresses)
+
+    wait_until(so, f"{count} prefixes on {node.name} from {addresses}", 60, lambda: str(heard()))

@@ -25,7 +25,7 @@ def pods(lab: Lab) -> Iterator[Lab]:
     """The lab with four pods that reach each other: a and d on node-1, b on node-2, c on node-3."""
     for name, node in [("a", "node-1"), ("b", "node-2"), ("c", "node-3"), ("d", "node-1")]:
         lab.add_pod(name, node, labels={"app": name})
-    wait_until(lambda: all(a.ok for a in lab.matrix().values()), "the pods to reach each other", 30)
+    wait_until(lambda: all(a.ok for a in lab.matrix().values()), "the pods to reach each other", 60)
     yield lab
     for name in list(lab.pods):
         lab.delete_pod(name)

@@ -196,7 +196,7 @@ def settled(lab: Lab) -> set[str]:
         seen.append(of_pods(lab))
         return seen[-1] == seen[-2] and not any("cali-tw-" in line for line in seen[-1])
 
-    wait_until(still, "the nodes to come to rest", 30)
+    wait_until(still, "the nodes to come to rest", 60)
     return seen[-1]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster_bgp import Peers, apply, await_status, calicoctl, status
+from tests.cluster.cluster_bgp import Peers, apply, await_heard, await_status, calicoctl, status
 from tortie.lab.box import Box
 from tortie.lab.cluster import UNDERLAY, UNDERLAY6, Lab, LabNode, tail, wait_until
 from tortie.lab.traffic import Flow
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 _BIRD, _GOBGP = 200, 201  # addresses on the underlay
 _OUTSIDE = {4: "203.0.113.0/24", 6: "2001:db8:99::/64"}
-_RESTART_TIME = 3  # seconds for which BIRD asks us to keep its routes
+_RESTART_TIME = 60  # seconds for which BIRD asks us to keep its routes: longer than a restart here takes
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,23 @@ class Bird:
         self.box = box
         self._lab = lab
         self._conf = box.path("/etc/bird.conf")
+        self._restart_time = _RESTART_TIME
+        self._announced: tuple[str, ...] = ()
 
-    def start(self, *, recovering: bool = False) -> None:
-        """`recovering`: as after a crash, when its kernel forwards on (the F bit of RFC 4724)."""
-        if not recovering:
-            self._write(())
+    def start(self) -> None:
+        self._announced = ()
+        self._run()
+
+    def recover(self, restart_time: int) -> None:
+        """As after a crash, when its kernel forwards on (the F bit of RFC 4724)."""
+        self._restart_time = restart_time
+        self._run("-R")
+
+    def _run(self, *flags: str) -> None:
+        self._write()
         self.box.run("mkdir", "-p", "/run/bird")
-        self.box.start(["bird", "-f", "-c", "/etc/bird.conf", *(["-R"] if recovering else [])], self.log)
-        wait_until(lambda: self.ask("show", "status") != "", "BIRD to start", 10, lambda: tail(self.log))
+        self.box.start(["bird", "-f", "-c", "/etc/bird.conf", *flags], self.log)
+        wait_until(lambda: self.ask("show", "status") != "", "BIRD to start", 60, lambda: tail(self.log))
 
     @property
     def log(self) -> Path:
@@ -62,7 +71,8 @@ class Bird:
 
     def announce(self, *prefixes: str) -> None:
         """Exactly these."""
-        self._write(prefixes)
+        self._announced = prefixes
+        self._write()
         assert "Reconfigured" in self.ask("configure")
 
     def ask(self, *words: str) -> str:
@@ -75,16 +85,16 @@ class Bird:
 
     def kill(self) -> None:
         self.box.kill("bird", "-f")
-        wait_until(lambda: not self.box.pids("bird", "-f"), "BIRD to die", 10)
+        wait_until(lambda: not self.box.pids("bird", "-f"), "BIRD to die", 60)
 
     def clean(self) -> None:
         """Routes outlive BIRD, and would lead the next test astray."""
         for version in ("-4", "-6"):
             self.box.run("ip", version, "route", "flush", "proto", "bird", check=False)
 
-    def _write(self, prefixes: tuple[str, ...]) -> None:
+    def _write(self) -> None:
         def statics(version: int) -> str:
-            own = [prefix for prefix in prefixes if ipaddress.ip_network(prefix).version == version]
+            own = [prefix for prefix in self._announced if ipaddress.ip_network(prefix).version == version]
             return "".join(f" route {prefix} blackhole;" for prefix in own)
 
         tables = "".join(
@@ -92,7 +102,9 @@ class Bird:
             f"protocol kernel kernel{v} {{ ipv{v} {{ export where source = RTS_BGP; }}; merge paths on; }}\n"
             for v in (4, 6)
         )
-        sessions = "".join(_bird_session(node, v) for node in self._lab.nodes.values() for v in (4, 6))
+        sessions = "".join(
+            _bird_session(node, v, self._restart_time) for node in self._lab.nodes.values() for v in (4, 6)
+        )
         self._conf.write_text(
             f"router id {UNDERLAY}.{_BIRD};\ngraceful restart wait 1;\nprotocol device {{}}\n"
             f"protocol direct {{ ipv4; ipv6; }}\n{tables}{sessions}"
@@ -103,12 +115,12 @@ def _session(node: LabNode, version: int) -> str:
     return f"{node.name.replace('-', '')}v{version}"
 
 
-def _bird_session(node: LabNode, version: int) -> str:
+def _bird_session(node: LabNode, version: int, restart_time: int) -> str:
     own = f"{UNDERLAY}.{_BIRD}" if version == 4 else f"{UNDERLAY6}::{_BIRD:x}"
     return f"""protocol bgp {_session(node, version)} {{
   local {own} as 65020; neighbor {node.ip if version == 4 else node.ip6} as 64512; multihop;
   connect delay time 1; connect retry time 1; error wait time 1, 2;
-  graceful restart on; graceful restart time {_RESTART_TIME};
+  graceful restart on; graceful restart time {restart_time};
   ipv{version} {{ import all; export where source = RTS_STATIC; next hop self; }};
 }}
 """
@@ -125,7 +137,7 @@ class GoBGP:
 
     def start(self, log: Path) -> None:
         self.box.start(["gobgpd", "-t", "toml", "-f", "/etc/gobgp.toml", "--pprof-disable"], log)
-        wait_until(lambda: "Peer" in self.ask("neighbor"), "GoBGP to start", 20, lambda: tail(log))
+        wait_until(lambda: "Peer" in self.ask("neighbor"), "GoBGP to start", 60, lambda: tail(log))
 
     def ask(self, *words: str) -> str:
         return self.box.run("gobgp", *words, check=False).stdout
@@ -145,7 +157,7 @@ class GoBGP:
 
     def kill(self) -> None:
         self.box.kill("gobgpd")
-        wait_until(lambda: not self.box.pids("gobgpd"), "GoBGP to die", 10)
+        wait_until(lambda: not self.box.pids("gobgpd"), "GoBGP to die", 60)
 
 
 def _gobgp_neighbor(address: str) -> str:
@@ -210,7 +222,7 @@ def _free_prefix(lab: Lab, version: int) -> str:
     return next(str(one) for one in free if str(one) not in blocks)
 
 
-def _everywhere(lab: Lab, *, present: set[str], absent: set[str], timeout: float = 20) -> None:
+def _everywhere(lab: Lab, *, present: set[str], absent: set[str], timeout: float = 60) -> None:
     """Wait until all nodes have routes to these and to none of those."""
 
     def so() -> bool:
@@ -254,7 +266,7 @@ def test_bird_as_a_peer_of_all_nodes(pods: Lab, bird: Bird, peers: Peers) -> Non
         assert len(blocks) == 3
         wait_until(
             lambda v=version, b=blocks: all(bird.heard(node, v) == b for node in pods.nodes.values()),  # type: ignore[misc]
-            f"BIRD to see the IPv{version} blocks {blocks}", 30, lambda: bird.ask("show", "route", "all"),
+            f"BIRD to see the IPv{version} blocks {blocks}", 60, lambda: bird.ask("show", "route", "all"),
         )  # fmt: skip
     for node in pods.nodes.values():
         (block,) = _own_blocks(node, 4)
@@ -292,7 +304,7 @@ def test_pods_and_the_world_behind_bird_reach_each_other(pods: Lab, bird: Bird, 
         _everywhere(pods, present={inside}, absent=set())
         for pod in pods.pods.values():
             target = pod.address(version)
-            wait_until(lambda t=target: _pings(bird.box, t), f"{target} to answer BIRD", 20)  # type: ignore[misc]
+            wait_until(lambda t=target: _pings(bird.box, t), f"{target} to answer BIRD", 60)  # type: ignore[misc]
             pod.output("ping", "-c", "1", "-W", "2", behind)
 
 
@@ -301,7 +313,7 @@ def test_gobgp_as_a_peer_of_one_node(pods: Lab, gobgp: GoBGP, peers: Peers) -> N
     _know_gobgp(peers, 65030, node="node-2")
     for version in (4, 6):
         blocks = _all_blocks(pods, version)
-        wait_until(lambda v=version, b=blocks: gobgp.heard(v) == b, f"GoBGP to see {blocks}", 30)  # type: ignore[misc]
+        wait_until(lambda v=version, b=blocks: gobgp.heard(v) == b, f"GoBGP to see {blocks}", 60)  # type: ignore[misc]
     await_status(pods, pods.nodes["node-2"], f"{UNDERLAY}.{_GOBGP}", "node specific", "up", "Established")
     assert status(pods, pods.nodes["node-1"], f"{UNDERLAY}.{_GOBGP}") == ()
     inside = {version: _free_prefix(pods, version) for version in (4, 6)}
@@ -319,7 +331,7 @@ def test_gobgp_in_the_same_as(pods: Lab, inner_gobgp: GoBGP, peers: Peers) -> No
     _know_gobgp(peers, 64512)
     for version in (4, 6):
         blocks = _all_blocks(pods, version)
-        wait_until(lambda v=version, b=blocks: inner_gobgp.heard(v) == b, f"GoBGP to see {blocks}", 30)  # type: ignore[misc]
+        wait_until(lambda v=version, b=blocks: inner_gobgp.heard(v) == b, f"GoBGP to see {blocks}", 60)  # type: ignore[misc]
     for node in pods.nodes.values():
         told = inner_gobgp.ask("neighbor", node.ip, "adj-in")
         assert {word for word in told.split() if "/26" in word} == _own_blocks(node, 4), told
@@ -330,7 +342,7 @@ def test_gobgp_in_the_same_as(pods: Lab, inner_gobgp: GoBGP, peers: Peers) -> No
     for node in pods.nodes.values():
         assert _route(node, inside) == f"{inside} via {UNDERLAY}.{_GOBGP} dev eth0 proto bgp onlink"
     inner_gobgp.kill()  # it never spoke of graceful restart
-    _everywhere(pods, present=set(), absent={inside}, timeout=5)
+    _everywhere(pods, present=set(), absent={inside}, timeout=30)
     await_status(pods, pods.nodes["node-1"], f"{UNDERLAY}.{_GOBGP}", "global", "start")
 
 
@@ -343,11 +355,11 @@ def test_a_killed_bird_keeps_its_routes_for_its_restart_time(pods: Lab, bird: Bi
     node = pods.nodes["node-1"]
     await_status(pods, node, f"{UNDERLAY}.{_BIRD}", "global", "start")
     _everywhere(pods, present=inside, absent=set(), timeout=0)
-    bird.start(recovering=True)  # in time: nothing was lost, and nothing is stale once it has said all
+    bird.recover(restart_time=2)  # in time: nothing was lost, and nothing is stale once it has said all
     await_status(pods, node, f"{UNDERLAY}.{_BIRD}", "global", "up", "Established")
     _everywhere(pods, present=inside, absent=set(), timeout=0)
     bird.kill()  # for good
-    _everywhere(pods, present=set(), absent=inside, timeout=_RESTART_TIME + 5)
+    _everywhere(pods, present=set(), absent=inside, timeout=30)
 
 
 def test_a_peer_that_is_deleted_is_forgotten(pods: Lab, bird: Bird, peers: Peers) -> None:
@@ -357,32 +369,42 @@ def test_a_peer_that_is_deleted_is_forgotten(pods: Lab, bird: Bird, peers: Peers
     bird.announce(inside)
     _everywhere(pods, present={inside}, absent=set())
     peers.clear()
-    _everywhere(pods, present=set(), absent={inside}, timeout=10)
+    _everywhere(pods, present=set(), absent={inside}, timeout=30)
     for node in pods.nodes.values():
-        wait_until(lambda n=node: bird.heard(n, 4) == set(), f"BIRD to forget what {node.name} said", 10)  # type: ignore[misc]
+        wait_until(lambda n=node: bird.heard(n, 4) == set(), f"BIRD to forget what {node.name} said", 30)  # type: ignore[misc]
     assert all(answer.ok for answer in pods.matrix().values()), "the mesh goes on"
 
 
 def test_a_reflector_takes_over_from_the_mesh_and_gives_back(pods: Lab, peers: Peers) -> None:
-    """Calico's own procedure, step by step: no packet is lost, no route moves."""
-    two, three = pods.nodes["node-2"], pods.nodes["node-3"]
+    """Step by step: no packet is lost, no route moves.
+
+    The next step is taken when the routes of the last one are there: whoever drops the mesh before the
+    reflector has spoken has no routes, with Calico as with us.
+    """
+    one, two, three = pods.nodes.values()
     before = two.routes()
     with Flow(pods.pods["b"], pods.pods["c"]) as flow, Flow(pods.pods["a"], pods.pods["b"]) as other:
         calicoctl(pods, "label", "nodes", "node-1", "route-reflector=true")
         peers.apply("rr", nodeSelector="all()", peerSelector="route-reflector == 'true'")
-        await_status(pods, two, pods.nodes["node-1"].ip, "node specific", "up", "Established")
+        for node in (two, three):
+            await_status(pods, node, one.ip, "node specific", "up", "Established")
         _set_cluster_id(pods, "node-1", "244.0.0.1")
+        for node in (two, three):
+            await_heard(node, (one.ip, one.ip6), 2)  # its own block, and the other's
         apply(pods, "BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False})
         await_status(pods, two, three.ip)
         await_status(pods, three, two.ip)
         assert two.routes() == before, "the reflector leaves next hops alone"
         apply(pods, "BGPConfiguration", "default", {"nodeToNodeMeshEnabled": True})
         await_status(pods, two, three.ip, "node-to-node mesh", "up", "Established")
+        await_heard(two, (three.ip, three.ip6), 1)
+        await_heard(three, (two.ip, two.ip6), 1)
         _set_cluster_id(pods, "node-1", None)
         peers.clear()
         calicoctl(pods, "label", "nodes", "node-1", "route-reflector", "--remove")
-        for ip in (three.ip, pods.nodes["node-1"].ip):
-            await_status(pods, two, ip, "node-to-node mesh", "up", "Established")
+        for node in (three, one):
+            await_status(pods, two, node.ip, "node-to-node mesh", "up", "Established")
+        await_heard(two, (one.ip, one.ip6, three.ip, three.ip6), 1)
     assert (flow.lost, other.lost) == ([], []), f"of {flow.sent}"
     assert two.routes() == before
 
@@ -390,3 +412,21 @@ def test_a_reflector_takes_over_from_the_mesh_and_gives_back(pods: Lab, peers: P
 def _set_cluster_id(lab: Lab, node: str, cluster_id: str | None) -> None:
     patch = {"spec": {"bgp": {"routeReflectorClusterID": cluster_id}}}
     calicoctl(lab, "patch", "node", node, "-p", json.dumps(patch))
+
+
+def test_the_plan_goes_there_and_back_by_itself(pods: Lab) -> None:
+    """`calicoctl bgp apply`: no packet is lost, no route moves; a second run finds nothing to do."""
+    _, two, three = pods.nodes.values()
+    before = two.routes()
+    with Flow(pods.pods["b"], pods.pods["c"]) as flow, Flow(pods.pods["a"], pods.pods["b"]) as other:
+        calicoctl(pods, "bgp", "apply", "--reflectors", "node-1")
+        assert status(pods, two, three.ip) == () == status(pods, three, two.ip)
+        assert two.routes() == before
+        planned = pods.calicoctl("bgp", "plan", "--reflectors", "node-1")
+        assert planned.stdout.startswith("1. [x] goal") and "2." not in planned.stdout
+        assert "[ ] switch nodeToNodeMeshEnabled on" in pods.calicoctl("bgp", "plan", "--mesh").stdout
+        calicoctl(pods, "bgp", "apply", "--mesh")
+    assert (flow.lost, other.lost) == ([], []), f"of {flow.sent}"
+    assert two.routes() == before
+    assert "| node-1" not in pods.calicoctl("get", "caliconodestatuses").stdout
+    await_status(pods, two, three.ip, "node-to-node mesh", "up", "Established")

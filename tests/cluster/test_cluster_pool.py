@@ -65,10 +65,10 @@ def test_nat_outgoing_is_switched_off_and_on(pods: Lab) -> None:
 
     assert source_seen_outside(pods, pod) == node.ip and masqueraded()
     edit(pods, "natOutgoing", "false")
-    wait_until(becomes(pod.address()), "packets to leave with the pod's own address", 30)
+    wait_until(becomes(pod.address()), "packets to leave with the pod's own address", 60)
     assert not masqueraded()
     edit(pods, "natOutgoing", "true")
-    wait_until(becomes(node.ip), "packets to leave with the node's address", 30)
+    wait_until(becomes(node.ip), "packets to leave with the node's address", 60)
     assert masqueraded()
     assert all(answer.ok for answer in pods.matrix().values())
 
@@ -84,12 +84,12 @@ def test_a_disabled_pool_gives_no_more_addresses_and_takes_none_away(pods: Lab) 
         pods.delete_pod("refused")
         return ""
 
-    wait_until(lambda: "cannot find a qualified ippool" in refused(), "new pods to be refused", 10)
-    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 30)
+    wait_until(lambda: "cannot find a qualified ippool" in refused(), "new pods to be refused", 60)
+    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 60)
     edit(pods, "disabled", "false")
-    wait_until(lambda: refused() == "", "new pods to get addresses again", 10)
+    wait_until(lambda: refused() == "", "new pods to get addresses again", 60)
     pods.add_pod("again", "node-1")
-    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 30)
+    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 60)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_packets_to_the_outside_are_masqueraded(pods: Lab) -> None:
     from tortie.linux import netns
 
     with socket.create_server((f"{pods.nodes['node-1'].ip.rpartition('.')[0]}.1", 8080)) as server:
-        server.settimeout(5)
+        server.settimeout(30)
         seen: list[str] = []
 
         def accept() -> None:
@@ -78,7 +78,7 @@ def test_packets_to_the_outside_are_masqueraded(pods: Lab) -> None:
         thread.start()
         client = netns.call_in(pods.pods["a"].netns_fd, socket.socket)
         with client:
-            client.settimeout(5)
+            client.settimeout(30)
             client.connect(server.getsockname())
         thread.join()
     assert seen == [pods.nodes["node-1"].ip]

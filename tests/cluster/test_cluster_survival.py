@@ -26,16 +26,25 @@ def settled(node: LabNode) -> Callable[[], bool]:
 
 
 def test_the_measurement_notices_a_gap(pods: Lab) -> None:
-    """The control: a route taken away for 100 ms must show as loss, or the tests below prove nothing."""
+    """The control: a route taken away for 20 packets must show as loss, or the tests below prove nothing."""
     node, target = pods.nodes["node-1"], pods.pods["b"]
-    (block,) = [r for r in node.routes() if r.get("gateway") == pods.nodes["node-2"].ip]
-    with Flow(pods.pods["a"], target) as flow:
-        time.sleep(0.3)
+    with Flow(pods.pods["a"], target) as flow, Stream(pods.pods["a"], target) as stream:
+
+        def more() -> None:
+            following = flow.sent + 20
+            wait_until(lambda: flow.sent >= following, "packets to be sent", 30)
+
+        more()
+        earliest = flow.sent
         node.box.run("ip", "route", "add", "blackhole", target.address())
-        time.sleep(0.1)
+        began = flow.sent + 1  # one may be on its way
+        more()
+        ended = flow.sent
         node.box.run("ip", "route", "del", "blackhole", target.address())
-        time.sleep(0.3)
-    assert 10 <= len(flow.lost) <= 40, f"{len(flow.lost)} of {flow.sent} lost with {block} hidden for 100 ms"
+        latest = flow.sent + 1
+        more()
+    assert set(range(began, ended)) <= set(flow.lost) <= set(range(earliest, latest))
+    assert stream.retransmitted > 0 and stream.failure == ""
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -53,7 +62,7 @@ def test_a_killed_part_comes_back_and_nothing_is_lost(pods: Lab, part: str) -> N
         node.wait_until(settled(node), f"everything to be ready after the death of {part}", 60)
         time.sleep(1.0)  # whatever it does after it is ready must not disturb either
     assert (out.lost, back.lost) == ([], []), f"of {out.sent}"
-    assert stream.failure == "" and stream.longest_silence < 0.2
+    assert (stream.failure, stream.retransmitted) == ("", 0)
     assert sorted(map(str, node.routes())) == before
 
 
@@ -65,7 +74,7 @@ def test_a_killed_datastore_comes_back_and_nothing_is_lost(pods: Lab) -> None:
         time.sleep(1.0)
     assert flow.lost == [] and stream.failure == ""
     pods.add_pod("late", "node-2")  # and the cluster works again
-    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the late pod to be reachable", 30)
+    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the late pod to be reachable", 60)
 
 
 def test_a_frozen_datastore_stops_no_traffic(pods: Lab) -> None:
@@ -108,11 +117,11 @@ def test_a_dead_machines_routes_go_within_the_hold_time_and_return_with_it(pods:
         return [r for r in other.routes() if r.get("gateway") == dead.ip]
 
     peers.apply("quick", nodeSelector="all()", peerSelector="all()", keepaliveTime="2s")
-    wait_until(lambda: hold_times(pods) == {6}, "all sessions to have the short hold time", 30)
+    wait_until(lambda: hold_times(pods) == {6}, "all sessions to have the short hold time", 60)
     assert routes_to_dead()
     dead.box.run("ip", "link", "set", "eth0", "down")
-    other.wait_until(lambda: not routes_to_dead(), "the dead node's routes to go", 6 + 3)
+    other.wait_until(lambda: not routes_to_dead(), "the dead node's routes to go", 6 + 9)
     dead.box.run("ip", "link", "set", "eth0", "up")
     dead.box.run("ip", "route", "replace", "default", "via", "172.18.0.1")
     other.wait_until(lambda: bool(routes_to_dead()), "the routes to return", 60)
-    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 30)
+    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 60)

@@ -51,11 +51,12 @@ def test_row_42_ipv6_pool_full_gives_the_ipv4_address_back(bare_machine: Machine
     with pytest.raises(CniError, match="failed to request IPv6 addresses: Assigned 0 out of 1") as caught:
         chain.add(machine.pod("late"))
     assert "No IPs available in pools: [fd00:65::/127]" in str(caught.value)
+    assert caught.value.details == "pool v6 (fd00:65::/127) has 0 of 2 addresses free"
     assert len(machine.held()) == 4 and len(machine.remains().handles) == 2
 
 
 def test_row_43_no_ipv6_pool_gives_the_ipv4_address_back(machine: Machine) -> None:
-    with pytest.raises(CniError, match="cannot find a qualified ippool"):
+    with pytest.raises(CniError, match="cannot find a qualified ippool: there is no IPv6 pool: create one"):
         machine.chain(DUAL).add(machine.pod())
     assert not machine.remains()
 

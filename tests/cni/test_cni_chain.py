@@ -64,7 +64,7 @@ def test_check_passes_after_a_later_plugin_changed_things(machine: Machine) -> N
 def _greeted(host: Namespace, pod: Namespace) -> bytes:
     """What a connection from the host to its own port 8080 reads, where the pod serves port 80."""
     listener = pod.call(socket.create_server, ("0.0.0.0", 80))
-    listener.settimeout(5)
+    listener.settimeout(30)
 
     def serve() -> None:
         connection, _ = listener.accept()

@@ -131,7 +131,7 @@ def test_a_server_that_is_stopped_undoes_what_is_under_way(machine: Machine) -> 
     adding = start_add(machine, machine.pod(), policy_setup_timeout_seconds=60)
     eventually(machine.endpoints)
     os.kill(machine.server, signal.SIGTERM)
-    output, _ = adding.communicate(timeout=30)
+    output, _ = adding.communicate(timeout=60)
     error = json.loads(output)
     assert (adding.returncode, error["code"]) == (1, 11) and "being stopped" in error["msg"]
     assert machine.wait_server() == 0

@@ -225,14 +225,14 @@ def test_its_own_process_from_start_to_end(bare_machine: Machine) -> None:
     eventually(machine.socket.exists, 20)
     machine.chain().add(machine.pod())
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and not machine.socket.exists()
     assert b"listening on" in said and b"Traceback" not in said
 
 
 def test_a_second_server_says_so_and_leaves_the_first_alone(machine: Machine) -> None:
     process = start(machine)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and b"another CNI server is listening here" in said
     machine.chain().add(machine.pod())
 
@@ -267,7 +267,7 @@ def test_what_keeps_it_from_starting_is_said(
 ) -> None:
     process = start(bare_machine, **environment)
     try:
-        _, text = process.communicate(timeout=20)
+        _, text = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 1 and said in text and b"Traceback" not in text

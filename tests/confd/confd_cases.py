@@ -6,11 +6,23 @@ from typing import Any
 
 from tortie.confd.snapshot import Snapshot
 from tortie.datastore.types.bgp import (
+    AddCommunity,
     BGPConfiguration,
     BGPConfigurationSpec,
+    BGPFilter,
+    BGPFilterSpec,
     BGPPassword,
     BGPPeer,
     BGPPeerSpec,
+    CIDRBlock,
+    Community,
+    CommunityMatch,
+    FilterOperation,
+    FilterRule,
+    PrefixAdvertisement,
+    PrefixLength,
+    PrependASPath,
+    SetPriority,
 )
 from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.ipam import Affinity
@@ -59,6 +71,7 @@ def cluster(*resources: Any, blocks: Mapping[str, str] | None = None) -> Snapsho
         IPPool: "pools",
         BGPConfiguration: "bgp",
         BGPPeer: "peers",
+        BGPFilter: "filters",
         FelixConfiguration: "felix",
     }
     snapshot = Snapshot()
@@ -95,6 +108,24 @@ _DUAL = (
 )
 _REFLECTOR = node("rr", "10.192.0.9/16", routeReflectorClusterID="224.0.0.1", labels={"rr": "true"})
 
+
+def _reflector(name: str, v4: str, cluster_id: str) -> Node:
+    return node(name, v4, routeReflectorClusterID=cluster_id, labels={"rr": "true"})
+
+
+def _rule(action: str = "Reject", **rule: Any) -> FilterRule:
+    return FilterRule(action=action, **rule)
+
+
+def bgp_filter(name: str, **rules: tuple[FilterRule, ...]) -> BGPFilter:
+    return BGPFilter(metadata=ObjectMeta(name=name), spec=BGPFilterSpec(**rules))
+
+
+def _filtered(**rules: tuple[FilterRule, ...]) -> Case:
+    tor = peer("tor", peerIP="10.225.0.5", asNumber=65500, filters=("only",))
+    return _case(*NODES, NO_MESH, bgp_filter("only", **rules), tor)
+
+
 CASES: dict[str, Case] = {  # name of the golden files -> what they are made from
     "mesh": _case(*NODES),
     "mesh-alone": _case(MASTER),
@@ -116,6 +147,14 @@ CASES: dict[str, Case] = {  # name of the golden files -> what they are made fro
         configuration(listenPort=1790),
         configuration("node.kube-node-1", listenPort=500),
         configuration("node.kube-master", listenPort=600, logSeverityScreen="Debug"),
+    ),
+    "service-ranges": _case(
+        *NODES,
+        configuration(
+            serviceClusterIPs=(CIDRBlock(cidr="10.96.0.0/12"), CIDRBlock(cidr="fd00:96::/112")),
+            serviceExternalIPs=(CIDRBlock(cidr="203.0.113.0/24"), CIDRBlock(cidr="203.0.114.1/32")),
+            serviceLoadBalancerIPs=(CIDRBlock(cidr="198.51.100.0/24"),),
+        ),
     ),
     "mesh-password": _case(*NODES, configuration(nodeMeshPassword=password()), secrets=_SECRETS),
     "mesh-password-missing": _case(*NODES, configuration(nodeMeshPassword=password())),
@@ -199,4 +238,113 @@ CASES: dict[str, Case] = {  # name of the golden files -> what they are made fro
         node="rr",
         blocks={},
     ),
+    "reflector-of-a-pair": _case(
+        *NODES,
+        _REFLECTOR,
+        _reflector("rr2", "10.192.0.8/16", "224.0.0.1"),
+        _reflector("far", "10.192.0.7/16", "224.0.0.2"),
+        NO_MESH,
+        peer("clients", nodeSelector="!has(rr)", peerSelector="rr == 'true'"),
+        peer("pair", nodeSelector="has(rr)", peerSelector="has(rr)"),
+        node="rr",
+        blocks={},
+    ),
+    "reflector-in-a-mesh": _case(
+        *NODES, _REFLECTOR, peer("rr", nodeSelector="!has(rr)", peerSelector="rr == 'true'"), node="rr"
+    ),
+    "filter-operators": _filtered(
+        importV4=tuple(
+            _rule(cidr="10.1.0.0/16", matchOperator=operator)
+            for operator in ("Equal", "NotEqual", "In", "NotIn")
+        ),
+    ),
+    "filter-lengths": _filtered(
+        importV4=(
+            _rule(cidr="10.1.0.0/16", matchOperator="In", prefixLength=PrefixLength(min=24, max=26)),
+            _rule(cidr="10.1.0.0/16", matchOperator="NotIn", prefixLength=PrefixLength(min=8)),
+            _rule(cidr="10.1.0.0/16", matchOperator="In", prefixLength=PrefixLength(max=20)),
+        ),
+    ),
+    "filter-every-condition": _filtered(
+        exportV4=(
+            _rule(
+                cidr="10.1.0.0/16",
+                matchOperator="In",
+                source="RemotePeers",
+                interface="eth*",
+                communities=CommunityMatch(values=("65000:100",)),
+                asPathPrefix=(ASNumber(65001), ASNumber(65002)),
+                priority=512,
+                peerType="eBGP",
+            ),
+            _rule(communities=CommunityMatch(values=("65000:100:200",)), peerType="iBGP"),
+        ),
+    ),
+    "filter-operations": _filtered(
+        importV4=(
+            _rule(
+                "Accept",
+                operations=(
+                    FilterOperation(addCommunity=AddCommunity(value="65000:1")),
+                    FilterOperation(addCommunity=AddCommunity(value="65000:1:2")),
+                    FilterOperation(prependASPath=PrependASPath(prefix=(ASNumber(65001), ASNumber(65002)))),
+                    FilterOperation(setPriority=SetPriority(value=512)),
+                ),
+            ),
+        ),
+    ),
+    "filter-of-both-families": Case(
+        cluster(
+            POOL,
+            *_DUAL,
+            NO_MESH,
+            bgp_filter("both", exportV4=(_rule(),), exportV6=(_rule(cidr="fd00::/8", matchOperator="In"),)),
+            peer("four", peerIP="10.225.0.5", asNumber=65500, filters=("both",)),
+            peer("six", peerIP="2001:db8::5", asNumber=65500, filters=("both",)),
+        )
+    ),
+    "filter-several-and-one-missing": _case(
+        *NODES,
+        NO_MESH,
+        bgp_filter("b", importV4=(_rule(),)),
+        bgp_filter("a", exportV4=(_rule("Accept"),)),
+        bgp_filter("unused", exportV4=(_rule(),)),
+        peer("tor", peerIP="10.225.0.5", asNumber=65500, filters=("b", "missing", "a")),
+    ),
+    "filter-with-a-wrong-rule": _filtered(importV4=(_rule(cidr="fd00::/8", matchOperator="In"),)),
+    "communities": _case(
+        *NODES,
+        configuration(
+            communities=(
+                Community(name="site", value="65000:7"),
+                Community(name="big", value="65000:1:2"),
+            ),
+            prefixAdvertisements=(
+                PrefixAdvertisement(cidr="192.168.0.0/16", communities=("site", "65000:3", "65000:03")),
+                PrefixAdvertisement(cidr="192.168.1.0/26", communities=("big",)),
+                PrefixAdvertisement(cidr="fd00::/8", communities=("site",)),
+            ),
+        ),
+    ),
+    "communities-of-the-node": _case(
+        *NODES,
+        configuration(
+            prefixAdvertisements=(PrefixAdvertisement(cidr="10.0.0.0/8", communities=("65000:1",)),)
+        ),
+        configuration(
+            "node.kube-master",
+            prefixAdvertisements=(PrefixAdvertisement(cidr="192.168.0.0/16", communities=("65000:2",)),),
+        ),
+    ),
+    "communities-wrong": _case(
+        *NODES,
+        configuration(
+            prefixAdvertisements=(
+                PrefixAdvertisement(cidr="10.0.0.0/8", communities=("no-such-name",)),
+                PrefixAdvertisement(cidr="not a prefix", communities=("65000:1",)),
+                PrefixAdvertisement(cidr="10.0.0.0/8", communities=("65000:9",)),
+            )
+        ),
+    ),
+    "interfaces-ignored": _case(*NODES, configuration(ignoredInterfaces=("eth1", "vlan*"))),
 }

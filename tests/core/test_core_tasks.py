@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from tortie.core import tasks
+from tortie.core.backoff import Backoff
+from tortie.core.errors import TortieError
 
 pytestmark = pytest.mark.unit
 
@@ -47,3 +49,16 @@ def test_who_is_cancelled_while_cancelling_is_cancelled() -> None:
         await asyncio.wait([worker])
 
     asyncio.run(scenario())
+
+
+def test_what_we_raised_on_purpose_is_logged_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    raised = iter([TortieError("no datastore"), KeyError("a mistake")])
+
+    async def loop() -> None:
+        if (err := next(raised, None)) is not None:
+            raise err
+
+    asyncio.run(tasks.supervise("a loop", loop, Backoff(first=0.0, cap=0.0)))
+    expected, mistake = caplog.records
+    assert "a loop failed" in expected.getMessage() and "no datastore" in expected.getMessage()
+    assert expected.exc_info is None and mistake.exc_info is not None

@@ -95,6 +95,46 @@ def test_nothing_to_do_writes_nothing_and_lists_once() -> None:
     assert (kernel.lists, kernel.applies) == (1, 0)
 
 
+def test_a_change_costs_what_changed() -> None:
+    compared: list[tuple[int, int]] = []
+
+    class Counting(FakeKernel):
+        def same(self, desired: int, actual: int) -> bool:
+            compared.append((desired, actual))
+            return super().same(desired, actual)
+
+    kernel = Counting({"a": 1, "b": 2, "old": 0})
+    reconciler = make(kernel)
+    reconciler.want({"a": 1, "b": 2, "c": 3})
+    sync(reconciler)
+    compared.clear()
+    reconciler.put("b", 5)
+    assert sync(reconciler).updated == 1
+    assert compared == [(5, 2)] and kernel.objects == {"a": 1, "b": 5, "c": 3}
+
+
+def test_what_was_under_way_when_it_was_cancelled_is_looked_at_again() -> None:
+    class Hanging(FakeKernel):
+        async def apply(self, update: Mapping[str, int], delete: Collection[str]) -> Mapping[str, str]:
+            if not self.applies:
+                self.applies += 1
+                await asyncio.Event().wait()
+            return await super().apply(update, delete)
+
+    async def run() -> None:
+        syncing = asyncio.create_task(reconciler.sync())
+        await asyncio.sleep(0)
+        syncing.cancel()
+        await asyncio.gather(syncing, return_exceptions=True)
+        await reconciler.sync()
+
+    kernel = Hanging({"old": 0})
+    reconciler = make(kernel)
+    reconciler.want({"a": 1})
+    asyncio.run(run())
+    assert kernel.objects == {"a": 1}
+
+
 def test_a_refused_object_waits_while_others_go_on() -> None:
     kernel, clock = FakeKernel(), Clock()
     kernel.refuse = {"bad": "no such device"}

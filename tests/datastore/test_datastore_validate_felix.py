@@ -189,5 +189,7 @@ def test_node_selectors_belong_to_resources_with_free_names() -> None:
 
 
 def test_the_table_covers_the_schema() -> None:
-    assert len(BY_FIELD) == 187 and len(PARAMS) == 218  # fields of the schema but nodeSelector; parameters
+    assert (
+        len(BY_FIELD) == 187 and len(PARAMS) == 219
+    )  # fields of the schema but nodeSelector; parameters, one our own
     assert all(param.default is not NotImplemented for param in PARAMS.values())  # each default can be read

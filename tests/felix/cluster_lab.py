@@ -36,8 +36,8 @@ def path_of(packet: Packet) -> tuple[tuple[str, str], ...]:
 
 
 class Cluster:
-    def __init__(self, node: Node, backend: str = "nft") -> None:
-        """`backend`: `nft` or `legacy` of iptables, or `nftables`."""
+    def __init__(self, node: Node, backend: str = "nft", **more: Any) -> None:
+        """`backend`: `nft` or `legacy` of iptables, or `nftables`; `more`: the driver's options."""
         self.node = node
         for place in PODS:
             node.pod(place.name)
@@ -50,7 +50,7 @@ class Cluster:
         self.calc = Calculation(Inputs(NODE))
         self._nftables = backend == "nftables"
         options: dict[str, Any] = {"nftables": True} if self._nftables else {"backend": backend}
-        self.felix = Felix(node, settings=SETTINGS, **options)
+        self.felix = Felix(node, settings=SETTINGS, **options, **more)
         self.felix.state = self.calc.state
         self.mouths = {name: Mouth(ns) for name, ns in self.namespaces.items()}
         self.ears = {name: Ear(ns) for name, ns in self.namespaces.items()}

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from tests.netns_lab import Namespace
 from tortie.felix.rules.evaluate import Packet
+from tortie.lab.echo import BUFFER, SO_RCVBUFFORCE
 
 _ICMP, _TCP, _UDP, _ICMPV6, _SCTP = 1, 6, 17, 58, 132
 _PROTOCOLS = {4: (_ICMP, _TCP, _UDP, _SCTP), 6: (_ICMPV6, _TCP, _UDP, _SCTP)}
@@ -86,27 +87,36 @@ class Mouth:
 class Ear:
     """Hears all that is delivered inside one namespace, after its own rules let it in."""
 
-    def __init__(self, ns: Namespace) -> None:
+    def __init__(self, ns: Namespace, *only: int) -> None:
+        """`only`: these protocols, not all that a packet can be of."""
         self.sockets: dict[socket.socket, tuple[int, int]] = {}  # -> (IP version, protocol)
         for version, protocols in _PROTOCOLS.items():
-            for protocol in protocols:
+            for protocol in only or protocols:
                 one = _raw(ns, version, protocol)
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 21)
+                one.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
                 one.setblocking(False)
                 self.sockets[one] = (version, protocol)
 
-    def read(self, one: socket.socket) -> Iterator[Identity]:
-        version, protocol = self.sockets[one]
+    def _headers(self, one: socket.socket) -> Iterator[bytes]:
+        """What has arrived, from the transport header on."""
         while True:
             try:
                 data = one.recv(2048)
             except BlockingIOError:
                 return
-            header = data[(data[0] & 15) * 4 :] if version == 4 else data
+            yield data[(data[0] & 15) * 4 :] if self.sockets[one][0] == 4 else data
+
+    def read(self, one: socket.socket) -> Iterator[Identity]:
+        version, protocol = self.sockets[one]
+        for header in self._headers(one):
             if protocol not in (_ICMP, _ICMPV6):
                 yield version, protocol, int.from_bytes(header[:2], "big")
             elif header[0] in (8, 128):
                 yield version, protocol, int.from_bytes(header[4:6], "big")
+
+    def numbers(self, one: socket.socket) -> Iterator[int]:
+        """Of datagrams (UDP), as payload() wrote them."""
+        return (int.from_bytes(header[8:12], "big") for header in self._headers(one))
 
     def close(self) -> None:
         for one in self.sockets:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tortie.datastore.keys import Key
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "node1"
+_LONGEST = 1 << 24  # bytes that a ping says, at 6 kB a second
 
 
 class Relay:
@@ -120,11 +122,11 @@ class FelixProcess:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def wait_for(self, pattern: str, seconds: float = 15.0) -> None:
+    def wait_for(self, pattern: str, seconds: float = 60.0) -> None:
         """Until the log says it (since the last start of anything that truncated it)."""
         eventually(lambda: re.search(pattern, self.log), seconds)
 
-    def up(self, seconds: float = 15.0) -> None:
+    def up(self, seconds: float = 60.0) -> None:
         """Until the first apply of this run is done."""
         count = self.log.count("first apply done")
         eventually(lambda: self.log.count("first apply done") > count, seconds)
@@ -180,26 +182,35 @@ def basics(felix: FelixProcess, *open_profiles: str) -> None:
 
 
 class Stream:
-    """A stream of numbered packets from one pod to another, and how many of them were answered."""
+    """Numbered packets from one pod to another, until somebody asks how many of them were answered."""
 
-    def __init__(self, source: Namespace, address: str, seconds: float) -> None:
-        count = str(round(seconds * 100))
-        command = ["ping", "-n", "-q", "-i", "0.01", "-c", count, "-W", "1", address]
+    def __init__(self, source: Namespace, address: str) -> None:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - it ends with us
+        command = ["ping", "-n", "-i", "0.01", address]
         self._process = source.call(
-            subprocess.Popen, command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            subprocess.Popen, command, stdout=self._said, stderr=subprocess.STDOUT, text=True
         )
 
     def lost(self) -> int:
-        """Waits for the end."""
+        """Ends it. The very last packet may still be on its way, and counts neither way."""
         sent, answered = self._end()
-        return sent - answered
+        return len(set(range(1, sent)) - answered)
 
     def answered(self) -> int:
-        """Waits for the end."""
-        return self._end()[1]
+        """Ends it."""
+        return len(self._end()[1])
 
-    def _end(self) -> tuple[int, int]:
-        output, _ = self._process.communicate(timeout=60)
-        match = re.search(r"(\d+) packets transmitted, (\d+) received", output)
-        assert match, output
-        return int(match[1]), int(match[2])
+    def heard(self) -> set[int]:
+        """Numbers of the packets that have been answered so far."""
+        return {int(number) for number in re.findall(r"bytes from .* icmp_seq=(\d+)", self._output())}
+
+    def _end(self) -> tuple[int, set[int]]:
+        """How many were sent, and the numbers of those that were answered."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(60)
+        match = re.search(r"(\d+) packets transmitted", self._output())
+        assert match, self._output()
+        return int(match[1]), self.heard()
+
+    def _output(self) -> str:
+        return os.pread(self._said.fileno(), _LONGEST, 0).decode()  # where ping writes next stays as it is

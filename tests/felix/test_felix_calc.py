@@ -25,8 +25,10 @@ from tortie.datastore.types.policy import (
 )
 from tortie.felix.calc.graph import Calculation, Inputs, State
 from tortie.felix.calc.members import Item, MemberIndex, contribution
-from tortie.felix.calc.model import ALLOW_ALL, DENY_ALL, WorkloadId
+from tortie.felix.calc.model import ALLOW_ALL, DENY_ALL, Bandwidth, WorkloadId
 from tortie.felix.calc.rules import PortSource, SelectorSource, ServiceSource, Source
+from tortie.felix.dataplane.shaping import bucket
+from tortie.linux.qdisc import Bucket
 
 pytestmark = pytest.mark.unit
 
@@ -115,6 +117,9 @@ def test_the_default_allow_profile_needs_not_be_stored() -> None:
         {"spoofing": ("10.0.0.0/8",)},
         {"qos": QoSControls(ingressPacketRate=10_001)},
         {"qos": QoSControls(dscp="9" * 5000)},
+        {"qos": QoSControls(egressBandwidth=-1)},
+        {"qos": QoSControls(ingressBandwidth=10**15 + 1)},
+        {"qos": QoSControls(ingressBandwidth=2000, ingressPeakrate=2000)},
     ],
 )
 def test_an_endpoint_that_cannot_be_enforced_counts_as_absent(fields: dict[str, Any]) -> None:
@@ -125,6 +130,39 @@ def test_an_endpoint_that_cannot_be_enforced_counts_as_absent(fields: dict[str, 
     after = calculated(dict([workload("a")]), dict([broken]))
     assert after.workloads == {}, "a good endpoint that became a bad one must go"
     assert calculated(dict([broken]), dict([workload("a")])).problems == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "ingress", "egress"),
+    [
+        (QoSControls(), Bandwidth(), Bandwidth()),
+        (QoSControls(ingressBandwidth=10**6), Bandwidth(10**6, 4 << 30), Bandwidth()),
+        (QoSControls(egressBandwidth=10**6, egressBurst=5), Bandwidth(), Bandwidth(10**6, 5)),
+        (
+            QoSControls(ingressBandwidth=10**6, ingressPeakrate=10**7, ingressMinburst=9),
+            Bandwidth(10**6, 4 << 30, 10**7, 9),
+            Bandwidth(),
+        ),
+        (QoSControls(ingressBurst=5, egressPeakrate=10**7, egressMinburst=9), Bandwidth(), Bandwidth()),
+    ],
+)
+def test_bandwidth_with_what_goes_with_it(given: QoSControls, ingress: Bandwidth, egress: Bandwidth) -> None:
+    (found,) = calculated(dict([workload("a", qos=given)])).workloads.values()
+    assert (found.ingress, found.egress) == (ingress, egress)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (Bandwidth(), None),
+        (Bandwidth(8_000_000, 800_000), Bucket(1_000_000, 100_000, 125_000)),
+        (Bandwidth(8_000_000, 8), Bucket(1_000_000, 1514, 26_514)),  # a packet at least
+        (Bandwidth(1000, 4 << 30), Bucket(125, 34_359, 34_362)),  # no more than the kernel can count
+        (Bandwidth(8_000_000, 800_000, 16_000_000), Bucket(1_000_000, 100_000, 51_514, 2_000_000, 1514)),
+    ],
+)
+def test_bandwidth_as_a_token_bucket(limit: Bandwidth, expected: Bucket | None) -> None:
+    assert bucket(limit, 1500) == expected
 
 
 def test_of_two_endpoints_on_one_interface_the_smaller_wins_and_the_other_waits() -> None:
@@ -182,6 +220,25 @@ def test_a_rules_selector_is_a_set_of_all_that_matches_anywhere() -> None:
     assert members(state, "app == 'db'") == {
         "10.0.9.9", "fd00::9", "192.168.0.0/16", "0.0.0.0/1", "128.0.0.0/1", "172.16.0.3",
     }  # fmt: skip
+
+
+def test_one_wrong_address_takes_none_of_the_others_along() -> None:
+    """What a list is to keep out must not come in for a typing error in one line of it."""
+    objects = dict([workload("a", profiles=("p",)), profile("p", from_label("app == 'bad'"))])
+    key = ResourceKey("GlobalNetworkSet", "g")
+    objects[key] = GlobalNetworkSet(
+        metadata=ObjectMeta(name="g", labels={"app": "bad"}),
+        spec=NetworkSetSpec(nets=("192.0.2.0/24", "198.51.100.0/33", "203.0.113.7")),  # type: ignore[arg-type]
+    )
+    host = ResourceKey("HostEndpoint", "h")
+    objects[host] = HostEndpoint(
+        metadata=ObjectMeta(name="h", labels={"app": "bad"}),
+        spec=HostEndpointSpec(node="node1", interfaceName="eth0", expectedIPs=("172.16.0.3", "x")),
+    )
+    state = calculated(objects)
+    assert members(state, "app == 'bad'") == {"192.0.2.0/24", "203.0.113.7", "172.16.0.3"}
+    assert "198.51.100.0/33" in state.problems[str(key)] and "'x'" in state.problems[str(host)]
+    assert state.hosts["h"].interface == "eth0", "else the host's policy would be off for it"
 
 
 def test_labels_are_inherited_from_profiles_and_namespaces() -> None:
@@ -246,9 +303,12 @@ def test_blocks_of_nodes_in_the_own_subnet_are_reached_directly() -> None:
     objects[BlockKey("10.0.0.8/30")] = Block(cidr="10.0.0.8/30", affinity="host:node3")
     objects[BlockKey("10.9.0.0/30")] = Block(cidr="10.9.0.0/30", affinity="host:node2")
     found = calculated(objects).block_routes
-    assert {dst: route.gateway for dst, route in found.items()} == {
+    assert {dst: route.gateway for dst, route in found.items() if route.direct} == {
         "10.0.0.4/30": "172.16.0.2",
         "10.0.0.1/32": "172.16.0.2",
+    }
+    assert {dst: route.gateway for dst, route in found.items() if not route.direct} == {
+        "10.0.0.8/30": "172.17.0.3"  # beyond the own subnet: by a tunnel, if there is one
     }
 
 

@@ -1,6 +1,7 @@
 """Configuration: all sources into one struct, and what makes two of them differ."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from tests.felix.objects import node, pool
 from tortie.core.errors import ConfigError
 from tortie.core.paths import Paths
+from tortie.datastore import validate
+from tortie.datastore.felixparams import PARAMS
 from tortie.datastore.types.bgp import BGPConfiguration, BGPConfigurationSpec
 from tortie.datastore.types.cluster import ClusterInformation, ClusterInformationSpec, FelixConfiguration
 from tortie.datastore.types.meta import ObjectMeta
@@ -104,6 +107,18 @@ def test_pools_switch_encapsulation_on(modes: list[tuple[str, str, str]], expect
     assert (forced.settings.ipip, 4 in forced.settings.vxlan) == (True, False)
 
 
+def test_cutting_denied_connections_is_asked_for_by_an_annotation_or_locally() -> None:
+    """Calico's schema has no field for it, and Calico does not mind the annotation."""
+    sources = Sources("node1")
+    assert not config(sources).cut_denied and config(sources, CUTDENIEDFLOWS="true").cut_denied
+    asking = configuration("default")
+    asking.metadata.annotations["config.projectcalico.org/CutDeniedFlows"] = "true"
+    validate.check(validate.with_defaults(asking))
+    sources.take("FelixConfiguration", "default", asking)
+    found = config(sources)
+    assert found.cut_denied and found.options(frozenset((4,)), "1").cut_denied
+
+
 def test_who_routes_is_decided_with_bgps_configuration() -> None:
     sources = Sources("node1")
     sources.take("IPPool", "p", pool("p", "10.0.0.0/16")[1])
@@ -154,6 +169,19 @@ def test_nonsense_in_the_datastore_stops_no_node() -> None:
     assert any("sideways" in line for line in params.ignored)
 
 
+def test_a_mark_mask_that_does_not_suffice_stops_a_node_only_where_it_is_local() -> None:
+    sources = Sources("node1")
+    spec = {"iptablesMarkMask": 0x3, "nftablesMarkMask": 0x1F, "wireguardEnabled": True}
+    sources.take("FelixConfiguration", "default", configuration("default", **spec))
+    found, params = resolve(sources)
+    assert found.settings == config(Sources("node1"), WIREGUARDENABLED="true").settings
+    assert found.nft_settings.marks == found.settings.marks
+    for name in ("IptablesMarkMask", "NftablesMarkMask"):
+        assert any(f"{name} from datastore (global)" in line for line in params.ignored)
+    with pytest.raises(ConfigError, match="NftablesMarkMask"):
+        config(NFTABLESMARKMASK="0xf")
+
+
 def test_what_was_set_and_by_whom_can_be_logged() -> None:
     sources = Sources("node1", {"FELIX_IPV6SUPPORT": "false"})
     _, params = resolve(sources)
@@ -186,3 +214,12 @@ def test_felixs_own_variables_find_the_datastore() -> None:
     assert (own["ETCD_ENDPOINTS"], own["DATASTORE_TYPE"]) == ("http://c:1", "etcdv3")
     assert "CALICO_ETCD_ENDPOINTS" not in own
     assert datastore_environment({"FELIX_ETCDADDR": "h:2379"})["ETCD_ENDPOINTS"] == "http://h:2379"
+
+
+def test_the_manual_names_every_parameter_that_has_an_effect_and_no_other() -> None:
+    root = Path(__file__).parents[2]
+    manual = (root / "docs/operations.md").read_text()
+    listed = manual.partition("are read, checked and stored only:")[2].partition("A change in the")[0]
+    read = re.findall(r'"(\w+)"', (root / "tortie/felix/config.py").read_text())
+    told = {"ClusterType", "IpInIpTunnelAddr", "IPv4VXLANTunnelAddr", "IPv6VXLANTunnelAddr"}  # by the cluster
+    assert set(re.findall(r"\w+", listed)) & PARAMS.keys() == set(read) & PARAMS.keys() - told

@@ -1,6 +1,7 @@
 """The driver against a real kernel: packets between pods, drift, adoption, order, other people's things."""
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,28 @@ import pytest
 from tests.felix.node_lab import Loop, Node, Pod, pings, udp_sees
 from tests.netns_lab import Namespace, eventually
 from tortie.felix.calc.graph import State, Touched
-from tortie.felix.calc.model import Members, Pool, Profile, Rule, Side, Workload, WorkloadId
+from tortie.felix.calc.model import (
+    Bandwidth,
+    HostEndpoint,
+    Members,
+    Policy,
+    PolicyId,
+    PolicyRef,
+    Pool,
+    Profile,
+    Rule,
+    Side,
+    Tier,
+    Workload,
+    WorkloadId,
+)
 from tortie.felix.dataplane.driver import Driver, Options
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel, open_kernel
 from tortie.felix.dataplane.routes import Ownership
+from tortie.felix.dataplane.shaping import device_name
 from tortie.felix.rules import ir
-from tortie.felix.rules.settings import Settings
+from tortie.felix.rules.settings import Failsafe, Settings
 from tortie.felix.watch import InterfaceWatch
 from tortie.linux import conntrack
 from tortie.linux.routes import Route
@@ -616,8 +632,6 @@ def test_a_rule_the_kernel_refuses_closes_its_endpoint_and_no_other(
 ) -> None:
     a, b, c = (node.pod(name) for name in "abc")
     daemon = felix()
-    from tortie.felix.calc.model import Side
-
     daemon.state.profiles["bad"] = Profile(
         "bad", (Rule("allow", src=Side(sets=("s:missing",))),), (Rule("allow"),)
     )
@@ -629,6 +643,38 @@ def test_a_rule_the_kernel_refuses_closes_its_endpoint_and_no_other(
     assert troubles[good] == ""
     assert "cali-pri-bad" in troubles[bad] and "drops everything" in troubles[bad]
     assert a.reaches(c.v4) and not a.reaches(b.v4)
+
+
+def test_a_policy_the_kernel_refuses_closes_those_it_applies_to_and_says_so(
+    node: Node, felix: Callable[..., Felix]
+) -> None:
+    """Also where it is reached through a group's chain, and on the host, but for its failsafes."""
+    a, b, c = (node.pod(name) for name in "abc")
+    daemon = felix(settings=Settings(failsafe_in=(Failsafe("udp", 5000),)))
+    refused = Rule("allow", src=Side(sets=("s:missing",)))
+    for name, rule in (("bad", refused), ("good", Rule("allow"))):
+        ident = PolicyId(name, "", "GlobalNetworkPolicy")
+        daemon.state.policies[ident] = Policy(ident, "default", (rule,), (Rule("allow"),))
+    refs = tuple(PolicyRef(ident, "all()") for ident in daemon.state.policies)
+    open_one = daemon.add(a, "open")
+    grouped = daemon.add(b, "open", tiers=(Tier("default", ingress=refs),))
+    daemon.add(c, "open")
+    hosted = (Tier("default", ingress=refs[:1], egress=refs),)
+    daemon.state.hosts["h"] = HostEndpoint("h", "eth0", tiers=hosted)
+    assert not daemon.apply()
+    troubles, hosts = daemon.driver.endpoint_troubles(), daemon.driver.host_troubles()
+    assert troubles[open_one] == ""
+    for why in (troubles[grouped], hosts["h"]):
+        assert "cali-pi-gnp/bad" in why and "drops everything" in why
+    assert a.reaches(c.v4) and c.reaches(a.v6)
+    assert not a.reaches(b.v4) and not a.reaches(b.v6)
+    assert not pings(node.outside, "172.16.0.1")
+    assert udp_sees(node.ns, node.outside, "172.16.0.1") == "172.16.0.254"
+    for ident in daemon.state.policies:
+        daemon.state.policies[ident] = Policy(ident, "default", (Rule("allow"),), (Rule("allow"),))
+    assert daemon.apply(Touched(policies=set(daemon.state.policies))), daemon.driver.failures()
+    assert a.reaches(b.v4) and pings(node.outside, "172.16.0.1")
+    assert set(daemon.driver.endpoint_troubles().values()) == {""} == {daemon.driver.host_troubles()["h"]}
 
 
 def test_events_during_an_apply_are_taken_with_the_next(node: Node, felix: Callable[..., Felix]) -> None:
@@ -667,3 +713,50 @@ def test_address_families_are_chosen(node: Node, felix: Callable[..., Felix]) ->
     daemon.apply()
     assert "cali" in node.rules(4) and "cali" not in node.rules(6)
     assert not [line for line in node.routes() if a.v6 in line]
+
+
+# --- bandwidth ----------------------------------------------------------------------------------
+
+
+@only_iptables
+def test_bandwidth_is_limited_in_both_directions(node: Node, felix: Callable[..., Felix]) -> None:
+    one, other = node.pod("one"), node.pod("other")
+    node.ns.sh("tc qdisc add dev caliother root handle 1: tbf rate 8mbit burst 32kb latency 25ms")
+    daemon = felix()
+    daemon.add(other, "open")
+    daemon.add(one, "open", ingress=Bandwidth(8_000_000, 400_000), egress=Bandwidth(16_000_000, 400_000))
+    assert daemon.apply(), daemon.driver.failures()
+    ifb = device_name(one.interface)
+    assert "rate 8Mbit burst 50000b" in node.ns.sh(f"tc qdisc show dev {one.interface}")
+    assert "rate 16Mbit burst 50000b" in node.ns.sh(f"tc qdisc show dev {ifb}")
+    assert one.reaches(other.v4) and one.reaches(other.v6)
+    (counted,) = json.loads(node.ns.sh(f"tc -s -j qdisc show dev {ifb}"))
+    assert counted["packets"] >= 2, "what the pod sends goes through its bucket"
+
+    for damage in (f"ip link del {ifb}", f"tc qdisc del dev {one.interface} ingress",
+                   f"tc qdisc del dev {one.interface} root"):  # fmt: skip
+        node.ns.sh(damage)
+        daemon.resync()
+        assert "rate 8Mbit" in node.ns.sh(f"tc qdisc show dev {one.interface}")
+        assert ifb in node.ns.sh(f"tc filter show dev {one.interface} ingress")
+        assert one.reaches(other.v4)
+
+    daemon.add(one, "open")
+    daemon.apply()
+    shown = node.ns.sh("tc qdisc show")
+    assert "tbf 1: dev caliother" in shown, "not ours"
+    assert shown.count("tbf") == 1 and "ingress" not in shown and ifb not in shown
+    assert one.reaches(other.v4)
+
+
+@only_iptables
+def test_the_limits_of_a_pod_go_with_it(node: Node, felix: Callable[..., Felix]) -> None:
+    pod = node.pod("one")
+    daemon = felix()
+    daemon.add(pod, "open", egress=Bandwidth(8_000_000, 400_000))
+    daemon.apply()
+    assert device_name(pod.interface) in node.ns.sh("ip link")
+    pod.delete()
+    daemon.remove(pod)
+    daemon.apply()
+    assert device_name(pod.interface) not in node.ns.sh("ip link")

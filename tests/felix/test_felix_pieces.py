@@ -10,18 +10,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.felix.fakes import FakeClock, FakeKernel
+from tortie.felix.calc.graph import State, Touched
+from tortie.felix.calc.model import Members
 from tortie.felix.dataplane.chains import ChainGraph, Key
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.interfaces import Interface, Interfaces
 from tortie.felix.dataplane.routes import Candidate, Ownership, RouteClass, RouteTable, WorkloadRouteTarget
+from tortie.felix.dataplane.sets import SetWriter
 from tortie.felix.rules import ir
 from tortie.felix.rules.ir import Chain, Goto, Hook, Jump, Rule
+from tortie.felix.rules.settings import Settings
 from tortie.felix.throttle import Throttle
 from tortie.linux.addresses import Address
+from tortie.linux.ipsets import IPSet
 from tortie.linux.links import IFF_RUNNING, IFF_UP, Link
 from tortie.linux.routes import SCOPE_LINK, Route, RouteKey, RouteType, same
 
 pytestmark = pytest.mark.unit
+
+
+# --- IP sets ------------------------------------------------------------------------------------
+
+
+def test_no_set_is_ever_too_small_for_its_members() -> None:
+    """Half of a set that a rule denies would be an open door."""
+    duty: Duty[str, IPSet] = Duty("sets", FakeKernel(), interval=0, clock=FakeClock(), rand=lambda: 0.5)
+    writer = SetWriter(4, Settings(), duty, node="node1", maximum=4)
+    for count in (3, 4, 5, 100):
+        members = Members("net", {f"10.0.0.{number}" for number in range(count)})
+        writer.update(State(sets={"s:a": members}), Touched(sets={"s:a"}))
+        (found,) = duty.desired.values()
+        assert len(found.members) == count
+        assert found.maximum == 4 if count <= 4 else count <= found.maximum <= 2 * count
 
 
 # --- interfaces ---------------------------------------------------------------------------------
@@ -35,10 +55,10 @@ def test_an_interface_is_told_of_once_it_is_there() -> None:
     seen = Interfaces()
     seen.link_changed(link("cali1", 7, running=False), 0)
     assert seen.settle(0) == {"cali1"}
-    assert seen.get("cali1") == Interface("cali1", 7, False)
+    assert seen.get("cali1") == Interface("cali1", 7, False, 1500)
     seen.link_changed(link("cali1", 7), 0)
     assert seen.settle(0) == {"cali1"}
-    assert seen.get("cali1") == Interface("cali1", 7, True)
+    assert seen.get("cali1") == Interface("cali1", 7, True, 1500)
     assert seen.settle(0) == set()
 
 
@@ -54,7 +74,7 @@ def test_going_down_is_believed_after_a_moment_and_a_flap_not_at_all() -> None:
     assert seen.take_flapped() == {"cali1"}, "the kernel has forgotten its routes all the same"
     seen.link_changed(link("cali1", 7, running=False), 3.0)
     assert seen.settle(3.1) == {"cali1"}
-    assert seen.get("cali1") == Interface("cali1", 7, False)
+    assert seen.get("cali1") == Interface("cali1", 7, False, 1500)
 
 
 def test_a_deleted_interface_is_gone_at_once() -> None:
@@ -74,7 +94,7 @@ def test_a_replaced_interface_is_one_change() -> None:
     seen.link_gone(7)
     seen.link_changed(link("cali1", 9), 0)
     assert seen.settle(0) == {"cali1"}
-    assert seen.get("cali1") == Interface("cali1", 9, True)
+    assert seen.get("cali1") == Interface("cali1", 9, True, 1500)
 
 
 def test_while_two_share_a_name_it_keeps_what_it_had() -> None:
@@ -83,10 +103,10 @@ def test_while_two_share_a_name_it_keeps_what_it_had() -> None:
     seen.settle(0)
     seen.link_changed(link("cali1", 9), 0)
     assert seen.settle(0) == set()
-    assert seen.get("cali1") == Interface("cali1", 7, True)
+    assert seen.get("cali1") == Interface("cali1", 7, True, 1500)
     seen.link_changed(link("other", 7), 0)
     assert seen.settle(0) == {"cali1", "other"}
-    assert seen.get("cali1") == Interface("cali1", 9, True)
+    assert seen.get("cali1") == Interface("cali1", 9, True, 1500)
 
 
 def test_addresses_leave_after_a_moment_unless_they_come_back() -> None:
@@ -97,7 +117,7 @@ def test_addresses_leave_after_a_moment_unless_they_come_back() -> None:
     seen.settle(0)
     assert seen.addresses() == {"10.0.0.1", "10.0.0.3"}
     assert seen.addresses(besides=("cali",)) == {"10.0.0.1"}
-    assert seen.holding("10.0.0.1") == Interface("eth0", 1, True)
+    assert seen.holding("10.0.0.1") == Interface("eth0", 1, True, 1500)
     seen.address_gone(Address("10.0.0.1", 24, 1), 5)
     seen.address_changed(Address("10.0.0.1", 24, 1))
     seen.settle(6)
@@ -130,7 +150,7 @@ def test_events_and_readings_end_in_the_same_picture(seed: int) -> None:
     seen.reread(final, [], now)
     for changed in seen.settle(now + 1):
         told[changed] = seen.get(changed)
-    expected = {one.name: Interface(one.name, one.ifindex, one.running) for one in final}
+    expected = {one.name: Interface(one.name, one.ifindex, one.running, one.mtu) for one in final}
     assert {name: one for name, one in told.items() if one is not None} == expected
 
 
@@ -368,6 +388,26 @@ def test_an_address_that_moves_leaves_its_connections_before_it_arrives() -> Non
         forget.may_end.set()
         assert await moving == {}
         assert kernel.objects == {new.key: new}
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_is_drained_starts_a_few_programs_at_a_time() -> None:
+    async def scenario() -> None:
+        routes = [workload_route(f"10.0.0.{number}/32", number) for number in range(1, 101)]
+        kernel = FakeRoutes({one.key: one for one in routes})
+        target, forget = a_target(kernel, FakeClock())
+        await target.read()
+        forget.may_end = asyncio.Event()
+        assert await target.apply({}, [one.key for one in routes]) == {}
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert 0 < len(forget.addresses) < 20
+        forget.may_end.set()
+        async with asyncio.timeout(30):
+            while len(forget.addresses) < 100:
+                await asyncio.sleep(0)
+        await target.close()
 
     asyncio.run(scenario())
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.felix.fakes import FakeClock, FakeTables
 from tests.felix.objects import (
     allow,
     global_policy,
@@ -17,13 +18,19 @@ from tests.felix.objects import (
 from tests.felix.test_felix_calc import calculated, ident
 from tortie.datastore.keys import AffinityKey, BlockKey, Key
 from tortie.datastore.selector import parse
+from tortie.datastore.syncer import Update
 from tortie.datastore.types.ipam import Affinity, Block
-from tortie.datastore.types.policy import EntityRule, Rule
+from tortie.datastore.types.policy import EntityRule, HTTPMatch, Rule
 from tortie.felix.calc import policies
-from tortie.felix.calc.graph import State
+from tortie.felix.calc.graph import Calculation, Inputs, State
 from tortie.felix.calc.model import DENY_ALL, HostEndpoint, PolicyId, Tier
+from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.hosts import assign
+from tortie.felix.dataplane.nft import NftTableWriter
+from tortie.felix.dataplane.tables import TableWriter
 from tortie.felix.rules.dispatch import ANY_INTERFACE
+from tortie.felix.rules.iptables import Features
+from tortie.felix.rules.settings import Settings
 
 pytestmark = pytest.mark.unit
 
@@ -87,6 +94,19 @@ def test_only_pass_goes_on_at_the_end_of_a_tier(action: str | None, passes: bool
 )
 def test_a_policy_has_a_say_in_the_directions_it_names(types: tuple[str, ...], expected: Any) -> None:
     assert listed(state_of(global_policy("p", types=types))) == [("default", *expected)]
+
+
+def test_a_policy_with_a_type_that_nobody_understands_is_said_to_have_no_say_there() -> None:
+    key, value = global_policy("p", types=("Ingres", "Egress"), ingress=(allow(),))
+    state = state_of((key, value))
+    assert listed(state) == [("default", [], ["p"])]
+    assert "Ingres" in state.problems[str(key)] and "no say" in state.problems[str(key)]
+
+
+def test_a_policy_about_http_is_said_to_be_wider_than_written() -> None:
+    key, value = global_policy("p", ingress=(allow(http=HTTPMatch(methods=("GET",))),))
+    assert "HTTP" in state_of((key, value)).problems[str(key)]
+    assert calculated(dict([POD, (key, value)]), {key: None}).problems == {}
 
 
 # --- whom they apply to -------------------------------------------------------------------------
@@ -170,6 +190,22 @@ def test_a_policy_is_compiled_while_it_applies_to_somebody_here() -> None:
 def test_a_hint_keeps_a_policy_ready() -> None:
     one = global_policy("p", selector="app == 'nobody'", performanceHints=("AssumeNeededOnEveryNode",))
     assert len(state_of(one).policies) == 1
+
+
+@pytest.mark.parametrize(("kind", "stands"), [(TableWriter, True), (NftTableWriter, False)])
+def test_a_policy_kept_ready_stands_in_the_filter_table(kind: type[TableWriter], stands: bool) -> None:
+    """With iptables, as in Calico; and no longer than it asks for it."""
+    key, asking = global_policy("p", selector="x == 'y'", performanceHints=("AssumeNeededOnEveryNode",))
+    calc = Calculation(Inputs("node1"))
+    duty: Duty[Any, Any] = Duty("chains", FakeTables(), interval=0, clock=FakeClock(), rand=lambda: 0.5)
+    tables = kind(4, Settings(), Features(), duty)
+    tables.start(calc.state)
+    without = set(duty.desired)
+    for value in (asking, global_policy("p", selector="x == 'y'")[1], asking, None):
+        calc.update(Update("updated", key, value))
+        tables.update(calc.state, calc.flush())
+        held = {name for _, name in duty.desired.keys() - without}
+        assert held == ({"cali-pi-gnp/p", "cali-po-gnp/p"} if stands and value is asking else set())
 
 
 def test_staged_policies_are_listed_but_never_compiled() -> None:

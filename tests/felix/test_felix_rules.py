@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from tests.felix import naive
 from tortie.felix.calc.model import Profile, Rule, Side
-from tortie.felix.rules import ir, names
+from tortie.felix.rules import iptables, ir, names, nftables
 from tortie.felix.rules.evaluate import Packet, Ruleset, Sets, evaluate
 from tortie.felix.rules.policy import Owner, log_prefix, nflog_prefix, split_ports
 from tortie.felix.rules.profiles import profile_chains
 from tortie.felix.rules.settings import Settings
+from tortie.linux.nftables import Chain
 
 pytestmark = pytest.mark.unit
 
@@ -165,6 +166,17 @@ def test_an_empty_profile_has_one_rule_that_does_nothing() -> None:
     inbound, outbound = profile_chains(Profile("p"), 4, ir.FILTER, SETTINGS)
     assert inbound.rules == (ir.Rule(comments=("Profile p ingress",)),)
     assert outbound.rules == (ir.Rule(comments=("Profile p egress",)),)
+
+
+def test_however_many_annotations_a_rule_has_it_stays_one_line_with_its_owners_name() -> None:
+    """iptables reads 250 words and 10 kB as one rule; nftables shares out 128 bytes among the comments."""
+    rule = Rule("allow", annotations=tuple((f"a{number}", "x" * 300) for number in range(500)))
+    for chain in profile_chains(Profile("p", (rule,), (rule,)), 4, ir.FILTER, SETTINGS):
+        (line, *_) = iptables.render_chain(chain, 4, iptables.Features()).rules
+        assert len(line.text) < 5000 and "Profile p" in line.text
+        (content,) = nftables.render_chain(chain, ir.FILTER, 4, iptables.Features()).values()
+        assert isinstance(content, Chain)
+        assert all(len(one.text.partition("comment ")[2]) <= 130 for one in content.rules)
 
 
 def test_reject_is_for_the_filter_table_only() -> None:

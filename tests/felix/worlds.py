@@ -117,6 +117,18 @@ def pod_object(place: Place, labels: Mapping[str, str] | None = None) -> Workloa
     )  # fmt: skip
 
 
+def ghost_object(number: int, labels: Mapping[str, str]) -> WorkloadEndpoint:
+    """An endpoint of this node whose interface is not there (yet)."""
+    nets = (f"10.65.0.{number}/32", f"fd65::{number:x}/128")
+    return WorkloadEndpoint(
+        metadata=ObjectMeta(name=f"{NODE}-k8s-g{number}-eth0", namespace="one", labels=dict(labels)),
+        spec=WorkloadEndpointSpec(
+            orchestrator="k8s", node=NODE, pod=f"g{number}", endpoint="eth0", interfaceName=f"calig{number}",
+            ipNetworks=nets, profiles=("kns.one",),
+        ),
+    )  # fmt: skip
+
+
 def _remote() -> WorkloadEndpoint:
     """The neighbour outside plays a pod of another node."""
     nets = (f"{OUTSIDE.v4}/32", f"{OUTSIDE.v6}/128")

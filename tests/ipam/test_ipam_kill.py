@@ -36,6 +36,7 @@ from tortie.ipam.cluster import delete_node, delete_pool
 from tortie.ipam.names import POD
 from tortie.ipam.owners import OwnerChange
 from tortie.ipam.requests import AssignAddress
+from tortie.ipam.transfer import Transfer
 
 pytestmark = pytest.mark.kernel
 
@@ -166,6 +167,11 @@ CASES: dict[str, Case] = {
     "remove the host": Case(lambda a, _: a.remove_host(), used),
     "change the owner": Case(
         lambda a, _: a.set_owners("10.0.0.12", "h", OwnerChange(active={POD: "p"})), used
+    ),
+    "hand over": Case(
+        lambda a, _: a.transfer("h", [Transfer(f"10.0.0.{n}", "10.0.0.12/30", f"c{n}") for n in (12, 13)]),
+        used,
+        ("h", "c12", "c13"),
     ),
     "delete the pool": Case(lambda a, client: delete_pool(client, a, "pool", sleep=_no_wait), used),
     "delete the node": Case(lambda a, client: delete_node(client, a, "a"), used),

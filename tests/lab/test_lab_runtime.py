@@ -1,15 +1,18 @@
 """The lab's container runtime: chains as the CNI specification wants them, and a machine's own network."""
 
+import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.cni import pool
-from tests.support.etcd import free_port, wait_until
+from tests.support.etcd import wait_until
 from tortie.cni.shim import build
 from tortie.core.errors import CniError
 from tortie.datastore.codec import encode
@@ -17,6 +20,7 @@ from tortie.datastore.keys import key_of
 from tortie.datastore.types.cluster import ClusterInformation, ClusterInformationSpec
 from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.node import Node
+from tortie.lab import pods
 from tortie.lab.box import Box
 from tortie.lab.runtime import Attachment, Chain, Runtime, attachment
 
@@ -118,24 +122,16 @@ def test_what_kubelet_says_of_a_pod() -> None:
 
 # --- a machine ----------------------------------------------------------------------------------
 
+_ETCD = "http://127.0.0.1:2379"  # its default; the machine has a loopback of its own
+
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Box]:
     """A machine with etcd, a CNI server and the installed plugin."""
     one = Box("node-1")
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    peer = f"http://127.0.0.1:{free_port()}"
-    urls = {
-        "data-dir": "/run/etcd",
-        "listen-client-urls": endpoint,
-        "advertise-client-urls": endpoint,
-        "listen-peer-urls": peer,
-        "initial-advertise-peer-urls": peer,
-        "initial-cluster": f"default={peer}",
-    }
-    processes = [one.start(["etcd", *(f"--{k}={v}" for k, v in urls.items())], tmp_path / "etcd.log")]
+    processes = [one.start(["etcd", "--data-dir=/run/etcd"], tmp_path / "etcd.log")]
     try:
-        wait_until(lambda: "healthy" in _etcdctl(one, endpoint, "endpoint", "health"), 20, "etcd")
+        wait_until(lambda: "is healthy" in _etcdctl(one, "endpoint", "health"), 60, "etcd")
         ready = ClusterInformationSpec(datastoreReady=True)
         meta = ObjectMeta(name="default")
         for resource in (
@@ -143,13 +139,11 @@ def box(tmp_path: Path) -> Iterator[Box]:
             Node(metadata=ObjectMeta(name="node-1")),
             pool("pool", "10.65.0.0/24"),
         ):
-            _etcdctl(one, endpoint, "put", key_of(resource).path(), stdin=encode(resource).decode())
+            _etcdctl(one, "put", key_of(resource).path(), stdin=encode(resource).decode())
         _install(one)
-        environment = {"ETCD_ENDPOINTS": endpoint, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-        server = [sys.executable, "-m", "tortie.cni.server"]
-        processes.append(one.start(server, tmp_path / "cni.log", environment))
+        processes.append(_serve(one, tmp_path))
         # Not by /var/run, a symbolic link that would lead out of the box when followed from here.
-        wait_until(one.path("/run/calico/cni.sock").exists, 20, "the CNI server")
+        wait_until(one.path("/run/calico/cni.sock").exists, 60, "the CNI server")
         yield one
     finally:
         one.power_off()
@@ -157,10 +151,17 @@ def box(tmp_path: Path) -> Iterator[Box]:
             process.wait(timeout=20)
 
 
-def _etcdctl(box: Box, endpoint: str, *arguments: str, stdin: str = "") -> str:
-    done = box.run(
-        "etcdctl", "--endpoints", endpoint, *arguments, env={"ETCDCTL_API": "3"}, check=False, stdin=stdin
-    )
+_SERVER = "tortie.cni.server"
+
+
+def _serve(box: Box, folder: Path) -> "subprocess.Popen[bytes]":
+    environment = {"ETCD_ENDPOINTS": _ETCD, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    return box.start([sys.executable, "-m", _SERVER], folder / "cni.log", environment)
+
+
+def _etcdctl(box: Box, *arguments: str, stdin: str = "") -> str:
+    environment = {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": _ETCD}
+    done = box.run("etcdctl", *arguments, env=environment, check=False, stdin=stdin)
     return done.stdout + done.stderr
 
 
@@ -192,6 +193,63 @@ def test_pods_of_a_machine(box: Box) -> None:
     runtime._attachments.clear()  # the runtime lost its memory
     runtime.gc()
     assert "cali" not in box.output("ip", "-o", "link")
+
+
+class Watched(Runtime):
+    """Notes what was refused."""
+
+    def __init__(self, box: Box, network: str) -> None:
+        super().__init__(box, network)
+        self.refused: list[tuple[str, str]] = []  # (command, container)
+
+    def add(self, container_id: str, *args: Any) -> dict[str, Any]:
+        try:
+            return super().add(container_id, *args)
+        except CniError:
+            self.refused.append(("ADD", container_id))
+            raise
+
+    def delete(self, container_id: str, *args: Any) -> None:
+        try:
+            super().delete(container_id, *args)
+        except CniError:
+            self.refused.append(("DEL", container_id))
+            raise
+
+
+@pytest.mark.kernel
+def test_a_pod_waits_for_a_node_that_starts_again(box: Box, tmp_path: Path) -> None:
+    """As kubelet does: another sandbox each time, none of them left behind."""
+    runtime = Watched(box, "k8s-pod-network")
+    with ThreadPoolExecutor() as pool, _server_away(box, tmp_path):
+        starting = pool.submit(pods.start, runtime, box, "late", "default", tmp_path, {}, serving=False)
+        wait_until(lambda: len(runtime.refused) >= 2, 60, "refusals")
+    pod = starting.result()
+    assert len(pod.addresses) == 1 and len(box.output("ip", "netns").splitlines()) == 1
+    ((_, first), *_) = runtime.refused
+    assert runtime.refused[:2] == [("ADD", first), ("DEL", first)] and first != pod.container_id
+    with ThreadPoolExecutor() as pool, _server_away(box, tmp_path):
+        runtime.refused.clear()
+        stopping = pool.submit(pods.stop, runtime, pod)
+        wait_until(lambda: bool(runtime.refused), 60, "a refusal")
+    stopping.result()
+    assert "cali" not in box.output("ip", "-o", "link") and box.output("ip", "netns") == ""
+
+
+@contextlib.contextmanager
+def _server_away(box: Box, folder: Path) -> Iterator[None]:
+    box.kill(_SERVER)
+    wait_until(lambda: not box.pids(_SERVER), 60, "the CNI server to die")
+    yield
+    _serve(box, folder)
+
+
+@pytest.mark.kernel
+def test_what_cannot_pass_is_told_at_once(box: Box, tmp_path: Path) -> None:
+    unlucky = {"annotations": {"cni.projectcalico.org/ipv4pools": '["none"]'}}
+    with pytest.raises(CniError, match="none"):
+        pods.start(Runtime(box, "k8s-pod-network"), box, "no", "default", tmp_path, unlucky)
+    assert box.output("ip", "netns") == ""
 
 
 @pytest.mark.kernel

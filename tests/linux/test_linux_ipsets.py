@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from tests.netns_lab import Namespace
+from tortie.core.errors import KernelError
 from tortie.core.reconcile import Outcome, Reconciler
 from tortie.linux.ipsets import IPSet, SetTarget
 
@@ -68,6 +69,22 @@ def test_members_change_one_by_one(netns: Namespace) -> None:
     assert host.want(cali40a=nets("10.0.0.2", "10.0.0.3")).ok
     assert host.there() == {"cali40a": {"10.0.0.2", "10.0.0.3"}}
     assert netns.run("ipset", "save", "cali40a").splitlines()[0] == created, "the very same set"
+
+
+def test_a_reading_that_a_write_overtakes_is_worthless_and_changes_nothing(netns: Namespace) -> None:
+    host = Host(netns)
+    host.want(cali40a=nets("10.0.0.1"))
+    changed = {"cali40a": nets("10.0.0.2")}
+
+    async def both() -> tuple[object, object]:
+        return await asyncio.gather(
+            host.target.read(), host.target.apply(changed, ()), return_exceptions=True
+        )
+
+    read, applied = netns.call(asyncio.run, both())
+    assert isinstance(read, KernelError) and applied == {}
+    assert host.want(cali40a=nets("10.0.0.3")).ok
+    assert host.there() == {"cali40a": {"10.0.0.3"}}, "what the write left was still known"
 
 
 def test_another_shape_is_swapped_in_under_the_rules_that_use_it(netns: Namespace) -> None:
@@ -149,6 +166,17 @@ def test_a_set_that_is_full_fails_alone(netns: Namespace) -> None:
     assert list(outcome.failed) == ["cali40full"] and "full" in outcome.failed["cali40full"]
     there = host.there()
     assert (there["cali40ok"], there["cali40z"]) == ({"10.0.0.1"}, {"10.0.0.2"})
+    assert "cali40full" not in there, "a rule must not find half of a set"
+
+
+def test_a_set_whose_old_and_new_members_do_not_fit_at_once_is_swapped(netns: Namespace) -> None:
+    host = Host(netns)
+    old, new = (frozenset(f"10.0.{net}.{n}" for n in range(60)) for net in (1, 2))
+    assert host.want(cali40a=IPSet("hash:net", 4, old, 64)).ok
+    netns.sh("iptables-nft -A INPUT -m set --match-set cali40a src -j DROP")
+    outcome = host.want(cali40a=IPSet("hash:net", 4, new, 64))
+    assert outcome.ok, outcome.failed
+    assert host.there() == {"cali40a": new}
 
 
 def test_any_history_ends_in_the_last_wish(netns: Namespace) -> None:

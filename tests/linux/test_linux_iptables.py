@@ -314,6 +314,29 @@ def test_a_chain_that_may_be_replaced_drops_and_does_not_hold_up_the_rest(
 
 
 @kernel
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("replaceable", [True, False])
+def test_no_part_of_a_rule_is_ever_read_as_another(netns: Namespace, backend: str, replaceable: bool) -> None:
+    """`*-restore` takes what stands behind the end of its buffer for the next line."""
+    host = Host(netns, backend, 4, expendable=lambda _name: replaceable)
+    text = " ".join([f'-m comment --comment "{"x" * 233}"'] * 39) + ' -m comment --comment "'
+    text += "x" * (10239 - len(f"-A cali-bad {rule('0', text).text}"))
+    text += '-A cali-INPUT --jump ACCEPT -m comment --comment x" --jump RETURN'
+    outcome = host.want({**WISH, ("filter", "cali-bad"): Own((rule("0", text),))})
+    assert ("filter", "cali-bad") in outcome.failed
+    assert host.rules("-A cali-bad") == (["-A cali-bad -j DROP"] if replaceable else [])
+    assert not [line for line in host.rules("-A cali-INPUT") if "cali:" not in line]
+
+
+@kernel
+def test_rules_that_cannot_be_read_never_hold_up_the_rest_however_many(netns: Namespace) -> None:
+    host = Host(netns, "nft", 4, expendable=lambda name: name.startswith("cali-pi-"))
+    bad = {("filter", f"cali-pi-{number}"): chain("-p 1 " * 130) for number in range(20)}
+    assert host.want({**WISH, **bad}).failed.keys() == bad.keys()
+    assert len(host.rules("-j DROP")) == len(bad)
+
+
+@kernel
 def test_a_chain_that_something_leads_to_is_neither_deleted_nor_emptied(host: Host) -> None:
     host.want(WISH)
     before = host.rules("-A cali-sub")

@@ -39,7 +39,7 @@ class Watcher:
         self.monitor = Monitor(netlink=ns.socket(groups))
         self.seen: list[Event] = []
 
-    async def until(self, wanted: Callable[[Event], Any], seconds: float = 5.0) -> Event:
+    async def until(self, wanted: Callable[[Event], Any], seconds: float = 15.0) -> Event:
         """The next event that is wanted; those before it are kept in `seen`."""
         async with asyncio.timeout(seconds):
             async for event in self.monitor:

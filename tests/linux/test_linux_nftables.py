@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.netns_lab import Namespace
 from tortie.core.errors import KernelError
 from tortie.core.reconcile import Outcome, Reconciler
-from tortie.linux import nft_sets, nft_usable, nftables
+from tortie.linux import generation, nft_sets, nft_usable, nftables
 from tortie.linux.ipsets import IPSet
 from tortie.linux.nft_elements import span
 from tortie.linux.nft_sets import uncovered
@@ -443,3 +443,21 @@ def test_no_member_of_another_kind_gets_in(table: Table, net: str) -> None:
     outcome = table.sync(table.members)
     assert set(outcome.failed) == {"cali40s", "cali40p"}
     assert "set cali40s " not in table.shown() and "set cali40good" in table.shown()
+
+
+# --- what did not change ------------------------------------------------------------------------
+
+
+def test_what_nobody_changed_is_not_listed_again(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    standing(table)
+    assert table.resync().ok
+    with monkeypatch.context() as without_tools:
+        without_tools.setenv("PATH", "/nowhere")
+        assert table.ns.call(generation.generation) is not None
+        outcome = table.resync()
+        assert outcome.ok and not outcome.updated
+    shown = table.shown()
+    table.ns.run("nft", "flush", "chain", "ip", "calico", "filter-cali-b")
+    table.ns.run("nft", "delete", "element", "ip", "calico", "cali40s", "{ 10.0.0.1 }")
+    assert table.resync().updated == 1
+    assert table.shown() == shown

@@ -458,3 +458,25 @@ def test_both_families_are_read_by_default(router: Router) -> None:
     router.sync()
     families = {route.family for route in asyncio.run(router.target.read()).values()}
     assert families == {AF_INET, AF_INET6}
+
+
+# --- far ends of tunnels ------------------------------------------------------------------------
+
+
+def test_a_way_over_an_address_within_goes_to_another_interface(router: Router) -> None:
+    """From a direct route to one whose gateway the direct one leads to, as on the way to VXLAN; and back."""
+    for net, inside, outside in (
+        ("fd00:5::/122", "fd00:5::1", "fd00::2"),
+        ("10.5.0.0/26", "10.5.0.1", "192.0.2.2"),
+    ):
+        direct = Route(net, ifindex=router.a, gateway=outside, onlink=True, protocol=80)
+        tunnelled = Route(net, ifindex=router.b, gateway=inside, onlink=True, protocol=80)
+        for wanted in (direct, tunnelled, direct):
+            router.want(wanted)
+            assert router.sync().ok and router.holds(wanted)
+        router.ip("-6" if ":" in net else "-4", "route", "replace", net, "via", outside, "dev", "a",
+                  "onlink", "proto", "bgp", "metric", "1024" if ":" in net else "0")  # fmt: skip
+        router.want(tunnelled)
+        assert router.sync().ok and router.holds(tunnelled), "whoever made the route in the way"
+        router.want()
+        assert router.sync().ok and router.holds()

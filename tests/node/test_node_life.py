@@ -54,10 +54,10 @@ def probe(machine: Machine, *words: str) -> tuple[int, str]:
 
 def test_every_part_is_live_and_ready(running: Machine) -> None:
     wait_until(
-        lambda: "200 OK" in ask(running, "/readiness"), "readiness", 20, lambda: ask(running, "/readiness")
+        lambda: "200 OK" in ask(running, "/readiness"), "readiness", 60, lambda: ask(running, "/readiness")
     )
     answer = ask(running, "/readiness")
-    for part in ("bgp", "cni", "confd", "felix"):
+    for part in ("bgp", "cni", "confd", "felix", "tunnels"):
         row = next(line for line in answer.splitlines() if line.startswith(f"| {part} "))
         assert "reporting live" in row and "reporting ready" in row, answer
     assert "200 OK" in ask(running, "/liveness")
@@ -84,7 +84,7 @@ def test_a_part_that_died_is_told_from_the_others(running: Machine) -> None:
     box.kill("calico-node", "-felix")
     running.node.wait_until(lambda: felix not in box.pids("calico-node", "-felix"), "felix to die")
     assert probe(running, "-bird-live", "-bird-ready") == (0, "")
-    running.node.wait_until(lambda: probe(running, "-felix-ready")[0] == 0, "felix to return", 20)
+    running.node.wait_until(lambda: probe(running, "-felix-ready")[0] == 0, "felix to return", 60)
 
 
 def test_somebody_elses_port_does_no_harm(machine: Machine) -> None:
@@ -95,7 +95,7 @@ def test_somebody_elses_port_does_no_harm(machine: Machine) -> None:
         assert "cannot serve health on localhost port 9099" in machine.node.log.read_text()
         assert "address already in use" in machine.node.log.read_text()
         assert "Traceback" not in machine.node.log.read_text()
-    machine.node.wait_until(lambda: "health is served" in machine.node.log.read_text(), "the port", 40)
+    machine.node.wait_until(lambda: "health is served" in machine.node.log.read_text(), "the port", 60)
     assert "200 OK" in ask(machine, "/liveness")
 
 
@@ -120,7 +120,7 @@ def test_the_note_of_a_shutdown_goes_when_the_node_is_ready_again(running: Machi
     running.node.stop_agent()
     assert box.path(SHUTDOWN_NOTE).exists()
     running.node.start_agent()
-    running.node.wait_until(lambda: not box.path(SHUTDOWN_NOTE).exists(), "the note to go", 40)
+    running.node.wait_until(lambda: not box.path(SHUTDOWN_NOTE).exists(), "the note to go", 60)
     assert running.node.ready()
 
 
@@ -144,7 +144,7 @@ def test_a_killed_node_leaves_no_process(running: Machine) -> None:
 
 def test_a_stop_while_it_waits_for_the_datastore(machine: Machine) -> None:
     machine.node.start_agent(ETCD_ENDPOINTS="http://172.18.0.1:9")
-    machine.node.wait_until(lambda: "datastore - retry" in machine.node.log.read_text(), "the wait", 20)
+    machine.node.wait_until(lambda: "datastore - retry" in machine.node.log.read_text(), "the wait", 60)
     machine.node.stop_agent()
     assert machine.node.node_pids() == []
 

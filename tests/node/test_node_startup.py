@@ -66,6 +66,12 @@ def test_the_first_pod_finds_its_mtu(machine: Machine) -> None:
     assert machine.node.box.path("/var/lib/calico/mtu").read_text() == "1380"
 
 
+def test_felix_finds_its_tunnel_addresses(machine: Machine) -> None:
+    """Felix starts again when one changes: the first is there before felix is."""
+    machine.start(CALICO_IPV4POOL_VXLAN="Always")
+    assert machine.stored()["ipv4VXLANTunnelAddr"].startswith("192.168.")
+
+
 def test_a_second_start_changes_nothing(machine: Machine) -> None:
     machine.start()
     before = machine.entries()
@@ -284,7 +290,7 @@ def test_a_start_waits_for_the_datastore_if_told_to(machine: Machine) -> None:
     env = {"ETCD_ENDPOINTS": lab.etcd.endpoint, "NODENAME": "patient", "WAIT_FOR_DATASTORE": "true"}
     log = lab.folder / "patient.log"
     start = machine.node.box.start([command("calico-node"), "-startup"], log, env)
-    wait_until(lambda: "connecting to datastore - retry" in log.read_text(), "the start to wait", 20)
+    wait_until(lambda: "connecting to datastore - retry" in log.read_text(), "the start to wait", 60)
     assert start.poll() is None
     lab.etcd.start()
     assert start.wait(timeout=30) == 0

@@ -18,7 +18,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-async def until(condition: object, timeout: float = 10.0) -> None:
+async def until(condition: object, timeout: float = 30.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.01)
@@ -47,6 +47,20 @@ def test_a_killed_component_is_started_again(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_component_killed_by_a_signal_without_a_name_is_started_again(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = f"import os; open({str(log)!r}, 'a').write('x '); os.kill(os.getpid(), 36)"
+
+    async def scenario() -> None:
+        supervisor = Supervisor([Component("odd", python(code))], Health(["odd"]))
+        task = asyncio.create_task(supervisor.run())
+        await until(lambda: len(lines(log)) >= 2 or task.done())
+        assert not task.done()
+        task.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_a_configuration_restart_does_not_back_off(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = f"open({str(log)!r}, 'a').write('x '); raise SystemExit({RESTART_ME})"
@@ -54,13 +68,14 @@ def test_a_configuration_restart_does_not_back_off(tmp_path: Path) -> None:
     async def scenario() -> None:
         supervisor = Supervisor([Component("eager", python(code))], Health(["eager"]))
         task = asyncio.create_task(supervisor.run())
-        await until(lambda: len(lines(log)) >= 8, 5)
+        await until(lambda: len(lines(log)) >= 12)  # backing off, these would take a minute
         task.cancel()
 
     asyncio.run(scenario())
 
 
-def test_a_stubborn_component_is_killed_in_the_end(tmp_path: Path) -> None:
+def test_a_stubborn_component_is_killed_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tortie.node.supervisor._STOP_TIMEOUT", 0.5)
     ready = tmp_path / "ready"
     code = (
         "import signal, time\n"

@@ -201,7 +201,9 @@ def _sets() -> Iterator[Case]:
     yield case("a global set is in none of all namespaces", nothing, *at(free_set, **chosen, **every))
     yield case("a global set in a global policy", near4, *globally(free_set, **chosen))
     yield case("a namespace's set in a global policy", near4, *globally(near_set, **chosen))
-    yield case("not in a global set", lambda p: not near4(p), *globally(free_set, notSelector="set == 'yes'"))
+    yield case(
+        "not in a global set", lambda p: not near4(p), *globally(free_set, notSelector=chosen["selector"])
+    )
     both = _set("NetworkSet", "%near4%/32", "%far6%/128", "%ext4%", "10.0.0.0/8", namespace=own)
     yield case(
         "a set of both versions",

@@ -1,8 +1,9 @@
 """Plays policy cases in a lab: many cells side by side, each with its own case, one round after the other.
 
 A round replaces all resources of the one before, waits until every node enforces them, and sends every
-probe of every case at once. That a node is so far is seen from a canary: its policy is the last thing
-written in a round, felix takes changes in order, and the canary lets only this round's packets pass.
+probe of every case at once. That a node is so far is seen from a canary, written last in a round, which
+lets only this round's packets pass. Felix takes the changes of one kind in order, but follows each kind by
+itself: so a packet reaches the canary by one object of every kind of policy and of set.
 """
 
 import asyncio
@@ -34,7 +35,6 @@ from tortie.datastore.connect import connect
 from tortie.datastore.kinds import KINDS
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.meta import Resource
-from tortie.datastore.types.policy import NetworkPolicy
 from tortie.lab.cluster import Lab, wait_until
 from tortie.lab.packets import Attempt, Listeners
 from tortie.linux import netns
@@ -79,7 +79,7 @@ class Stage:
         )
         self._wait_for_canaries([])
         # Not because the canaries are open still: nodes may be busy with so many new pods.
-        wait_until(lambda: not any(self._canaries_hear(0)), "the canaries to be guarded", 30)
+        wait_until(lambda: not any(self._canaries_hear(0)), "the canaries to be guarded", 120)
         return self
 
     def __exit__(
@@ -132,7 +132,8 @@ class Stage:
         for node in _NODES:
             self.lab.add_pod(f"canary-{node}", node, "canary", {"canary": "yes"}, serving=False)
             self.lab.add_pod(f"asker-{node}", node, "canary", {"asker": "yes"}, serving=False)
-        self._do(self._client.create(_typed(self._canary())))
+        for raw in self._canary():
+            self._do(self._client.create(_typed(raw)))
 
     # --- playing --------------------------------------------------------------------------------
 
@@ -211,19 +212,42 @@ class Stage:
         self._update_canary()
 
     def _update_canary(self) -> None:
-        old = self._do(self._client.get(NetworkPolicy, "canary", "canary"))
-        new = _typed(self._canary())
-        self._do(self._client.update(structs.replace(new, metadata=old.metadata)))
+        for raw in self._canary():
+            new = _typed(raw)
+            old = self._do(self._client.get(type(new), new.name, new.namespace))
+            metadata = structs.replace(old.metadata, labels=new.metadata.labels)
+            self._do(self._client.update(structs.replace(new, metadata=metadata)))
 
-    def _canary(self) -> Json:
-        """Only echo requests with this round's code reach the canaries."""
-        asker = {"selector": "asker == 'yes'"}
-        rules = [
-            {"action": "Allow", "protocol": name, "icmp": {"type": kind, "code": self._code}, "source": asker}
-            for name, kind in (("ICMP", 8), ("ICMPv6", 128))
+    def _canary(self) -> list[Json]:
+        """Only echo requests with this round's code leave the askers, and reach the canaries."""
+        this = f"round == '{self._round}'"
+
+        def rules(end: str) -> list[Json]:
+            echo = [("ICMP", 8), ("ICMPv6", 128)]
+            return [
+                {
+                    "action": "Allow",
+                    "protocol": name,
+                    "icmp": {"type": kind, "code": self._code},
+                    end: {"selector": this},
+                }
+                for name, kind in echo
+            ]
+
+        def of_pods(kind: str, pods: str, **where: str) -> Json:
+            nets = [address for node in _NODES for address in self.lab.pods[f"{pods}-{node}"].addresses]
+            meta = {"name": "canary", "labels": {"round": f"{self._round}"}, **where}
+            return {"kind": kind, "metadata": meta, "spec": {"nets": nets}}
+
+        leave = {"selector": "asker == 'yes'", "types": ["Egress"], "egress": rules("destination")}
+        reach = {"selector": "canary == 'yes'", "types": ["Ingress"], "ingress": rules("source")}
+        here = {"name": "canary", "namespace": "canary"}
+        return [
+            of_pods("GlobalNetworkSet", "canary"),
+            of_pods("NetworkSet", "asker", namespace="canary"),
+            {"kind": "GlobalNetworkPolicy", "metadata": {"name": "canary"}, "spec": leave},
+            {"kind": "NetworkPolicy", "metadata": here, "spec": reach},
         ]
-        spec = {"selector": "canary == 'yes'", "types": ["Ingress"], "ingress": rules}
-        return {"kind": "NetworkPolicy", "metadata": {"name": "canary", "namespace": "canary"}, "spec": spec}
 
     @property
     def _code(self) -> int:
@@ -231,7 +255,7 @@ class Stage:
 
     def _wait_for_canaries(self, names: Sequence[str]) -> None:
         what = f"the nodes to enforce round {self._round}: {'; '.join(names)}"
-        wait_until(lambda: all(self._canaries_hear(self._code)), what, 30)
+        wait_until(lambda: all(self._canaries_hear(self._code)), what, 120)
 
     def _canaries_hear(self, code: int) -> list[bool]:
         """Whether an echo request with this code arrives, on each node and in both IP versions."""

@@ -31,7 +31,7 @@ def run(coroutine: Coroutine[Any, Any, T], deadline: float = 60.0) -> T:
         async with asyncio.timeout(deadline):
             result = await coroutine
         try:
-            await eventually(lambda: not others(), 2.0)  # cancelled calls of gRPC need a few turns to end
+            await eventually(lambda: not others(), 10.0)  # cancelled calls of gRPC need a few turns to end
         except TimeoutError:
             complaints.append(f"tasks left: {others()}")
         return result
@@ -47,7 +47,7 @@ def run(coroutine: Coroutine[Any, Any, T], deadline: float = 60.0) -> T:
     return result
 
 
-async def eventually(condition: Callable[[], object], deadline: float = 10.0, what: str = "") -> None:
+async def eventually(condition: Callable[[], object], deadline: float = 30.0, what: str = "") -> None:
     """Wait until `condition()` is true. Raises TimeoutError."""
     try:
         async with asyncio.timeout(deadline):
@@ -57,7 +57,7 @@ async def eventually(condition: Callable[[], object], deadline: float = 10.0, wh
         raise TimeoutError(f"waited {deadline:g} s for {what or condition}") from None
 
 
-async def until(attempt: Callable[[], Awaitable[object]], deadline: float = 10.0) -> None:
+async def until(attempt: Callable[[], Awaitable[object]], deadline: float = 30.0) -> None:
     """Make `attempt()` again and again until it does not raise DatastoreUnreachable any more."""
     async with asyncio.timeout(deadline):
         while True:

@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_START_DEADLINE = 20.0  # seconds; a start takes 0.2 s, on a loaded machine a few
+_START_DEADLINE = 60.0  # seconds; a start takes 0.2 s, on a loaded machine a few
 
 
 def free_port() -> int:
@@ -41,7 +41,7 @@ class Gateway:
             f"{self.endpoint}/v3/{path}", json.dumps(body).encode(), {"Authorization": token} if token else {}
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as reply:
+            with urllib.request.urlopen(request, timeout=30) as reply:
                 return json.load(reply)  # type: ignore[no-any-return]
         except urllib.error.HTTPError as err:
             raise RuntimeError(f"etcd {path}: {err.read().decode()}") from err

@@ -13,10 +13,13 @@ import gc
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Awaitable
 
-from tortie.bgp import commands, config, events, exabgp, status
+import msgspec
+
+from tortie.bgp import commands, config, events, exabgp, status, table, tablerows
 from tortie.bgp.kernel import Kernel
 from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
@@ -37,6 +40,7 @@ _LONGEST_REST = 0.2  # … but no longer than this
 _TICK = 1.0  # seconds between looks at the clock: restart times are whole seconds
 _PER_TURN = 5000  # changes made into commands at a time, some 100 kB
 _POLL_CONFIG = 5.0  # seconds between looks at bgp.json, should a nudge get lost
+_SWITCH = 0.0005  # seconds the reading thread waits for its turn; ExaBGP stands still while the pipe is full
 _STATUS_REST = 1.0  # seconds between two status files at least
 
 
@@ -49,9 +53,11 @@ class Agent:
         self._router = Router(kernel.resolver, kernel.interfaces)
         self._reload = Reload(self)
         self._paths = Paths.from_env()
-        self._started = time.time()
+        self._started = self._configured = time.time()
         self._config_seen: tuple[int, int] | None = None  # of bgp.json: inode, time of change
         self._config_error = ""
+        self._news_at: float | None = None  # when the first report came that was not decided about
+        self._convergence = 0.0
         self._work = asyncio.Event()  # something may have to be decided
         self._progress = asyncio.Event()  # ExaBGP reported something
         self._resync_at: float | None = None  # when the kernel's routes are due again, None: all is well
@@ -71,6 +77,7 @@ class Agent:
             ("deciding", self._decide_for_ever),
             ("reloading", lambda: self._reload.run(self._reloaded)),
             ("writing status", self._report_for_ever),
+            ("telling routes", self._tell_routes),
             ("reporting health", self._report_health),
         ]
         running = [asyncio.create_task(tasks.supervise(name, loop), name=name) for name, loop in loops]
@@ -99,6 +106,7 @@ class Agent:
             now, wall = time.monotonic(), time.time()
             for event in self._speaker.inbox.take_events():
                 self._router.handle(event, now, wall)
+            self._news_at = self._news_at or now
             self._progress.set()
             self._work.set()
 
@@ -117,6 +125,7 @@ class Agent:
     async def _decide(self, now: float) -> None:
         """Withdrawals leave first, then the kernel's routes change, then peers hear of new ones."""
         decision = self._router.decide()
+        news_at, self._news_at = self._news_at, None
         self._kernel.want(decision.routes)
         self._fill_pipe()
         if decision.routes or (self._resync_at is not None and now >= self._resync_at):
@@ -124,6 +133,8 @@ class Agent:
             outcome = await self._kernel.sync()
             if outcome.retry_at is not None:
                 self._resync_at = min(outcome.retry_at, self._resync_at or outcome.retry_at)
+        if decision.routes and news_at is not None:
+            self._convergence = time.monotonic() - news_at
         self._router.announce(decision)
         self._fill_pipe()
         self._end_ribs()
@@ -209,6 +220,7 @@ class Agent:
         self._kernel.gateways = frozenset(canonical(p.address) for p in new.peers if p.gateway)
         self._router.configure(new, time.monotonic(), time.time())
         self._reload.want(new.sessions)
+        self._configured = time.time()
         self._work.set()
 
     def _reloaded(self) -> None:
@@ -260,6 +272,25 @@ class Agent:
             self._report()
             await asyncio.sleep(_STATUS_REST)
 
+    async def _tell_routes(self) -> None:
+        """The whole table, to whoever connects."""
+        path = self._paths.bgp_routes
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        mask = os.umask(0o177)  # root alone, from the first moment
+        try:
+            server = await asyncio.start_unix_server(self._tell_table, path)
+        finally:
+            os.umask(mask)
+        async with server:
+            await server.serve_forever()
+
+    async def _tell_table(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        names = {index: name for name, index in self._kernel.interfaces.by_name.items()}
+        with contextlib.suppress(ConnectionError):  # he has heard enough
+            await table.write(writer, list(tablerows.rows(self._router, self._kernel.routes.desired, names)))
+        writer.close()
+
     async def _report_health(self) -> None:
         health = HealthSender("bgp")
         while True:
@@ -270,6 +301,9 @@ class Agent:
     def _report(self) -> None:
         found = report(
             self._router, self._kernel.routes, self._reload, self._started, time.time(), self._config_error
+        )
+        found = msgspec.structs.replace(
+            found, configured=self._configured, convergence=round(self._convergence, 3)
         )
         without_time = status.encode(status.at(found, 0.0))
         if without_time != self._reported:
@@ -290,6 +324,7 @@ def _routes(answers: list[Answer]) -> list[events.Listed]:
 
 def main() -> None:
     gc.set_threshold(100_000, 20, 100)  # tables of many small objects and no cycles: looking costs a tenth
+    sys.setswitchinterval(_SWITCH)
     log.setup()
     os.makedirs(Paths.from_env().run, exist_ok=True)
     kernel = Kernel()

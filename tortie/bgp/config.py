@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from tortie.bgp.filters import Filter, check
 from tortie.bgp.prefix import canonical, number
 from tortie.bgp.route import NORMAL_METRIC
 from tortie.core.errors import ConfigError
@@ -39,6 +40,7 @@ class Peer(_Value, frozen=True, kw_only=True):
     allowed_own_as: int = 0  # how often an AS path may hold our own AS
     client: bool = False  # of ours as its route reflector
     gateway: str = ""  # reachableBy: the peer is behind this neighbour
+    filters: tuple[str, ...] = ()  # names, in their order
 
     @property
     def ebgp(self) -> bool:
@@ -67,6 +69,14 @@ class Pool(_Value, frozen=True, kw_only=True):
     exported: bool = True  # not disableBGPExport
 
 
+class Advertisement(_Value, frozen=True, kw_only=True):
+    """Communities for what we announce of a prefix: itself and all inside (prefixAdvertisements)."""
+
+    cidr: str
+    communities: tuple[tuple[int, int], ...] = ()
+    large_communities: tuple[tuple[int, int, int], ...] = ()
+
+
 class Local(_Value, frozen=True, kw_only=True):
     """This node. `addresses` and `subnets`: the IPv4 one, the IPv6 one, or both; subnets with length."""
 
@@ -89,6 +99,12 @@ class Config(_Value, frozen=True, kw_only=True):
     peers: tuple[Peer, ...] = ()
     pools: tuple[Pool, ...] = ()
     blocks: tuple[Block, ...] = ()
+    services: tuple[str, ...] = ()  # prefixes of services that this node announces
+    service_ranges: tuple[str, ...] = ()  # prefixes whose routes stay out of the kernel
+    reflected_ranges: tuple[str, ...] = ()  # others' that a route reflector passes on
+    filters: tuple[Filter, ...] = ()  # those that peers name
+    advertisements: tuple[Advertisement, ...] = ()
+    ignored_interfaces: tuple[str, ...] = ()  # whose networks are not told to anybody; globs
     excluded_next_hops: tuple[str, ...] = ()  # reached by WireGuard, felix has their routes
     tunnel_routes_exported: bool = True  # to iBGP: whether routes over tunl0 are BGP's
     normal_metric: int = NORMAL_METRIC  # IPv4; metric of an ordinary workload route
@@ -127,10 +143,19 @@ def _check(config: Config) -> None:
         raise ValueError(f"format {config.format}, this version reads {FORMAT}")
     for address in [config.local.router_id, *config.local.addresses, *config.excluded_next_hops]:
         number(address)
-    for cidr in [*(b.cidr for b in config.blocks), *(p.cidr for p in config.pools), *config.local.subnets]:
+    prefixes = [*(b.cidr for b in config.blocks), *(p.cidr for p in config.pools), *config.local.subnets]
+    for cidr in [*prefixes, *(one.cidr for one in config.advertisements), *config.services]:
         if canonical(cidr) != cidr:
             raise ValueError(f"{cidr!r} is not in canonical form")
+    for cidr in (*config.service_ranges, *config.reflected_ranges):
+        if canonical(cidr) != cidr:
+            raise ValueError(f"{cidr!r} is not in canonical form")
+    for one in config.filters:
+        check(one)
+    known = {one.name for one in config.filters}
     for peer in config.peers:
+        if unknown := set(peer.filters) - known:
+            raise ValueError(f"peer {peer.address} names filters that are not here: {sorted(unknown)}")
         for address in filter(None, [peer.local_address, peer.gateway]):
             number(address)
         if canonical(peer.address).partition("/")[0] != peer.address:

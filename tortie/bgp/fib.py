@@ -1,8 +1,9 @@
 """From best paths to kernel routes: which prefix gets which route, or why it gets none.
 
 The rules, first match decides (reference: BGP facts, 3.4; the issue narrows Calico's last one):
-1. own block: `blackhole`, so that traffic to addresses without a pod ends here. Not where felix
-   programs the pool.
+0. in a range of services: nothing, kube-proxy takes what goes there.
+1. own block, or an address of a service: `blackhole`, so that traffic to addresses without a pod ends
+   here. Not where felix programs the pool.
 2. outside all pools: nothing. What a router announces besides is its business; the kernel's default
    route stays what the host's owner made it.
 3. in a pool that is not ours to program (VXLAN, or moved to felix): nothing.
@@ -42,6 +43,7 @@ class Fib:
         pools = [(network(pool.cidr), pool) for pool in config.pools]
         self._pools = sorted(pools, key=lambda one: -one[0].length)  # most specific first
         self._subnets = [network(subnet) for subnet in config.local.subnets]
+        self._services = [network(cidr) for cidr in config.service_ranges]
         self._excluded = frozenset(config.excluded_next_hops)
         self._session_address = {peer.address: peer.local_address for peer in config.peers}
         self._config = config
@@ -52,7 +54,11 @@ class Fib:
         """The kernel route for each prefix with this choice, or the reason why there is none."""
         ways: dict[str | None, list[NextHop] | str] = {}  # pool -> next hops for the choice, or why none
         for prefix in prefixes:
-            pool = self._pool(network(prefix))
+            net = network(prefix)
+            if self._services and any(one.contains(net) for one in self._services):
+                yield prefix, "in a range of services"
+                continue
+            pool = self._pool(net)
             if choice.best.source is Source.STATIC:
                 yield prefix, self._own_block(prefix, pool)
                 continue
@@ -67,6 +73,8 @@ class Fib:
     ) -> list[NextHop] | str:
         if choice.best.source is Source.WORKLOAD:
             return LOCAL_WORKLOAD
+        if choice.best.source is Source.DIRECT:
+            return "connected network"
         if pool is None:
             return "outside all pools"
         if not pool.programmed:

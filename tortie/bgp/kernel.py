@@ -20,7 +20,7 @@ from tortie.bgp.fib import Interfaces
 from tortie.bgp.nexthop import Resolver
 from tortie.core.reconcile import Outcome, Reconciler
 from tortie.linux import addresses, links, monitor, routes
-from tortie.linux.codec import RTM_NEWROUTE
+from tortie.linux.codec import RTM_DELROUTE, RTM_NEWROUTE
 from tortie.linux.monitor import Monitor
 from tortie.linux.netlink import NetlinkSocket
 from tortie.linux.route_target import RouteTarget
@@ -75,7 +75,7 @@ class Kernel:
         self.gateways: frozenset[str] = frozenset()
         self._netlink = NetlinkSocket()
         watching = NetlinkSocket(monitor.LINKS | monitor.ADDRESSES | monitor.ROUTES)
-        _mute_own_routes(watching)
+        _mute_own_routes(watching, self._netlink.port)
         self._monitor = Monitor(netlink=watching)  # before the first listing: no change is missed
         self._target = _Target(self._netlink)
         self._reconciler: Reconciler[RouteKey, Route] = Reconciler(
@@ -198,21 +198,25 @@ class Kernel:
         return self._is_foreign(route) and self.resolver.change(route, gone)
 
 
-def _mute_own_routes(netlink: NetlinkSocket) -> None:
-    """Have the kernel not report new routes of our protocol: we make them by the thousand, and know them.
+def _mute_own_routes(netlink: NetlinkSocket, writer: int) -> None:
+    """Have the kernel not report what we do to routes ourselves: it is very much, and known.
 
-    A classic BPF program on the socket: `type == RTM_NEWROUTE and protocol == 186` is dropped. That ours
-    are deleted is still reported, and that somebody else's takes the place of one.
+    A classic BPF program on the socket drops new routes of our protocol, and what the socket `writer`
+    deleted. That others delete ours is still reported, and that somebody else's takes the place of one.
     """
     load_type, load_protocol = (0x28, 0, 0, 4), (0x30, 0, 0, 16 + _PROTOCOL_OFFSET)
-    new_route = socket.htons(RTM_NEWROUTE)  # netlink is in host order, BPF reads in network order
-    program = (
+    load_port = (0x20, 0, 0, 12)  # nlmsg_pid
+    accept, drop = (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0)
+    program = (  # netlink is in host order, BPF reads in network order; jumps count the steps left out
         load_type,
-        (0x15, 0, 2, new_route),  # not a new route: accept
+        (0x15, 0, 2, socket.htons(RTM_NEWROUTE)),
         load_protocol,
-        (0x15, 1, 0, PROTOCOL_BGP),  # ours: drop
-        (0x06, 0, 0, 0xFFFFFFFF),
-        (0x06, 0, 0, 0),
+        (0x15, 3, 4, PROTOCOL_BGP),
+        (0x15, 0, 3, socket.htons(RTM_DELROUTE)),
+        load_port,
+        (0x15, 0, 1, socket.htonl(writer)),
+        drop,
+        accept,
     )
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
     with socket.socket(fileno=os.dup(netlink.fileno())) as same:

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
+from tortie.bgp import filters
 from tortie.bgp.config import Config, Peer
+from tortie.bgp.filters import Clause, Direction
 from tortie.bgp.prefix import Network, network, version
 from tortie.bgp.route import (
     DEFAULT_LOCAL_PREF,
@@ -24,8 +26,8 @@ from tortie.bgp.route import (
     Attributes,
     Path,
     Received,
-    Segment,
     Source,
+    prepend,
 )
 
 _UNKNOWN_NEXT_HOP = "no-nexthop"  # ExaBGP's word for a missing NEXT_HOP
@@ -40,7 +42,24 @@ class Policy:
         self.config = config
         self._blocks = [(network(b.cidr), b.announced) for b in config.blocks]
         self._hidden_pools = [network(p.cidr) for p in config.pools if not p.exported]
+        self._services = [network(cidr) for cidr in config.services]
+        if config.local.cluster_id:
+            self._services += map(network, config.reflected_ranges)
         self._enabled_pools = [network(p.cidr) for p in config.pools if p.enabled]
+        self._advertised = [(network(one.cidr), one) for one in config.advertisements]
+        self._filters = {one.name: one for one in config.filters}
+        self._clauses: dict[tuple[object, ...], tuple[Clause, ...]] = {}  # (filters, direction, version)
+
+    def clauses(self, peer: Peer, direction: Direction) -> tuple[Clause, ...]:
+        """The rules of the peer's filters for its family, in order."""
+        if not peer.filters:
+            return ()
+        family = version(peer.address)
+        key = (peer.filters, direction, family)
+        if key not in self._clauses:
+            named = [self._filters[name] for name in peer.filters]
+            self._clauses[key] = filters.chain(named, direction, family)
+        return self._clauses[key]
 
     # --- import ---------------------------------------------------------------------------------
 
@@ -51,15 +70,20 @@ class Policy:
             return refusal
         if peer.ebgp or attributes.local_pref is None:  # RFC 4271, 5.1.5: meaningless from another AS
             attributes = replace(attributes, local_pref=DEFAULT_LOCAL_PREF)
-        elevated = (attributes.local_pref or 0) > INT_MAX - self.config.normal(version(peer.address))
-        return Path(
-            source=Source.BGP_ELEVATED if elevated else Source.BGP,
+        path = Path(
+            source=Source.BGP,
             attributes=attributes,
             next_hop=received.next_hop,
             peer=peer.address,
             ebgp=peer.ebgp,
             router_id=router_id,
         )
+        return self.rated(path)
+
+    def rated(self, path: Path) -> Path:
+        """A learned path with the preference that its LOCAL_PREF gives it."""
+        elevated = path.priority < self.config.normal(version(path.peer))
+        return replace(path, source=Source.BGP_ELEVATED if elevated else Source.BGP)
 
     def _refusal(self, peer: Peer, received: Received) -> str:
         local, attributes = self.config.local, received.attributes
@@ -119,14 +143,11 @@ class Policy:
             return "the client's cluster has seen it"
         return ""
 
-    def withheld(self, prefix: str, path: Path, peer: Peer) -> str:
-        """Why the peer is not told of this prefix, "" if it is.
+    def withheld(self, net: Network, path: Path, peer: Peer) -> str:
+        """Why the peer is not told of this prefix, which no filter accepted; "" if it is.
 
         Calico's export filter, calico_export_to_bgp_peers, step by step.
         """
-        net = network(prefix)
-        if net.version != version(peer.address):
-            return "other family"  # a session carries the family of its addresses, as in Calico
         if _inside(net, self._hidden_pools):
             return "disableBGPExport"
         if not peer.ebgp and path.interface:
@@ -142,7 +163,23 @@ class Policy:
                     return "" if announced else "block is being released"
                 moving = path.priority < self.config.normal(net.version)
                 return "" if moving else "inside own block"
+        if _inside(net, self._services):
+            return ""
         return "" if _inside(net, self._enabled_pools) else "outside enabled pools"
+
+    def advertisements(self, net: Network) -> tuple[int, ...]:
+        """Which of the configured advertisements hold the prefix; all of them add communities."""
+        return tuple(number for number, (cidr, _) in enumerate(self._advertised) if cidr.contains(net))
+
+    def marked(self, attributes: Attributes, applying: Iterable[int]) -> Attributes:
+        """The attributes with the communities of these advertisements."""
+        standard, large = set(attributes.communities), set(attributes.large_communities)
+        for number in applying:
+            standard.update(self._advertised[number][1].communities)
+            large.update(self._advertised[number][1].large_communities)
+        return replace(
+            attributes, communities=tuple(sorted(standard)), large_communities=tuple(sorted(large))
+        )
 
     def _next_hop(self, path: Path, peer: Peer) -> str:
         own = peer.local_address or self.config.local.address(version(peer.address))
@@ -168,7 +205,7 @@ class Policy:
         learned_med = None if path.local or path.attributes.med is None else 0
         return replace(
             path.attributes,
-            as_path=_prepend(peer.local_as, path.attributes.as_path),
+            as_path=prepend(peer.local_as, path.attributes.as_path),
             med=learned_med,
             local_pref=None,
             originator_id="",
@@ -185,10 +222,3 @@ def _split_horizon(source: Peer, peer: Peer) -> str:
 
 def _inside(net: Network, others: Iterable[Network]) -> bool:
     return any(other.contains(net) for other in others)
-
-
-def _prepend(as_number: int, path: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """RFC 4271, 5.1.2 b: into the leading sequence, or a new one before a set."""
-    if path and path[0].kind == "as-sequence" and len(path[0].numbers) < 255:  # one octet of length
-        return (Segment("as-sequence", (as_number, *path[0].numbers)), *path[1:])
-    return (Segment("as-sequence", (as_number,)), *path)

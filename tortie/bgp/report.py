@@ -18,7 +18,7 @@ _TYPES: dict[PeerKind, PeerType] = {
     "node": "node specific",
     "global": "global",
 }
-_EXAMPLES = 20  # prefixes named of each sort: enough to find the rule that is behind them
+_EXAMPLES = 20  # prefixes or reasons named of each sort: enough to find the rule that is behind them
 
 
 def report(
@@ -52,6 +52,7 @@ def _peer(router: Router, session: Session) -> PeerStatus:
     state = session.state
     if not session.up and session.peer.passive and state in ("Idle", "Active"):
         state = "Passive"
+    rejected = router.decider.refusals.counts(session.address)
     info = state if session.up or not session.last_error else f"{state} {session.last_error}"
     return PeerStatus(
         address=session.address,
@@ -68,6 +69,8 @@ def _peer(router: Router, session: Session) -> PeerStatus:
         hold_time=session.hold_time,
         received=router.rib.count(session.address),
         stale=router.rib.stale_count(session.address),
+        rejected=sum(rejected.values()),
+        rejected_because=dict(islice(rejected.items(), _EXAMPLES)),
         announced=session.outbox.sent_count,
         end_of_rib=session.end_of_rib_received,
     )
@@ -75,16 +78,16 @@ def _peer(router: Router, session: Session) -> PeerStatus:
 
 def _routes(router: Router, routes: Reconciler[RouteKey, Route]) -> RouteStatus:
     failures = [one.reason for one in routes.statuses().values() if one.state is State.FAILED]
-    without = router.reasons
+    without = router.decider.reasons
     told = ((prefix, why) for prefix, why in without.items() if why != LOCAL_WORKLOAD)
-    decided = ((prefix, _decided(choice)) for prefix, choice in router.contested.items())
+    decided = ((prefix, _decided(choice)) for prefix, choice in router.decider.contested.items())
     return RouteStatus(
         wanted=len(routes.desired),
         failed=len(failures),
         reason=failures[0] if failures else "",
         left_out=len(without),
         left_out_because=dict(islice(told, _EXAMPLES)),
-        contested=len(router.contested),
+        contested=len(router.decider.contested),
         decided_by=dict(islice(decided, _EXAMPLES)),
     )
 

@@ -30,6 +30,13 @@ class Segment(NamedTuple):
     numbers: tuple[int, ...]
 
 
+def prepend(as_number: int, path: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """RFC 4271, 5.1.2 b: into the leading sequence, or a new one before a set."""
+    if path and path[0].kind == "as-sequence" and len(path[0].numbers) < 255:  # one octet of length
+        return (Segment("as-sequence", (as_number, *path[0].numbers)), *path[1:])
+    return (Segment("as-sequence", (as_number,)), *path)
+
+
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     """Path attributes (RFC 4271, 1997, 4456, 8092); None or empty means absent.
 
@@ -74,6 +81,7 @@ class Source(IntEnum):
     WORKLOAD = 150  # a kernel route straight to an interface: a pod is here, whoever else claims it
     BGP_ELEVATED = 200  # LOCAL_PREF above that of a normal route: a pod that is moving
     STATIC = 240  # own blocks
+    DIRECT = 241  # networks that this node is connected to
 
 
 class Path(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ still alive; a file of a dead agent says what was true last.
 """
 
 import os
+import time
 from typing import Literal
 
 import msgspec
@@ -12,6 +13,8 @@ import msgspec
 from tortie.core.errors import ConfigError
 from tortie.core.files import read_or_none
 from tortie.core.paths import Paths
+
+_CLOCK_TIME_FOR = 20 * 3600  # seconds: BIRD writes older times as a date
 
 PeerType = Literal["node-to-node mesh", "node specific", "global"]  # calicoctl's words
 
@@ -33,6 +36,8 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     hold_time: int = 0  # seconds, what the peer offered
     received: int = 0  # prefixes, stale ones included
     stale: int = 0  # of those, kept while the peer restarts
+    rejected: int = 0  # of those, not believed
+    rejected_because: dict[str, int] = {}  # why, or which rule of which BGPFilter -> prefixes
     announced: int = 0  # prefixes that were sent to it
     end_of_rib: bool = False  # it has told all it knows
 
@@ -57,11 +62,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     started: float
     updated: float
+    configured: float = 0.0  # when the present configuration was read
     node: str = ""
     router_id: str = ""
     as_number: int = 0
     configuration: str = ""  # what is being done about ExaBGP's configuration; see reload.py
     configuration_error: str = ""  # why bgp.json could not be read
+    convergence: float = 0.0  # seconds of the last change of routes, from the first report to the kernel
     starting: bool = True  # routes of the last run are still kept
     peers: tuple[PeerStatus, ...] = ()
     routes: RouteStatus = RouteStatus()
@@ -90,10 +97,16 @@ def read(path: str = "") -> Status | None:
         raise ConfigError(path, "", str(err)) from err
 
 
+def since(moment: float, now: float) -> str:
+    """A Unix time as BIRD writes it: the clock time of today, the date of what is older."""
+    form = "%H:%M:%S" if now - moment < _CLOCK_TIME_FOR else "%Y-%m-%d"
+    return time.strftime(form, time.localtime(moment))
+
+
 def encode(status: Status) -> bytes:
     return msgspec.json.format(msgspec.json.encode(status), indent=1) + b"\n"
 
 
-def at(status: Status, time: float) -> Status:
+def at(status: Status, moment: float) -> Status:
     """The same status, as written at another time."""
-    return msgspec.structs.replace(status, updated=time)
+    return msgspec.structs.replace(status, updated=moment)

@@ -1,18 +1,22 @@
-"""Every command and flag of calicoctl, as data; what they do is imported when they run."""
+"""The commands over resources, and the whole tree, as data; what they do is imported when they run."""
 
-from tortie.calicoctl.flags import Flag
+from tortie.calicoctl.flags import CONFIG, Flag
+from tortie.calicoctl.groups import BGP, CLUSTER, DATASTORE, IPAM, NODE
 from tortie.calicoctl.tree import Command
 
-CONFIG_PATH = "/etc/calico/calicoctl.cfg"  # datastore.config.DEFAULT_PATH, without importing it
-
-_CONFIG = Flag("config", "file with the connection to the datastore, YAML or JSON", "c", default=CONFIG_PATH)
 _NAMESPACE = Flag("namespace", "namespace of the resource", "n")
 _CRUD = (
     Flag("filename", "file or directory with resources, - for standard input", "f"),
     Flag("recursive", "also read the directories below the directory given with -f", "R", "bool"),
     Flag("skip-empty", "accept files that contain no resources", kind="bool"),
-    _CONFIG,
+    CONFIG,
     _NAMESPACE,
+)
+# kubectl's, also its values; Calico's has no such flag.
+_DRY_RUN = Flag(
+    "dry-run",
+    "client or server: check and tell, but write nothing; or none",
+    default="none",
 )
 _KINDS = "[KIND [NAME...]]"
 _ANY = (0, None)
@@ -47,7 +51,7 @@ _CREATE = Command(
     "Create resources by file, directory or stdin",
     "Creates resources and fails for those that exist already; apply updates these.",
     example="  calicoctl create -f policy.yaml\n  cat policy.json | calicoctl create -f -",
-    flags=(*_CRUD, Flag("skip-exists", "count resources that exist already as done", kind="bool")),
+    flags=(*_CRUD, _DRY_RUN, Flag("skip-exists", "count resources that exist already as done", kind="bool")),
     run="crud:create",
     arity=_ANY,
 )
@@ -56,7 +60,7 @@ _APPLY = Command(
     "Create or update resources by file, directory or stdin",
     "Creates the resources that do not exist and updates those that do.",
     example="  calicoctl apply -f policy.yaml\n  calicoctl apply -R -f manifests/",
-    flags=_CRUD,
+    flags=(*_CRUD, _DRY_RUN),
     run="crud:apply",
     arity=_ANY,
 )
@@ -65,7 +69,7 @@ _REPLACE = Command(
     "Replace existing resources by file, directory or stdin",
     "Replaces resources and fails for those that do not exist; apply creates these.",
     example="  calicoctl replace -f policy.yaml",
-    flags=_CRUD,
+    flags=(*_CRUD, _DRY_RUN),
     run="crud:replace",
     arity=_ANY,
 )
@@ -84,7 +88,7 @@ _DELETE = Command(
     "Deletes resources; one that does not exist is an error unless --skip-not-exists is given.",
     _KINDS,
     "  calicoctl delete networkpolicy allow-db -n shop\n  calicoctl delete -f policy.yaml",
-    (*_CRUD, Flag("skip-not-exists", "count resources that do not exist as done", "s", "bool")),
+    (*_CRUD, _DRY_RUN, Flag("skip-not-exists", "count resources that do not exist as done", "s", "bool")),
     "crud:delete",
     _ANY,
     complete="kinds",
@@ -96,8 +100,9 @@ _PATCH = Command(
     "KIND NAME",
     """  calicoctl patch node node-0 -p '{"spec":{"bgp":{"routeReflectorClusterID":"224.0.0.1"}}}'""",
     (
-        _CONFIG,
+        CONFIG,
         _NAMESPACE,
+        _DRY_RUN,
         Flag("patch", "the patch", "p"),
         Flag(
             "type", "accepted for compatibility; every patch is a strategic merge", "t", default="strategic"
@@ -114,56 +119,15 @@ _LABEL = Command(
     "KIND NAME KEY=VALUE",
     "  calicoctl label node node-0 rack=r7\n  calicoctl label node node-0 rack --remove",
     (
-        _CONFIG,
+        CONFIG,
         _NAMESPACE,
+        _DRY_RUN,
         Flag("overwrite", "change the label if it has another value", kind="bool"),
         Flag("remove", "remove the label", kind="bool"),
     ),
     "label:label",
     (3, None),
     complete="kinds",
-)
-_IPAM = Command(
-    "ipam",
-    "Addresses: how many are used, and by whom",
-    "Shows how the addresses of the IP pools are used.",
-    children=(
-        Command(
-            "show",
-            "Show the usage of pools and blocks, or of one address",
-            "Shows how full each IP pool is; the flags ask for blocks, one address, borrowed addresses\n"
-            "or the configuration instead.",
-            example="  calicoctl ipam show --show-blocks\n  calicoctl ipam show --ip 10.0.0.1",
-            flags=(
-                _CONFIG,
-                Flag("ip", "tell whether this address is in use, and by whom"),
-                Flag("show-blocks", "show the blocks of each pool as well", kind="bool"),
-                Flag(
-                    "show-borrowed",
-                    "show addresses used by a node that does not own their block",
-                    kind="bool",
-                ),
-                Flag("show-configuration", "show the configuration of IPAM", kind="bool"),
-            ),
-            run="ipamshow:show",
-            arity=_ANY,
-        ),
-    ),
-)
-_NODE = Command(
-    "node",
-    "This host as a node",
-    "Commands about the node that runs on this host.",
-    children=(
-        Command(
-            "status",
-            "Show whether the node runs, and its BGP sessions",
-            "Shows whether this host's node runs, and the state of each of its BGP sessions. Needs root.",
-            example="  sudo calicoctl node status",
-            run="nodestatus:status",
-            arity=_ANY,
-        ),
-    ),
 )
 _VERSION = Command(
     "version",
@@ -219,7 +183,7 @@ def root(name: str = "calicoctl") -> Command:
         "Manages Calico's network and policy resources, addresses, and the node on this host.",
         flags=GLOBAL,
         children=(
-            _APPLY, _COMPLETION, _CREATE, _DELETE, _GET, _HELP, _IPAM, _LABEL, _NODE, _PATCH, _REPLACE,
-            _VALIDATE, _VERSION, _COMPLETE,
+            _APPLY, BGP, CLUSTER, _COMPLETION, _CREATE, DATASTORE, _DELETE, _GET, _HELP, IPAM, _LABEL, NODE,
+            _PATCH, _REPLACE, _VALIDATE, _VERSION, _COMPLETE,
         ),
     )  # fmt: skip

@@ -93,19 +93,19 @@ def _write(call: Call, verb: str, operation: Operation, skip: type[TortieError] 
                 result.handled += 1
             except TortieError as err:
                 result.errors.append(err)
-        _tell(call, verb, result)
+        _tell(current.tell_done, verb, result)
 
     session.run(call, work)
 
 
-def _tell(call: Call, verb: str, result: outcome.Outcome) -> None:
+def _tell(out: Callable[[str], None], verb: str, result: outcome.Outcome) -> None:
     if verb == "delete":
         text, error = outcome.deleted(result)
     elif verb == "replace":
         text, error = outcome.replaced(result)
     else:
         text, error = outcome.written(result, verb)
-    call.out(text)
+    out(text)
     if error is not None:
         raise error
 
@@ -133,7 +133,7 @@ def validate(call: Call) -> None:
             result.handled += 1
         except TortieError as err:
             result.errors.append(err)
-    _tell(call, "validate", result)
+    _tell(call.out, "validate", result)
 
 
 def patch(call: Call) -> None:
@@ -146,7 +146,7 @@ def patch(call: Call) -> None:
             await operations.patch(client, resource, call.flags["patch"])
         except TortieError as err:
             raise CommandError(f"hit error: {err}") from err
-        call.out(f"Successfully patched 1 '{resource.KIND}' resource\n")
+        current.tell_done(f"Successfully patched 1 '{resource.KIND}' resource\n")
 
     session.run(call, work)
 

@@ -36,6 +36,10 @@ class Flag:
         return f"-{self.short}, --{self.name}" if self.short else f"--{self.name}"
 
 
+CONFIG_PATH = "/etc/calico/calicoctl.cfg"  # datastore.config.DEFAULT_PATH, without importing it
+CONFIG = Flag("config", "file with the connection to the datastore, YAML or JSON", "c", default=CONFIG_PATH)
+
+
 @dataclass(slots=True)
 class Parsed:
     values: dict[str, Any]  # flag name -> its value, given or default

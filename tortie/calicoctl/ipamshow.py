@@ -4,6 +4,7 @@
 """
 
 import ipaddress
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from tortie.calicoctl import session
@@ -30,6 +31,8 @@ def show(call: Call) -> None:
         flags = call.flags
         if flags["ip"]:
             call.out(await _address(allocator, flags["ip"]))
+        elif flags["warm"]:
+            call.out(warm(await allocator.blocks()))
         elif flags["show-blocks"] or not (flags["show-borrowed"] or flags["show-configuration"]):
             call.out(usage(await allocator.utilisation(), with_blocks=flags["show-blocks"]))
         elif flags["show-borrowed"]:
@@ -120,6 +123,21 @@ def _user(attribute: AllocationAttribute) -> tuple[str, str]:
     if names.POD in given:
         return "pod", f"{namespace}/{given[names.POD]}"
     return given.get(names.TYPE, ""), ""
+
+
+def warm(stored: Iterable[Block]) -> str:
+    """Addresses that nodes keep ready for their next pods, by node and marks."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for block in stored:
+        for index in block.allocations:
+            attribute = block.attributes[index] if index is not None else None
+            if attribute is not None and names.is_warm(attribute.handle_id):
+                given = attribute.secondary
+                version = "IPv6" if ":" in block.cidr else "IPv4"
+                counts[given.get(names.NODE, ""), version, given.get(names.NOTE, "")] += 1
+    rows = [[node, version, str(counts[node, version, note]), note] for node, version, note in sorted(counts)]
+    heading = ["Node", "Version", "IPs ready", "Marks"]
+    return boxed(heading, [[printable(cell) for cell in row] for row in rows], right=(2,))
 
 
 def configuration(config: IPAMConfig) -> str:

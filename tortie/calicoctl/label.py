@@ -34,7 +34,7 @@ def label(call: Call) -> None:
             await operations.replace(client, stored.with_metadata(labels=labels))
         except TortieError as err:
             raise CommandError(f"failed to update {kind} {name}, label not changed") from err
-        call.out(f"Successfully {done} {kind} {name}\n")
+        current.tell_done(f"Successfully {done} {kind} {name}\n")
 
     session.run(call, work)
 

@@ -27,10 +27,19 @@ def main() -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `calicoctl get wep | head`: the reader has enough, and Python must not complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return 1
+    except OSError as err:  # what files and the datastore do is told where it happens: this is our own output
+        _drop_output()
+        print(f"cannot write the output: {err.strerror or err}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as a shell reports it
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, as Python would complain once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def program_name(path: str) -> str:

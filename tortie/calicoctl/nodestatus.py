@@ -9,19 +9,18 @@ import time
 from collections.abc import Iterable, Sequence
 
 from tortie.bgp import status as bgp_status
-from tortie.bgp.status import PeerStatus, Status
+from tortie.bgp.status import PeerStatus, Status, since
+from tortie.calicoctl import rootonly
 from tortie.calicoctl.call import Call
-from tortie.calicoctl.errors import CommandError, Refusal, printable
+from tortie.calicoctl.errors import CommandError, printable
 from tortie.core.tables import boxed
 
 _HEADING = ["Peer address", "Peer type", "State", "Since", "Info"]
-_CLOCK_TIME_FOR = 20 * 3600  # seconds: BIRD writes older times as a date
 _BGP_PORT = 179
 
 
 def status(call: Call) -> None:
-    if os.geteuid() != 0:
-        raise Refusal("Need super user privileges: Operation not permitted")
+    rootonly.require()
     if not any(is_node(command) for command in _commands()):
         raise CommandError("Calico process is not running.")
     call.out("Calico process is running.\n")
@@ -60,12 +59,6 @@ def _address(peer: PeerStatus) -> str:
     return f"[{peer.address}]:{peer.port}" if peer.family == 6 else f"{peer.address}:{peer.port}"
 
 
-def since(moment: float, now: float) -> str:
-    """A Unix time as BIRD writes it: the clock time of today, the date of what is older."""
-    form = "%H:%M:%S" if now - moment < _CLOCK_TIME_FOR else "%Y-%m-%d"
-    return time.strftime(form, time.localtime(moment))
-
-
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -79,14 +72,23 @@ def is_node(command: Sequence[str]) -> bool:
     return any(list(command[at : at + 2]) == ["component", "felix"] for at in (0, 1, 2))
 
 
+def felix_processes() -> list[int]:
+    """The PIDs of Calico's felix here; it writes its statistics to the log on SIGUSR1, ours has metrics."""
+    return [int(pid) for pid, command in _processes() if "calico-felix" in os.path.basename(command[0])]
+
+
 def _commands() -> Iterable[list[str]]:
-    """The command lines of all processes in our network namespace: a node's processes are in its own."""
+    return (command for _, command in _processes())
+
+
+def _processes() -> Iterable[tuple[str, list[str]]]:
+    """PIDs and command lines in our network namespace: a node's processes are in its own."""
     ours = _network("self")
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it ended meanwhile
             if ours == _network(pid):
                 with open(f"/proc/{pid}/cmdline", "rb") as source:
-                    yield source.read().decode("utf-8", "replace").split("\0")
+                    yield pid, source.read().decode("utf-8", "replace").split("\0")
 
 
 def _network(pid: str) -> str:

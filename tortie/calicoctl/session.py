@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from tortie import __version__
 from tortie.calicoctl.call import Call
-from tortie.calicoctl.commands import CONFIG_PATH
 from tortie.calicoctl.errors import CommandError, Refusal
+from tortie.calicoctl.flags import CONFIG_PATH
 from tortie.core.errors import ConfigError, DatastoreError, ResourceDoesNotExist
 from tortie.datastore import config as datastore_config
 from tortie.datastore.client import Client
@@ -27,11 +27,22 @@ class Session:
         self._call = call
         self._client: Client | None = None
         self._problem: ConfigError | OSError | None = None
+        self.datastore_type = self.kubeconfig = ""  # of the configuration, if it is any good
         path = call.flags["config"] or CONFIG_PATH
         if path != CONFIG_PATH and not os.path.exists(path):
             raise Refusal(f"Error reading config file: {path}")
+        dry_run = call.flags.get("dry-run", "none")
+        if dry_run not in ("none", "client", "server"):
+            raise CommandError(f'invalid value "{dry_run}" for --dry-run. Use none, client or server')
+        self.dry_run = dry_run != "none"
         try:
-            self._client = connect(datastore_config.load(path, call.env))
+            config = datastore_config.load(path, call.env)
+            self.datastore_type, self.kubeconfig = config.type, config.kubeconfig
+            self._client = connect(config)
+            if self.dry_run:
+                from tortie.calicoctl.rehearsal import Rehearsal  # most commands mean it
+
+                self._client = Client(Rehearsal(self._client.backend))
         except (ConfigError, OSError) as err:
             self._problem = err
 
@@ -67,6 +78,11 @@ class Session:
             raise CommandError(
                 f"version mismatch.\nClient Version:   {__version__}\nCluster Version:  {theirs}\n{_OVERRIDE}"
             )
+
+    def tell_done(self, text: str) -> None:
+        """Print what was done, marked as such if it was only tried."""
+        mark = " (dry run)\n" if self.dry_run else "\n"
+        self._call.out(text.replace("\n", mark))
 
     async def close(self) -> None:
         if self._client is not None:

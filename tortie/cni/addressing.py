@@ -9,23 +9,29 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from tortie.cni import waiting
 from tortie.cni.operation import Operation
 from tortie.cni.pods import NO_WISHES, Wishes
-from tortie.cni.protocol import Code
+from tortie.cni.protocol import CALICO_IPAM, Code
 from tortie.cni.result import IP, Result
+from tortie.cni.warm import WarmPool
 from tortie.core.errors import CniError, ResourceDoesNotExist, TortieError
 from tortie.datastore.keys import BlockList, HandleKey
 from tortie.datastore.names import host_interface
 from tortie.datastore.types.ipam import Block
 from tortie.ipam import gotime, pools
+from tortie.ipam.addresses import network
 from tortie.ipam.allocator import Allocator
+from tortie.ipam.assign import wish_of
 from tortie.ipam.block import ReleaseRequest
+from tortie.ipam.errors import IPAMError
 from tortie.ipam.names import NAMESPACE, NODE, POD, TIMESTAMP, clean_handle, cni_handle
-from tortie.ipam.pools import Wish
+from tortie.ipam.pools import Pool, Wish
+from tortie.ipam.ranges import Ranges
 from tortie.ipam.requests import AssignAddress, AutoAssign
 from tortie.ipam.store import together
 
@@ -89,14 +95,20 @@ def attributes(op: Operation, now: int) -> dict[str, str]:
     return found
 
 
+def _suits(allowed: Sequence[Pool], reserved: Ranges, address: str) -> bool:
+    net = network(f"{address}/{128 if ':' in address else 32}")
+    return pools.containing(allowed, net) is not None and not reserved.covers(net)
+
+
 class CalicoIpam:
     """Assigns and releases one after the other: all of them want the same block of this node.
 
     The allocator would cope with them at once, but each lost compare-and-swap costs more than waiting.
     """
 
-    def __init__(self, allocator: Allocator) -> None:
+    def __init__(self, allocator: Allocator, warm: WarmPool | None = None) -> None:
         self._allocator = allocator
+        self._warm = warm
         self._turn = asyncio.Lock()
 
     async def assign(self, op: Operation, ask: Ask) -> Result:
@@ -118,18 +130,49 @@ class CalicoIpam:
             host=op.identity.node,
             namespace_labels=ask.namespace_labels,
         )
+        ready = await self._ready(op, request)
+        if len(ready) == want4 + want6:
+            return ready
+        request = replace(
+            request,
+            num4=request.num4 - sum(":" not in one for one in ready),
+            num6=request.num6 - sum(":" in one for one in ready),
+        )
         async with self._alone(op):
             op.checkpoint()  # the turn may have been long in coming
             done = await self._allocator.auto_assign(request)
-        got = [one for part in (done.v4, done.v6) if part is not None for one in part.addresses]
+        new = [one for part in (done.v4, done.v6) if part is not None for one in part.addresses]
+        got = sorted([*ready, *new], key=lambda one: ":" in one)
         short = next((part for part in (done.v4, done.v6) if part is not None and part.shortage), None)
         if done.error is None and short is None:
             return got
         await op.undo("assigned addresses", lambda: self.give_back(op, [IP(one).bare for one in got]))
-        if short is not None and done.error is None:
-            raise CniError(Code.INTERNAL, f"failed to request IPv{short.version} addresses: {short.shortage}")
-        assert done.error is not None
-        raise done.error
+        if done.error is not None and not isinstance(done.error, IPAMError):
+            raise done.error
+        version = short.version if short is not None else 4 if request.num4 and done.v4 is None else 6
+        why = await self._allocator.why_not(request, version)
+        if done.error is not None:
+            raise CniError(Code.INTERNAL, str(done.error), why) from done.error
+        raise CniError(
+            Code.INTERNAL, f"failed to request IPv{version} addresses: {short.shortage if short else ''}", why
+        )
+
+    async def _ready(self, op: Operation, request: AutoAssign) -> list[str]:
+        """What the node has ready and the request may have; the rest is to be assigned."""
+        # Only `calico` writes an endpoint, by which an address is known to be used when notes are lost.
+        if self._warm is None or not self._warm.on or op.call.plugin == CALICO_IPAM:
+            return []
+        view, found = op.store.view, []
+        facts, labels = await view.facts(), await view.labels(op.identity.node)
+        for version in [4] * request.num4 + [6] * request.num6:
+            try:
+                allowed = pools.choose(facts.pools, wish_of(request, op.identity.node, version), labels)
+            except IPAMError:
+                continue  # said by the assignment
+            suits = partial(_suits, allowed, facts.reserved)
+            got = self._warm.take(version, op.identity.handle, request.attributes, suits)
+            found += [got] if got else []
+        return found
 
     async def _pools(
         self, op: Operation, wished: Sequence[str] | None, configured: Sequence[str], version: int
@@ -161,6 +204,7 @@ class CalicoIpam:
         requests = [ReleaseRequest(address, op.identity.handle) for address in addresses]
         if not requests:
             return
+        await self._flush(op.identity.handle)
         async with self._alone(op):
             outcome = await self._allocator.release_ips(requests)
         if outcome.error is not None:
@@ -169,8 +213,11 @@ class CalicoIpam:
     async def settle(self, op: Operation, addresses: Sequence[str]) -> None:
         handle = op.identity.handle
         try:
-            counted = (await op.store.client.backend.get(HandleKey(handle))).value.block.values()
-            if sum(counted) <= len(addresses):
+            counted = await self._count(op, handle)
+            if counted and self._warm is not None and self._warm.owes(handle):
+                await self._warm.flush(handle)  # it held some before, and is about to hold these
+                counted = await self._count(op, handle)
+            if counted <= len(addresses):
                 return
             held = await self._allocator.ips_by_handle(handle)
         except ResourceDoesNotExist:
@@ -180,7 +227,16 @@ class CalicoIpam:
         _log.info("releasing %s, which an earlier ADD left to %s", ", ".join(left), op.identity)
         await self.give_back(op, left)
 
+    async def _count(self, op: Operation, handle: str) -> int:
+        """How many addresses a handle counts. Raises ResourceDoesNotExist."""
+        return sum((await op.store.client.backend.get(HandleKey(handle))).value.block.values())
+
+    async def _flush(self, handle: str) -> None:
+        if self._warm is not None:
+            await self._warm.flush(handle)
+
     async def release(self, op: Operation) -> None:
+        await self._flush(op.identity.handle)
         async with self._alone(op):
             await together(*(self._release(one) for one in (op.identity.handle, op.identity.legacy_handle)))
 
@@ -201,6 +257,7 @@ class CalicoIpam:
             _log.debug("handle %s holds nothing", handle)
 
     async def check(self, op: Operation, addresses: Sequence[str]) -> None:
+        await self._flush(op.identity.handle)
         try:
             held = set(await self._allocator.ips_by_handle(op.identity.handle))
         except ResourceDoesNotExist:
@@ -217,6 +274,7 @@ class CalicoIpam:
         for one in sorted(held):
             if one.network == op.conf.name and not spared(one.container):
                 _log.info("releasing what container %s holds, which is gone", one.container)
+                await self._flush(cni_handle(one.network, one.container))
                 async with self._alone(op):
                     await self._release(cni_handle(one.network, one.container))
 

@@ -26,6 +26,7 @@ from tortie.cni.pods import PodSource
 from tortie.cni.protocol import CALICO_IPAM, Call, Code
 from tortie.cni.result import Result
 from tortie.cni.store import Store, Stores
+from tortie.cni.warm import WarmPool
 from tortie.cni.wire import Request
 from tortie.core.errors import CniError, PeerError, TortieError
 from tortie.core.paths import Paths
@@ -53,6 +54,8 @@ class Tools:
     journal: JournalHandler
     prefix: str
     stopping: asyncio.Event
+    base: Store  # the datastore of the environment
+    warm: WarmPool  # this node's ready addresses there
 
 
 class Handler:
@@ -112,6 +115,8 @@ class Handler:
         limits = Limits.configured(conf.log_file_max_size, conf.log_file_max_age, conf.log_file_max_count)
         with self._tools.journal.during(conf.log_level, conf.log_file_path, limits, shim.complain):
             try:
+                for field in netconf.for_windows(request.stdin):
+                    _log.info("%s is for Windows nodes and has no effect here", field)
                 op = self._operation(request, call, conf, shim)
                 await self._serialised(op)
             except TortieError as err:
@@ -180,7 +185,11 @@ class Handler:
             return self._delegated
         of_store, node = self._pooled.setdefault(op.store, {}), op.identity.node
         if node not in of_store:
-            of_store[node] = CalicoIpam(Allocator(op.store.client, node, view=op.store.view))
+            warm = self._tools.warm
+            if op.store is self._tools.base and node == warm.node:
+                of_store[node] = CalicoIpam(warm.allocator, warm)
+            else:
+                of_store[node] = CalicoIpam(Allocator(op.store.client, node, view=op.store.view))
         return of_store[node]
 
 

@@ -205,6 +205,13 @@ def decode(data: bytes) -> NetConf:
         raise CniError(Code.DECODING_FAILURE, f"failed to load netconf: {err}") from err
 
 
+def for_windows(data: bytes) -> list[str]:
+    """Fields of a configuration that mean something on Windows nodes only: they are ignored here."""
+    if b'"windows_' not in data:
+        return []
+    return sorted(field for field in msgspec.json.decode(data) if field.startswith("windows_"))
+
+
 def version_of(data: bytes) -> str:
     """The version that errors about this input are to be given in, whatever else is wrong with it."""
     try:

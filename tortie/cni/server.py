@@ -16,13 +16,15 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tortie.cni.conversation import Conversation
 from tortie.cni.handler import Handler, Tools
 from tortie.cni.journal import JournalHandler
 from tortie.cni.pods import ArgsSource, PodSource
 from tortie.cni.store import Stores, open_client
+from tortie.cni.warm import WarmPool
+from tortie.cni.warmplan import Marks
 from tortie.core import log, tasks
 from tortie.core.errors import ConfigError, PeerError
 from tortie.core.health import INTERVAL, HealthSender
@@ -30,6 +32,7 @@ from tortie.core.paths import Paths
 from tortie.datastore import config, nodename
 from tortie.datastore.config import DatastoreConfig
 from tortie.datastore.names import interface_prefixes
+from tortie.ipam.allocator import Allocator
 from tortie.linux import netns
 
 _log = logging.getLogger(__name__)
@@ -50,12 +53,15 @@ class Settings:
     datastore: DatastoreConfig
     node: str
     interface_prefix: str = "cali"
+    warm: Marks = field(default_factory=Marks)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
         """Raises ConfigError."""
         node, _ = nodename.read(env)
-        return cls(Paths.from_env(env), config.from_env(env), node, interface_prefixes(env)[0])
+        return cls(
+            Paths.from_env(env), config.from_env(env), node, interface_prefixes(env)[0], Marks.from_env(env)
+        )
 
 
 class Server:
@@ -111,9 +117,17 @@ class Server:
         for handler in root.handlers:  # a call that asks for debug lines gets them, the process does not
             handler.setLevel(max(handler.level, root.level))
         root.addHandler(self._journal)
+        keeping: asyncio.Task[None] | None = None
         try:
             with self._listen() as listener:
                 store = stores.start()
+                allocator = Allocator(store.client, self._settings.node, view=store.view)
+                warm = WarmPool(
+                    allocator, store.client, store.view, self._settings.paths, self._settings.warm
+                )
+                keeping = asyncio.create_task(
+                    tasks.supervise("keeping addresses ready", lambda: warm.run(store.in_sync))
+                )
                 tools = Tools(
                     host=host,
                     paths=self._settings.paths,
@@ -123,6 +137,8 @@ class Server:
                     journal=self._journal,
                     prefix=self._settings.interface_prefix,
                     stopping=self._stopping,
+                    base=store,
+                    warm=warm,
                 )
                 health = tasks.spawn(self._report_health(store.in_sync), "CNI health")
                 try:
@@ -131,6 +147,7 @@ class Server:
                     health.cancel()
         finally:
             await self._finish_calls()
+            await tasks.cancel([keeping] if keeping is not None else [])
             await stores.close()
             root.removeHandler(self._journal)
             with contextlib.suppress(FileNotFoundError):

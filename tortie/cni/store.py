@@ -128,10 +128,10 @@ class Store:
             raise CniError(Code.TRY_AGAIN_LATER, _NOT_READY)
 
     async def _cluster_information(self, fresh: bool) -> ClusterInformation:
-        if fresh or not self.in_sync.is_set():
+        # That there is none is no reason to refuse a pod before the datastore itself has said so: the
+        # cluster may have been made a moment ago.
+        if fresh or not self.in_sync.is_set() or self._cluster is None:
             return await self.client.get(ClusterInformation, "default")
-        if self._cluster is None:
-            raise ResourceDoesNotExist(_CLUSTER)
         return self._cluster
 
 

@@ -7,7 +7,7 @@ image of each of those sessions here, unless `reversePeering` is Manual.
 Pure; a resource with a wrong value is noted in `problems` and gives no session.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from tortie.bgp.config import NextHopMode, Peer, PeerKind
@@ -35,8 +35,12 @@ class _FarEnd:
 class Resources:
     """All BGPPeers, seen from this node."""
 
-    def __init__(self, cluster: Cluster, resources: Iterable[BGPPeer], problems: list[str]) -> None:
+    def __init__(
+        self, cluster: Cluster, resources: Iterable[BGPPeer], filters: Container[str], problems: list[str]
+    ) -> None:
+        """`filters`: names of the BGPFilters that exist."""
         self._cluster = cluster
+        self._filters = filters
         self._problems = problems
         ordered = sorted(resources, key=lambda one: one.name)
         self._usable = [one for one in ordered if not self._local_workloads(one)]
@@ -150,8 +154,6 @@ class Resources:
         own = self._cluster.me.addresses.get(family)
         if own is None:
             return
-        if spec.filters:
-            self._note(resource, "filters are not available: all routes pass")
         secret = spec.password.secretKeyRef if spec.password else None
         peer = Peer(
             address=far.address,
@@ -165,6 +167,7 @@ class Resources:
             allowed_own_as=far.allowed_own_as,
             client=self._is_client(far),
             gateway=self._gateway(resource, family),
+            filters=tuple(self._named_filters(resource)),
         )
         yield Session(
             peer,
@@ -193,6 +196,14 @@ class Resources:
             pass
         self._note(resource, f"spec.reachableBy = {given!r}: not an IPv{family} address")
         return ""
+
+    def _named_filters(self, resource: BGPPeer) -> Iterator[str]:
+        """One that does not exist is left out, as in Calico: it appears with the resource."""
+        for name in resource.spec.filters:
+            if name in self._filters:
+                yield name
+            else:
+                self._note(resource, f"there is no BGPFilter {name!r}")
 
     def _hold_time(self, resource: BGPPeer) -> int:
         """ExaBGP sends a keep-alive every third of the hold time, and knows no other setting."""

@@ -46,6 +46,7 @@ class Settings:
     cluster_listen_port: int | None = None
     log_severity: str = "info"
     program_cluster_routes: str | None = None
+    ignored_interfaces: tuple[str, ...] = ()
     normal_metrics: Mapping[Version, int] = field(
         default_factory=lambda: {4: NORMAL_METRIC, 6: NORMAL_METRIC}
     )
@@ -155,6 +156,7 @@ def _settings(snapshot: Snapshot, node: str, problems: list[str]) -> Settings:
         cluster_listen_port=spec.listenPort or None,
         log_severity=severity or "info",
         program_cluster_routes=spec.programClusterRoutes,
+        ignored_interfaces=spec.ignoredInterfaces,
         normal_metrics={
             4: spec.ipv4NormalRoutePriority or NORMAL_METRIC,
             6: spec.ipv6NormalRoutePriority or NORMAL_METRIC,

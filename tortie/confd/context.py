@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from tortie.bgp.config import Block, Config, Local, Pool, Tunnel
 from tortie.bgp.prefix import canonical
+from tortie.confd import bgpfilter
 from tortie.confd.bgppeer import Resources
 from tortie.confd.cluster import Cluster, view
+from tortie.confd.communities import advertisements
+from tortie.confd.services import advertised
 from tortie.confd.sessions import RESTART_TIME, Session, combine, mesh, own_as
 from tortie.confd.snapshot import Snapshot
 from tortie.core.errors import ConfigError
@@ -56,23 +59,32 @@ def build(
     router_id: str = "",
     secrets: Secrets | None = None,
     felix_local: FelixLayers | None = None,
+    cluster_ips: str = "",
 ) -> Context:
-    """`felix_local`: felix's settings that are not in the datastore.
+    """`felix_local`: felix's settings that are not in the datastore; `cluster_ips`: see services.py.
 
     Raises ConfigError if nothing can be rendered at all: the node is unknown, the router ID wrong.
     """
     problems: list[str] = []
     cluster = view(snapshot, node, router_id, problems)
-    resources = Resources(cluster, snapshot.peers.values(), problems)
+    resources = Resources(cluster, snapshot.peers.values(), snapshot.filters, problems)
     sources = (resources.everywhere(), resources.here(), resources.mirrored(), mesh(cluster))
     sessions = combine(cluster, sources, problems)
     neighbors = tuple(_neighbors(cluster, sessions, {} if secrets is None else secrets, problems))
+    names = [name for neighbor in neighbors for name in neighbor.session.peer.filters]
     felix = _felix_says(snapshot, node, felix_local or {}, problems)
+    services = advertised(snapshot, node, cluster_ips, problems)
     config = Config(
         local=_local(cluster),
         peers=tuple(neighbor.session.peer for neighbor in neighbors),
         pools=tuple(_pools(snapshot, cluster, felix, problems)),
         blocks=tuple(_blocks(snapshot)),
+        services=services.routes,
+        service_ranges=services.unprogrammed,
+        reflected_ranges=services.reflected,
+        filters=bgpfilter.selected(snapshot.filters, names, problems),
+        advertisements=advertisements(snapshot.bgp, node, problems),
+        ignored_interfaces=cluster.settings.ignored_interfaces,
         excluded_next_hops=tuple(_wireguard_peers(cluster)),
         tunnel_routes_exported=_bgp_owns_tunnels(snapshot, cluster, felix),
         normal_metric=cluster.settings.normal_metrics[4],

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-from tortie.confd import context, files, render
+from tortie.confd import context, files, render, secrets
 from tortie.confd.snapshot import Snapshot, listings
+from tortie.confd.statusreporter import StatusReporter
 from tortie.core import log, tasks
 from tortie.core.backoff import Backoff, Retry
 from tortie.core.errors import ConfigError
@@ -28,20 +29,24 @@ from tortie.datastore.syncer import Syncer, SyncStatus
 _log = logging.getLogger(__name__)
 
 _SETTLE = 0.05  # seconds in which a burst of changes becomes one rendering
+_SECRETS = 5.0  # seconds between looks at passwords; kubelet takes a minute to bring a new one
 _RETRY = Backoff(first=1.0, cap=60.0)  # a full disk or a busy machine passes
 
 
 class Confd:
-    """One node's rendering; `environment` gives CALICO_ROUTER_ID."""
+    """One node's rendering; `environment` gives CALICO_ROUTER_ID and the folder of passwords."""
 
     def __init__(self, backend: Backend, node: str, environment: Mapping[str, str]) -> None:
         self._backend = backend
         self._node = node
         self._router_id = environment.get("CALICO_ROUTER_ID", "")
+        self._cluster_ips = environment.get("CALICO_ADVERTISE_CLUSTER_IPS", "")
         self._felix_local = {
             felixparams.Source.ENVIRONMENT: felixparams.from_environment(environment),
             felixparams.Source.FILE: felixparams.from_file(_felix_file(environment)),
         }
+        self._secrets_folder = secrets.folder(environment)
+        self._secrets: dict[tuple[str, str], bytes] = {}  # (Secret, key) -> password, as last rendered
         self._health = HealthSender("confd", environment)
         self._rendered = False  # once at least
         self._snapshot = Snapshot()
@@ -76,17 +81,36 @@ class Confd:
     async def render_once(self) -> bool:
         """Whether the files are what they should be now."""
         try:
-            made = context.build(self._snapshot, self._node, self._router_id, felix_local=self._felix_local)
+            unreadable: list[str] = []
+            self._secrets = secrets.read(self._snapshot, self._secrets_folder, unreadable)
+            made = context.build(
+                self._snapshot,
+                self._node,
+                self._router_id,
+                self._secrets,
+                self._felix_local,
+                self._cluster_ips,
+            )
             conf, digest = render.exabgp_conf(made)
             changed = await files.install(conf, render.bgp_json(made, digest))
         except (ConfigError, OSError) as err:
             self._tell([f"keeping the files as they are: {err}"])
             return False
         self._rendered = True
-        self._tell(made.problems)
+        self._tell([*unreadable, *made.problems])
         if changed:
             _log.info("%d sessions, %d blocks, %d pools", *map(len, (made.neighbors, *_parts(made))))
         return True
+
+    async def watch_secrets(self) -> None:
+        """For ever: have the files rendered when a password has changed, appeared or gone."""
+        while True:
+            await asyncio.sleep(_SECRETS)
+            self.look_at_secrets()
+
+    def look_at_secrets(self) -> None:
+        if secrets.read(self._snapshot, self._secrets_folder, []) != self._secrets:
+            self._dirty.set()
 
     async def report(self) -> None:
         """For ever: tell the supervisor that we live, and whether there are files."""
@@ -126,7 +150,10 @@ def main() -> int:
         node, _ = nodename.read()
         client = connect(config.from_env())
         confd = Confd(client.backend, node, os.environ)
-        loops = [("watching", confd.watch), ("rendering", confd.render), ("reporting", confd.report)]
+        loops = [("watching", confd.watch), ("rendering", confd.render)]
+        loops += [("reporting", confd.report), ("watching secrets", confd.watch_secrets)]
+        reporter = StatusReporter(client, node)
+        loops += [("watching node statuses", reporter.watch), ("reporting node status", reporter.run)]
         try:
             await tasks.run_until_stopped(loops)
         finally:

@@ -6,23 +6,30 @@ from typing import Any
 
 from tortie.datastore.keys import AffinityKey, AffinityList, Key, Listing, ResourceKey, ResourceList
 from tortie.datastore.syncer import Update
-from tortie.datastore.types.bgp import BGPConfiguration, BGPPeer
+from tortie.datastore.types.bgp import BGPConfiguration, BGPFilter, BGPPeer
 from tortie.datastore.types.cluster import FelixConfiguration
 from tortie.datastore.types.ipam import Affinity
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.node import Node
+from tortie.datastore.types.service import EndpointSlice, Service
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """Each dict: name -> object; `affinities`: block -> this node's claim on it."""
+    """Each dict: name -> object; `affinities`: block -> this node's claim on it.
+
+    `services` and `slices` (EndpointSlices) are Kubernetes' own, `namespace/name` -> object; etcd has none.
+    """
 
     nodes: dict[str, Node] = field(default_factory=dict)
     pools: dict[str, IPPool] = field(default_factory=dict)
     bgp: dict[str, BGPConfiguration] = field(default_factory=dict)
     peers: dict[str, BGPPeer] = field(default_factory=dict)
+    filters: dict[str, BGPFilter] = field(default_factory=dict)
     felix: dict[str, FelixConfiguration] = field(default_factory=dict)
     affinities: dict[str, Affinity] = field(default_factory=dict)
+    services: dict[str, Service] = field(default_factory=dict)
+    slices: dict[str, EndpointSlice] = field(default_factory=dict)
 
     def apply(self, updates: Iterable[Update]) -> None:
         for update in updates:
@@ -45,6 +52,7 @@ class Snapshot:
             "IPPool": self.pools,
             "BGPConfiguration": self.bgp,
             "BGPPeer": self.peers,
+            "BGPFilter": self.filters,
             "FelixConfiguration": self.felix,
         }
         table = tables.get(key.kind)
@@ -53,5 +61,5 @@ class Snapshot:
 
 def listings(node: str) -> list[Listing]:
     """What to follow for a snapshot of this node's view."""
-    kinds = ("Node", "IPPool", "BGPConfiguration", "BGPPeer", "FelixConfiguration")
+    kinds = ("Node", "IPPool", "BGPConfiguration", "BGPPeer", "BGPFilter", "FelixConfiguration")
     return [*(ResourceList(kind) for kind in kinds), AffinityList(host=node)]

@@ -65,9 +65,24 @@ class Paths:
         return f"{self.run}/probe.sock"
 
     @property
+    def warm_notes(self) -> str:
+        """The folder in which CNI notes which ready addresses it has given to containers."""
+        return f"{self.run}/warm-addresses"
+
+    @property
+    def warm_metrics(self) -> str:
+        """CNI's metrics of ready addresses, in Prometheus' text format."""
+        return f"{self.run}/warm-addresses.prom"
+
+    @property
     def bgp_status(self) -> str:
         """What the BGP agent reports."""
         return f"{self.run}/bgp-status.json"
+
+    @property
+    def bgp_routes(self) -> str:
+        """Where the BGP agent tells its whole table to whoever connects."""
+        return f"{self.run}/bgp-routes.sock"
 
     @property
     def bgp_nudge(self) -> str:

@@ -9,10 +9,12 @@ Invariants:
 - An object whose desired value changed is tried at once; one that failed waits for its back-off.
 - A listed object that is not desired is deleted, unless the Target says it is to be spared.
 - Every desired object has a Status that says pending, done, or failed with the reason and since when.
+- What is neither in doubt nor failing is as wished: a change costs what changed, not what there is.
 
 It does not know the kernel, does no I/O itself and never sleeps: sync() returns when to come again.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -117,6 +119,7 @@ class Reconciler(Generic[K, V]):
         self._spare = spare or (lambda _key, _value: 0.0)
         self._desired: dict[K, V] = {}
         self._actual: dict[K, V] | None = None  # None: not known, the next sync lists
+        self._doubted: set[K] = set()  # where wished and actual may differ, though nothing failed
         self._status: dict[K, Status] = {}
         self._failures: dict[K, _Failure] = {}  # includes keys whose deletion failed
         self._listing_failures = 0
@@ -142,12 +145,14 @@ class Reconciler(Generic[K, V]):
         if key in self._desired and self._desired[key] == value:
             return
         self._desired[key] = value
+        self._doubted.add(key)
         self._failures.pop(key, None)
         self._status[key] = Status(State.PENDING, self._clock())
 
     def drop(self, key: K) -> None:
         """Want `key` no more; it is deleted by the next sync."""
         self._desired.pop(key, None)
+        self._doubted.add(key)
         self._status.pop(key, None)
         self._failures.pop(key, None)
 
@@ -161,11 +166,30 @@ class Reconciler(Generic[K, V]):
             self._actual.pop(key, None)
         else:
             self._actual[key] = value
+        self._doubted.add(key)
         self._mark_if_drifted(key)
 
     def forget(self) -> None:
         """Trust nothing that was listed before: the next sync lists again."""
         self._actual = None
+
+    async def refresh(self) -> bool:
+        """List while sync() may run beside it, for targets whose read() fails when a write overtakes it.
+
+        Whether the list could be used; if not, what was known before still counts.
+        """
+        if self._actual is None:
+            return False  # the next sync lists anyway
+        try:
+            self._take_list(await self._target.read())
+        except KernelError:
+            return False  # if there is more to it, a later sync will say so
+        return True
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether there may be something for sync() to do."""
+        return self._actual is None or bool(self._doubted)
 
     def status(self, key: K) -> Status | None:
         return self._status.get(key)
@@ -182,12 +206,15 @@ class Reconciler(Generic[K, V]):
         if self._actual is None and not await self._list(now, outcome):
             return self._finish(outcome)
         assert self._actual is not None
-        update, delete = difference(self._desired, self._actual, self._target.same)
-        for key in self._desired.keys() - update.keys():
-            self._succeeded(key)
-        for key in self._failures.keys() - update.keys() - delete:
-            del self._failures[key]  # it went away by itself
-        delete -= self._spared(delete, now, outcome)
+        update, delete, settled = self._differing(self._actual)
+        for key in settled:
+            if key in self._desired:
+                self._succeeded(key)
+            else:
+                self._failures.pop(key, None)  # it went away by itself
+        spared = self._spared(delete, now, outcome)
+        self._doubted = set(spared)  # until their time has come; what fails is looked at anyway
+        delete -= spared
         update = {key: value for key, value in update.items() if self._due(key, now)}
         delete = {key for key in delete if self._due(key, now)}
         waiting = self._failures.keys() - update.keys() - delete
@@ -195,6 +222,14 @@ class Reconciler(Generic[K, V]):
         if update or delete:
             await self._apply(update, delete, outcome)
         return self._finish(outcome)
+
+    def _differing(self, actual: Mapping[K, V]) -> tuple[dict[K, V], set[K], set[K]]:
+        """What to write, what to delete, and what of all that was in doubt is as it should be."""
+        looked_at = self._doubted | self._failures.keys()
+        desired = {key: self._desired[key] for key in looked_at if key in self._desired}
+        there = {key: actual[key] for key in looked_at if key in actual}
+        update, delete = difference(desired, there, self._target.same)
+        return update, delete, looked_at - update.keys() - delete
 
     def _spared(self, delete: Collection[K], now: float, outcome: Outcome) -> set[K]:
         assert self._actual is not None
@@ -209,7 +244,7 @@ class Reconciler(Generic[K, V]):
             outcome.retry_at = self._listing_retry_at
             return False
         try:
-            self._actual = dict(await self._target.read())
+            self._take_list(await self._target.read())
         except KernelError as err:
             self._listing_failures += 1
             self._listing_retry_at = now + self._backoff.delay(self._listing_failures, self._rand)
@@ -217,9 +252,18 @@ class Reconciler(Generic[K, V]):
             outcome.retry_at = self._listing_retry_at
             return False
         self._listing_failures, self._listing_retry_at = 0, 0.0
-        for key in self._desired:
-            self._mark_if_drifted(key)
         return True
+
+    def _take_list(self, listed: Mapping[K, V]) -> None:
+        """Note what is there; what is as wished is settled at once, so that nobody looks at it again."""
+        self._actual = dict(listed)
+        update, delete = difference(self._desired, self._actual, self._target.same)
+        self._doubted |= update.keys() | delete
+        for key, status in self._status.items():
+            if key in update and status.state is State.DONE:
+                self._status[key] = Status(State.PENDING, self._clock(), "changed behind our back")
+        for key in self._desired.keys() - update.keys():
+            self._succeeded(key)
 
     async def _apply(self, update: Mapping[K, V], delete: Collection[K], outcome: Outcome) -> None:
         assert self._actual is not None
@@ -227,6 +271,9 @@ class Reconciler(Generic[K, V]):
             failed = await self._target.apply(update, delete)
         except KernelError as err:
             failed = dict.fromkeys([*update, *delete], str(err))
+        except asyncio.CancelledError:
+            self._actual = None  # nobody knows how far it came
+            raise
         for key, value in update.items():
             if key in failed:
                 self._failed(key, failed[key])

@@ -1,8 +1,9 @@
 """Supervised asyncio tasks: the one place where an unexpected exception is caught and survived.
 
 A process is a handful of long-lived loops. Each runs under `supervise`: if it ends by an
-exception, that is logged once with its traceback and the loop starts again after a back-off;
-cancellation ends it for good. Anything that must not be restarted is a plain task instead.
+exception, that is logged - with its traceback, unless we raised it on purpose - and the loop starts
+again after a back-off; cancellation ends it for good. Anything that must not be restarted is a
+plain task instead.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
 from tortie.core.backoff import Backoff, Retry
+from tortie.core.errors import TortieError
 
 _log = logging.getLogger(__name__)
 _HEALTHY_AFTER = 60.0  # seconds a loop must have run before a new failure counts as its first
@@ -24,11 +26,14 @@ async def supervise(name: str, loop: Callable[[], Awaitable[None]], policy: Back
         try:
             await loop()
             return
-        except Exception:  # noqa: BLE001 - this is the supervisor
+        except Exception as err:  # noqa: BLE001 - this is the supervisor
             if asyncio.get_running_loop().time() - started > _HEALTHY_AFTER:
                 retry.reset()
             delay = retry.wait()
-            _log.exception("%s failed; starting it again in %.1f s", name, delay)
+            if isinstance(err, TortieError):
+                _log.error("%s failed, starting it again in %.1f s: %s", name, delay, err)
+            else:
+                _log.exception("%s failed; starting it again in %.1f s", name, delay)
         await asyncio.sleep(delay)
 
 

@@ -62,16 +62,29 @@ class Client:
             raise ResourceAlreadyExists(key_of(resource), current=self._seen(err.current)) from None
         return self._after_read(cast(R, kv.value), kv)
 
+    async def unsafe_create(self, resource: R) -> R:
+        """As create, without the rules that look at other objects: splitting a pool overlaps it meanwhile.
+
+        Raises ValidationError, ResourceAlreadyExists.
+        """
+        resource = self._stamped(resource)
+        return self._after_read(resource, await self.backend.create(key_of(resource), resource))
+
     async def _new(self, resource: R) -> R:
         """The resource as it is to be stored for the first time. Raises ValidationError."""
+        resource = self._stamped(resource)
+        made: R = await _rules(resource).before_create(self, resource)
+        return made
+
+    def _stamped(self, resource: R) -> R:
+        """With a UID, a time and defaults. Raises ValidationError."""
         resource = resource.with_metadata(
             uid=resource.metadata.uid or self._new_uid(),
             creationTimestamp=resource.metadata.creationTimestamp or self._now(),
         )
         resource = validate.with_defaults(resource)
         validate.check(resource)
-        made: R = await _rules(resource).before_create(self, resource)
-        return made
+        return resource
 
     async def update(self, resource: R) -> R:
         """Replace a resource that still has the revision it was read with.

@@ -148,14 +148,14 @@ def refuse_kubernetes_policy(operation: str, policy: NetworkPolicy) -> None:
 
 async def _create_policy(client: Access, policy: Any) -> Any:
     await client.get(Tier, policy.spec.tier or DEFAULT_TIER)
-    return _with_name_annotation(policy)
+    return with_name_annotation(policy)
 
 
 async def _update_policy(_client: Access, policy: Any) -> Any:
-    return _with_name_annotation(policy)
+    return with_name_annotation(policy)
 
 
-def _with_name_annotation(policy: R) -> R:
+def with_name_annotation(policy: R) -> R:
     """The name as the object has it: keys of older data carry a prefix."""
     name = json.dumps({"name": policy.name}, separators=(",", ":"))
     return policy.with_metadata(annotations=policy.metadata.annotations | {_NAME_ANNOTATION: name})

@@ -10,7 +10,6 @@ Losing the datastore changes nothing in the kernel. Stopping does not either.
 
 import asyncio
 import errno
-import gc
 import logging
 import random
 import time
@@ -38,7 +37,7 @@ from tortie.datastore.keys import (
 from tortie.datastore.rules import as_read
 from tortie.datastore.syncer import Batch, Syncer, SyncStatus, Update
 from tortie.felix import config as felix_config
-from tortie.felix import mtu
+from tortie.felix import garbage, mtu
 from tortie.felix.calc.graph import Calculation
 from tortie.felix.calc.model import WorkloadId
 from tortie.felix.calc.policies import KINDS as POLICY_KINDS
@@ -113,6 +112,7 @@ class Agent:
         self._files = Reconciler("endpoint status files", StatusFiles(config.status_folder))
         self._files_at = -inf  # when the files were last compared with the folder
         self._woken = asyncio.Event()
+        self._passed = asyncio.Event()  # a pass over the dataplane ended
         self._in_sync = False  # once is enough: what was known stays enforced through an outage
         self._started = self._applied = False
         self._began_at = self._pass_began = time.monotonic()
@@ -127,10 +127,12 @@ class Agent:
 
     async def run(self) -> int:
         """Until stop() or a task's failure, which is raised. Returns the exit code."""
+        garbage.start()
         loops = {
             "datastore": self._follow_datastore(),
             "interfaces": self._watch.run(),
             "dataplane": self._apply_changes(),
+            "look ahead": self._look_ahead(),
             "health": self._report_health(),
         }
         if self._config.pod_mtu is not None:
@@ -212,24 +214,22 @@ class Agent:
             if await self._driver.apply() and not self._applied:
                 self._applied = True
                 _log.info("first apply done %.2f s after the start", time.monotonic() - self._began_at)
-                # What was read at the start stays for good: looking through it for garbage again and again
-                # would hold up changes, the longer the bigger the cluster.
-                gc.collect()
-                gc.freeze()
+                garbage.settled()
             await self._publish()
             self._passing = False
+            self._passed.set()
+
+    async def _look_ahead(self) -> None:
+        """Rules and sets are read again beside the passes: a change must not wait for that."""
+        while True:
+            await _until(self._passed, self._driver.look_ahead_due())
+            if time.monotonic() >= self._driver.look_ahead_due():
+                await self._driver.look_ahead()
+                self._wake()
 
     async def _wait_for_work(self) -> None:
         due = min(self._driver.next_due(), self._interfaces.next_due(), self._files_due())
-        if due == inf:
-            await self._woken.wait()
-        else:
-            try:
-                async with asyncio.timeout(max(0.0, due - time.monotonic())):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass  # that something is due is as good as being woken
-        self._woken.clear()
+        await _until(self._woken, due)
 
     def _take_changes(self) -> None:
         """Synchronous, so that what is rendered is one moment's state."""
@@ -360,7 +360,17 @@ class Agent:
             failures = self._driver.failures()
             first = next(iter(failures.items()), None)
             return f"first apply not done: {first[0]}: {first[1]}" if first else "first apply under way"
-        return ""
+        return self._driver.tunnel_trouble()
+
+
+async def _until(event: asyncio.Event, due: float) -> None:
+    """Until the event, which is over then, or the clock's reading; inf: only the event."""
+    try:
+        async with asyncio.timeout(None if due == inf else max(0.0, due - time.monotonic())):
+            await event.wait()
+    except TimeoutError:
+        pass  # that the time has come is as good as the event
+    event.clear()
 
 
 def _as_read(update: Update) -> Update:

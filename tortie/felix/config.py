@@ -6,22 +6,26 @@ felix compares: when the datastore leads to another one, it exits with RESTART a
 which costs no packet. (Reference: dataplane sheet 3.4, 6; precedence in datastore.felixparams.)
 """
 
+import platform
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tortie.core.errors import ConfigError
 from tortie.core.paths import Paths
 from tortie.datastore import felixparams, routeowner
-from tortie.datastore.felixparams import Resolved, Source
+from tortie.datastore.felixparams import PARAMS, Resolved, Source
 from tortie.datastore.types.bgp import BGPConfiguration
 from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
 from tortie.datastore.types.node import Node
 from tortie.felix import mtu
 from tortie.felix.calc.graph import Inputs
+from tortie.felix.dataplane import tunnels
 from tortie.felix.dataplane.driver import Options
 from tortie.felix.dataplane.endpoints import Wiring
+from tortie.felix.dataplane.overlay import OverlayOptions
 from tortie.felix.rules import ir
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.marks import allocate
@@ -63,6 +67,8 @@ class Config:
     remove_external_routes: bool = True
     set_maximum: int = 1048576
     external_nodes: tuple[str, ...] = ()
+    overlay: OverlayOptions = OverlayOptions("")  # noqa: RUF009
+    manages_ipip: bool = True  # tunl0 is felix's to look after
     table_interval: float = 180.0
     table_recheck: float = 5.0
     set_interval: float = 90.0
@@ -73,6 +79,7 @@ class Config:
     felix_routes: str | None = None  # programClusterRoutes, as far as somebody set it
     bgp_routes: str | None = None
     needs_blocks: bool = False  # routes to other nodes' blocks are felix's for some pool
+    felix_writes_ipip: bool = False  # those over tunl0 among them
     region: str = ""
     log_severity: str = "INFO"
     pod_mtu: mtu.Wanted | None = None  # None: CNI is told nothing
@@ -81,6 +88,7 @@ class Config:
     endpoint_report_delay: float = 1.0
     report_interval: float = 30.0  # 0: no process reports
     report_ttl: float = 90.0
+    cut_denied: bool = False
     watchdog: float = 90.0  # one pass over the dataplane may take so long
     datastore_ready: bool = True
 
@@ -94,10 +102,12 @@ class Config:
             forwarding=self.forwarding,
             set_maximum=self.set_maximum,
             external_nodes=self.external_nodes,
+            overlay=self.overlay,
             table_interval=self.nft_interval if nftables else self.table_interval,
             table_recheck=self.table_recheck,
             set_interval=self.set_interval,
             route_interval=self.route_interval,
+            cut_denied=self.cut_denied,
         )
 
     def inputs(self) -> Inputs:
@@ -168,11 +178,13 @@ def parameters(sources: Sources) -> Resolved:
 
 def resolve(sources: Sources) -> tuple[Config, Resolved]:
     """The one way from all sources to what felix does. Raises ConfigError."""
-    params = parameters(sources)
+    params = _with_usable_marks(parameters(sources))
     pools = [pool.spec for pool in sources.pools.values()]
     felix_routes = _said(params, "ProgramClusterRoutes")
     bgp_routes = sources.bgp.spec.programClusterRoutes if sources.bgp is not None else None
     information = sources.information
+    owned = (pool for pool in pools if felix_owns(pool, felix_routes, bgp_routes))
+    kinds = {routeowner.encapsulation(pool) for pool in owned}
     settings = _settings(params, pools)
     config = Config(
         node=params["FelixHostname"],
@@ -191,6 +203,8 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         remove_external_routes=params["RemoveExternalRoutes"],
         set_maximum=params["MaxIpsetSize"],
         external_nodes=tuple(params["ExternalNodesCIDRList"]),
+        overlay=_overlay(params, settings),
+        manages_ipip=params["IpInIpEnabled"] is not False,
         table_interval=params["IptablesRefreshInterval"],
         table_recheck=params["IptablesPostWriteCheckIntervalSecs"],
         set_interval=params["IpsetsRefreshInterval"],
@@ -200,7 +214,8 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         floating_ips=params["FloatingIPs"] == "Enabled",
         felix_routes=felix_routes,
         bgp_routes=bgp_routes,
-        needs_blocks=any(felix_owns(pool, felix_routes, bgp_routes) for pool in pools),
+        needs_blocks=bool(kinds),
+        felix_writes_ipip=routeowner.Encapsulation.IPIP in kinds,
         region=params["OpenstackRegion"],
         log_severity=params["LogSeverityScreen"],
         pod_mtu=_mtu(params, settings, Paths.from_env(sources.environment).mtu),
@@ -209,6 +224,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         endpoint_report_delay=params["EndpointReportingDelaySecs"],
         report_interval=params["ReportingIntervalSecs"],
         report_ttl=params["ReportingTTLSecs"],
+        cut_denied=params["CutDeniedFlows"],
         watchdog=params["DataplaneWatchdogTimeout"],
         # Only an explicit no stops us: a datastore that nobody initialised holds nothing to enforce.
         datastore_ready=information is None or information.spec.datastoreReady is not False,
@@ -231,6 +247,18 @@ def _wiring(params: Resolved) -> Wiring:
         sources=(params["DeviceRouteSourceAddress"], params["DeviceRouteSourceAddressIPv6"]),
         routes=not params["RouteSyncDisabled"],
     )
+
+
+def _with_usable_marks(params: Resolved) -> Resolved:
+    """A mask in the datastore whose bits do not suffice stops no node; a local one does, by allocate()."""
+    wireguard = params["WireguardEnabled"] or params["WireguardEnabledV6"]
+    for name in ("IptablesMarkMask", "NftablesMarkMask"):
+        try:
+            allocate(params[name], wireguard=wireguard, parameter=f"{name} from {params.sources[name]}")
+        except ConfigError as err:
+            if not params.sources[name].local:
+                params = params.without(name, f"{err}; using the default {PARAMS[name].default_text!r}")
+    return params
 
 
 def _settings(params: Resolved, pools: Iterable[IPPoolSpec]) -> Settings:
@@ -311,6 +339,37 @@ def _tunnels(params: Resolved, ipip: bool, vxlan: frozenset[int]) -> Iterable[tu
         yield 4, params["WireguardInterfaceName"]
     if params["WireguardEnabledV6"]:
         yield 6, params["WireguardInterfaceNameV6"]
+
+
+def _overlay(params: Resolved, settings: Settings) -> OverlayOptions:
+    sizes = (
+        (tunnels.IPIP, params["IpInIpMtu"], mtu.IPIP),
+        (tunnels.VXLAN[4], params["VXLANMTU"], mtu.VXLAN_V4),
+        (tunnels.VXLAN[6], params["VXLANMTUV6"], mtu.VXLAN_V6),
+    )
+    return OverlayOptions(
+        params["FelixHostname"],
+        vxlan=settings.vxlan,
+        vni=params["VXLANVNI"],
+        port=params["VXLANPort"],
+        ipip_address=(params["IpInIpTunnelAddr"] or "") if settings.ipip else "",
+        offload=not _checksums_broken(params["FeatureDetectOverride"]),
+        uplinks=params["MTUIfacePattern"] or _NO_NAME,
+        sizes=sizes,
+        protocol=params["DeviceRouteProtocol"],
+        sources=(params["DeviceRouteSourceAddress"], params["DeviceRouteSourceAddressIPv6"]),
+        interval=params["RouteRefreshInterval"],
+    )
+
+
+_LAST_BROKEN = (5, 7, 0)  # the last kernel that computes wrong checksums for encapsulated packets
+
+
+def _checksums_broken(overrides: Mapping[str, str], release: str = platform.release()) -> bool:
+    if said := overrides.get("ChecksumOffloadBroken"):
+        return said.lower() == "true"
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    return found is not None and tuple(int(part or 0) for part in found.groups()) <= _LAST_BROKEN
 
 
 def _features(overrides: Mapping[str, str]) -> Features:

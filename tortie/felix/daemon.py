@@ -143,6 +143,7 @@ async def _open(config: Config, options: Options, interfaces: Interfaces, nftabl
         config.settings.workload_prefixes,
         config.wiring.protocol,
         config.remove_external_routes,
+        config.felix_writes_ipip,
     )
     return await open_kernel(
         options.wiring.versions,
@@ -152,6 +153,8 @@ async def _open(config: Config, options: Options, interfaces: Interfaces, nftabl
         backend=config.backend,
         append=config.append,
         lock_probe_ms=config.lock_probe_ms,
+        offload=config.overlay.offload,
+        ipip=config.manages_ipip,
     )
 
 

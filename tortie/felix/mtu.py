@@ -1,4 +1,4 @@
-"""The MTU of pods: the host's, less what the encapsulations in use put around a packet.
+"""The MTU of tunnels and pods: the host's, less what the encapsulations in use put around a packet.
 
 Published in a file that CNI reads when it makes a pod's interface; pods keep what they were given.
 (Reference: dataplane sheet 4; felix/dataplane/linux/int_dataplane.go.)
@@ -9,10 +9,10 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tortie.core.errors import KernelError
 from tortie.core.files import read_or_none, write_atomic
-from tortie.linux.links import Link
 
 _log = logging.getLogger(__name__)
 
@@ -31,16 +31,31 @@ class Wanted:
     required: bool = False  # not being able to write the file is fatal
 
 
-def of_host(links: Iterable[Link], uplinks: re.Pattern[str]) -> int:
-    """The smallest of the running uplinks'."""
-    return min((link.mtu for link in links if link.running and uplinks.search(link.name)), default=FALLBACK)
+class Sized(Protocol):
+    """What counts of an interface here."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def mtu(self) -> int: ...
+
+
+def of_host(links: Iterable[Sized], uplinks: re.Pattern[str], otherwise: int = FALLBACK) -> int:
+    """The smallest of the running uplinks', `otherwise` if none runs."""
+    return min((link.mtu for link in links if link.running and uplinks.search(link.name)), default=otherwise)
+
+
+def of_tunnel(host: int, given: int, overhead: int) -> int:
+    return given or host - overhead
 
 
 def of_pods(host: int, tunnels: Iterable[tuple[int, int]]) -> int:
-    return min((given or host - overhead for given, overhead in tunnels), default=host)
+    return min((of_tunnel(host, *one) for one in tunnels), default=host)
 
 
-def publish(wanted: Wanted, links: Iterable[Link]) -> None:
+def publish(wanted: Wanted, links: Iterable[Sized]) -> None:
     """Make the file say what holds now. Raises KernelError if it must be written and cannot."""
     host = of_host(links, wanted.uplinks)
     pods = of_pods(host, wanted.tunnels)

@@ -9,7 +9,7 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from msgspec import structs
 
@@ -17,6 +17,7 @@ from tortie.core.errors import (
     FieldError,
     OperationNotSupported,
     ResourceDoesNotExist,
+    TortieError,
     UpdateConflict,
     ValidationError,
 )
@@ -24,13 +25,15 @@ from tortie.datastore.backend import KV
 from tortie.datastore.client import Client
 from tortie.datastore.keys import IPAMHostKey
 from tortie.datastore.types.ipam import AllocationAttribute, Block, IPAMConfig
+from tortie.datastore.types.node import Node
 from tortie.ipam import addresses, pools
 from tortie.ipam import block as blocks
-from tortie.ipam.assign import Assigner
+from tortie.ipam.assign import Assigner, wish_of
 from tortie.ipam.block import HostReserve, Owner, ReleaseRequest
 from tortie.ipam.claim import Claimer
 from tortie.ipam.configure import set_config
 from tortie.ipam.errors import BlockClaimConflict, InCooldown, IPAMError, StaleAffinity, TooManyConflicts
+from tortie.ipam.explain import Situation, explain
 from tortie.ipam.handles import Handles
 from tortie.ipam.held import HeldAddresses
 from tortie.ipam.names import clean_handle
@@ -40,6 +43,7 @@ from tortie.ipam.release import Releaser
 from tortie.ipam.requests import AssignAddress, AutoAssign, AutoAssigned, ReleaseOutcome
 from tortie.ipam.specific import AddressAssigner, parsed
 from tortie.ipam.store import RETRIES, Store, together
+from tortie.ipam.transfer import Transfer, Transferrer
 from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.utilisation import PoolUsage, utilisation
@@ -78,6 +82,7 @@ class Allocator:
         turns = Turns()  # about a block, by its CIDR
         self._releaser = Releaser(self._store, self._view, self._unclaimer, self._handles, turns)
         self._held = HeldAddresses(self._store, self._view, self._handles, self._releaser)
+        self._transferrer = Transferrer(self._store, self._view, self._handles, self._releaser, turns)
         self._assigner = Assigner(
             self._store, self._view, self._claimer, self._unclaimer, self._handles, self._held, turns
         )
@@ -88,6 +93,18 @@ class Allocator:
     async def auto_assign(self, request: AutoAssign) -> AutoAssigned:
         """Addresses of any suitable pool. What went wrong is in the answer; see AutoAssigned."""
         return await self._assigner.assign(request, self.host)
+
+    async def why_not(self, request: AutoAssign, version: int) -> str:
+        """Why a request found no address of this version, for a person; '' if that cannot be told."""
+        wish = wish_of(request, self.host, version)
+        try:
+            facts, stored, nodes = await together(
+                self._view.facts(fresh=True), self.blocks(version), self._client.list(Node)
+            )
+        except TortieError as err:
+            return f"looking for the reason failed: {err}"
+        labels = next((node.labels for node in nodes.items if node.name == wish.host), None)
+        return explain(wish, Situation(facts, stored, labels, {node.name for node in nodes.items}))
 
     async def assign_ip(self, request: AssignAddress) -> None:
         """One particular address. Raises ResourceAlreadyExists if it is taken, IPAMError."""
@@ -104,6 +121,14 @@ class Allocator:
     async def ips_by_handle(self, handle: str) -> list[str]:
         """Raises ResourceDoesNotExist if there is no such handle."""
         return await self._held.of(handle)
+
+    async def held_by_block(self, handle: str) -> dict[str, list[str]]:
+        """Block CIDR -> the addresses of a handle in it. Raises ResourceDoesNotExist."""
+        return await self._held.by_block(handle)
+
+    async def transfer(self, source: str, wanted: Sequence[Transfer]) -> None:
+        """Give addresses of one handle to others; those it does not hold any more are passed over."""
+        await self._transferrer.transfer(source, wanted)
 
     async def attributes(self, address: str) -> AllocationAttribute:
         """Who has an address.

@@ -178,7 +178,11 @@ class Assigner:
             self._store.affinities(one.owner, one.wish.version),
             self._readable(recent),
         )
-        one.pools = pools.choose(facts.pools, one.wish, labels)
+        try:
+            one.pools = pools.choose(facts.pools, one.wish, labels)
+        except IPAMError:  # a pool that has just been made may be there and not known yet
+            facts = await self._view.facts(fresh=True)
+            one.pools = pools.choose(facts.pools, one.wish, labels)
         kept: list[KV] = []
         others: list[KV] = []
         for affinity in affinities:
@@ -306,14 +310,7 @@ def _round(request: AutoAssign, host: str, version: int, count: int) -> _Round:
         raise IPAMError(f"provided IPv{version} IPPools list contains one or more IPv{other} IPPools")
     handle = clean_handle(request.handle)
     return _Round(
-        wish=Wish(
-            version=version,
-            use=request.use,
-            host=request.host or host,
-            requested=requested,
-            namespace_labels=request.namespace_labels,
-            longest_prefix=_longest_prefix(version, reserve),
-        ),
+        wish=wish_of(request, host, version),
         owner=Owner(request.host or host, "virtual" if request.use == LOAD_BALANCER else "host"),
         requested=count,
         attribute=AllocationAttribute(handle_id=handle or None, secondary=dict(request.attributes)),
@@ -321,6 +318,18 @@ def _round(request: AutoAssign, host: str, version: int, count: int) -> _Round:
         cap=request.cap,
         max_blocks=request.max_blocks,
         reserve=reserve,
+    )
+
+
+def wish_of(request: AutoAssign, host: str, version: int) -> Wish:
+    """What a request says about pools of one IP version. Raises IPAMError."""
+    return Wish(
+        version=version,
+        use=request.use,
+        host=request.host or host,
+        requested=request.pools4 if version == 4 else request.pools6,
+        namespace_labels=request.namespace_labels,
+        longest_prefix=_longest_prefix(version, request.reserve4 if version == 4 else request.reserve6),
     )
 
 

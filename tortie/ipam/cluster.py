@@ -5,6 +5,7 @@ model, 1.5.)
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 
@@ -23,7 +24,7 @@ from tortie.ipam import addresses
 from tortie.ipam import block as blocks
 from tortie.ipam.allocator import Allocator
 from tortie.ipam.block import Owner, ReleaseRequest
-from tortie.ipam.names import NODE, clean_handle
+from tortie.ipam.names import NODE, clean_handle, warm_handle
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ async def delete_node(client: Client, allocator: Allocator, name: str, *, revisi
     outcome = await allocator.release_ips(releases_for_node(wanted, await allocator.blocks(), name))
     if outcome.error is not None:
         raise outcome.error
+    with contextlib.suppress(ResourceDoesNotExist):
+        await allocator.release_by_handle(warm_handle(name))
     for endpoint in endpoints:
         await _delete(client, WorkloadEndpoint, endpoint.name, endpoint.namespace)
     await allocator.remove_host(Owner(name))

@@ -34,11 +34,14 @@ class HeldAddresses:
 
         Raises ResourceDoesNotExist if there is no such handle.
         """
+        return [address for of_block in (await self.by_block(handle)).values() for address in of_block]
+
+    async def by_block(self, handle: str) -> dict[str, list[str]]:
+        """Block CIDR -> the addresses a handle holds in it. Raises as of()."""
         kv, facts = await together(self._handles.get(handle), self._view.facts())
-        found = await together(
-            *(self._in_block(cidr, handle, facts.cooldown) for cidr in sorted(block_cidrs(kv.value)))
-        )
-        return [address for of_block in found for address in of_block]
+        cidrs = sorted(block_cidrs(kv.value))
+        found = await together(*(self._in_block(cidr, handle, facts.cooldown) for cidr in cidrs))
+        return dict(zip(cidrs, found, strict=True))
 
     async def _in_block(self, cidr: str, handle: str, cooldown: int) -> list[str]:
         try:

@@ -29,6 +29,10 @@ TUNNEL_HANDLES = {  # attribute type -> handle ID without the node name
     "vxlanV6TunnelAddress": "vxlan-v6-tunnel-addr-",
 }
 
+# Addresses that a node keeps ready for its next pods: attribute type, and handle ID without the node name.
+WARM_TYPE = "warmPool"
+_WARM_HANDLE = "warm-pool-"
+
 WINDOWS_RESERVED_HANDLE = "windows-reserved-ipam-handle"  # compared without regard to case
 LOAD_BALANCER_HOST = "load-balancer"  # the virtual owner of Service addresses
 
@@ -46,6 +50,15 @@ def legacy_cni_handle(container_id: str, namespace: str = "", pod: str = "") -> 
 
 def tunnel_handle(attribute_type: str, node: str) -> str:
     return TUNNEL_HANDLES[attribute_type] + node
+
+
+def warm_handle(node: str) -> str:
+    return _WARM_HANDLE + node
+
+
+def is_warm(handle: str | None) -> bool:
+    """Whether it is the handle of a node's ready addresses."""
+    return clean_handle(handle).startswith(_WARM_HANDLE)
 
 
 def vm_handle(network: str, namespace: str, vm: str) -> str:

@@ -128,11 +128,11 @@ class Releaser:
         if released is None:
             return tuple(dict.fromkeys(request.address for request in requests))
         for handle in released.handles:
-            await self._count_down(handles[handle], written)
+            await self.count_down(handles[handle], written)
         await self.keep_consistent(written, facts)
         return released.unallocated
 
-    async def _count_down(self, kv: KV | None, block: Block) -> None:
+    async def count_down(self, kv: KV | None, block: Block) -> None:
         """Set a handle's count for a block just written. Failures are only logged: the addresses are free."""
         if kv is None:
             return

@@ -193,10 +193,9 @@ class SyncedView:
         return self._facts
 
     async def labels(self, node: str) -> Mapping[str, str]:
-        if not self.in_sync or node != self._host:
+        # A node that has just been made may be there and not known yet.
+        if not self.in_sync or node != self._host or self._labels is None:
             return await self._direct.labels(node)
-        if self._labels is None:
-            raise ResourceDoesNotExist(ResourceKey("Node", node))
         return self._labels
 
 

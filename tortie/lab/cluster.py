@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tortie.lab import echo, isolation, pods, probe
+from tortie.lab import echo, isolation, pods, probe, underlay
 from tortie.lab.box import Box, LabError
 from tortie.lab.etcd import Etcd
 from tortie.lab.pods import Pod
 from tortie.lab.runtime import Runtime
+from tortie.lab.underlay import SUBNETS, UNDERLAY, UNDERLAY6, Subnet
 
-UNDERLAY = "172.18.0"  # /24 of the nodes; .1 is the lab itself, where etcd listens
-UNDERLAY6 = "fd00:18"  # /64 of the nodes, likewise
+__all__ = ["UNDERLAY", "UNDERLAY6", "Lab", "LabNode", "command", "tail", "wait_until"]
+
 NETWORK = "k8s-pod-network"
 _UPSTREAM_PLUGINS = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
 _PLUGINS = Path("/opt/cni/bin")
@@ -31,14 +32,15 @@ _PLUGINS = Path("/opt/cni/bin")
 class LabNode:
     """One machine of the cluster and the calico-node on it."""
 
-    def __init__(self, name: str, number: int, lab: "Lab") -> None:
+    def __init__(self, name: str, number: int, lab: "Lab", subnet: Subnet = SUBNETS[0]) -> None:
         self.name = name
-        self.ip = f"{UNDERLAY}.{10 + number}"
-        self.ip6 = f"{UNDERLAY6}::{10 + number:x}"
+        self.ip = subnet.address(10 + number)
+        self.ip6 = subnet.address6(10 + number)
         self.box = Box(name)
         self.runtime = Runtime(self.box, NETWORK)
         self._lab = lab
         self._agent: subprocess.Popen[bytes] | None = None
+        self._backend = ""  # the agent's CALICO_NETWORKING_BACKEND
 
     @property
     def log(self) -> Path:
@@ -58,6 +60,7 @@ class LabNode:
             **self._lab.agent_env,
             **env,
         }
+        self._backend = settings.get("CALICO_NETWORKING_BACKEND", "")
         self._agent = self.box.start([command("calico-node")], self.log, settings)
 
     def stop_agent(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -92,13 +95,16 @@ class LabNode:
         return words[-1].endswith(b"calico-node")
 
     def ready(self) -> bool:
-        answer = self.box.run(command("calico-node"), "-felix-ready", "-bird-ready", check=False)
+        checks = ["-felix-ready", "-bird-ready"]
+        if self._backend == "vxlan":
+            checks.remove("-bird-ready")  # there is none
+        answer = self.box.run(command("calico-node"), *checks, check=False)
         return answer.returncode == 0
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
         wait_until(condition, f"{self.name}: {what}", timeout, lambda: tail(self.log))
 
-    def wait_ready(self, timeout: float = 60.0) -> None:
+    def wait_ready(self, timeout: float = 120.0) -> None:
         """Until felix and BGP are ready; at once an error if calico-node gave up."""
 
         def ready_or_ended() -> bool:
@@ -115,14 +121,23 @@ class LabNode:
 
 class Lab:
     def __init__(
-        self, folder: Path, nodes: int = 3, *, ipv6: bool = False, agent_env: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        nodes: int = 3,
+        *,
+        ipv6: bool = False,
+        agent_env: Mapping[str, str] | None = None,
+        remote: int = 0,
     ) -> None:
-        """`folder` takes logs and etcd's data; `agent_env` goes to every calico-node."""
+        """`folder` takes logs and etcd's data; `agent_env` goes to every calico-node.
+
+        The last `remote` nodes are in a second network, behind a router.
+        """
         isolation.require()
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.agent_env = dict(agent_env or {})
-        self._ipv6 = ipv6
+        self._ipv6, self._remote = ipv6, remote
         if ipv6:
             self.agent_env.setdefault("IP6", "autodetect")
         self.etcd = Etcd(folder / "etcd", f"{UNDERLAY}.1")
@@ -136,8 +151,8 @@ class Lab:
     def up(self, tell: Callable[[str], None] = lambda _text: None) -> None:
         """Bring the cluster up and wait until every node is ready."""
         self.lay_ground(tell)
-        for _ in range(self._count):
-            node = self.add_machine()
+        for index in range(self._count):
+            node = self.add_machine(SUBNETS[index >= self._count - self._remote])
             tell(f"{node.name} at {node.ip}: calico-node")
             node.start_agent()
         for node in self.nodes.values():
@@ -147,44 +162,30 @@ class Lab:
 
     def lay_ground(self, tell: Callable[[str], None] = lambda _text: None) -> None:
         """What the machines of a cluster need: a network between them, and a datastore, empty."""
-        tell(f"underlay bridge {UNDERLAY}.0/24")
-        ip("link", "add", "underlay", "type", "bridge")
-        ip("addr", "add", f"{UNDERLAY}.1/24", "dev", "underlay")
-        ip("-6", "addr", "add", f"{UNDERLAY6}::1/64", "dev", "underlay", "nodad")
-        ip("link", "set", "underlay", "up")
+        underlay.lay(2 if self._remote else 1, tell)
         tell(f"etcd at {self.etcd.endpoint}")
         self.etcd.start()
 
-    def add_machine(self) -> LabNode:
+    def add_machine(self, subnet: Subnet = SUBNETS[0]) -> LabNode:
         """One more machine, with the CNI plugins installed; nothing runs on it yet."""
         number = next(n for n in itertools.count(1) if f"node-{n}" not in self.nodes)
         name = f"node-{number}"
-        node = LabNode(name, number, self)
+        node = LabNode(name, number, self, subnet)
         self.nodes[name] = node
-        self._plug_in(node.box, node.ip, node.ip6)
+        underlay.plug_in(node.box, subnet, 10 + number, ipv6=self._ipv6)
         self._install_cni(node)
         return node
 
     def add_host(self, name: str, number: int) -> Box:
         """A machine on the underlay that is no node, such as a router: at address .NUMBER, IPv6 ::NUMBER."""
         box = self.hosts[name] = Box(name)
-        self._plug_in(box, f"{UNDERLAY}.{number}", f"{UNDERLAY6}::{number:x}")
+        underlay.plug_in(box, SUBNETS[0], number, ipv6=self._ipv6)
         return box
-
-    def _plug_in(self, box: Box, address: str, address6: str) -> None:
-        port = _port(box.name)
-        ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(box.pid))
-        ip("link", "set", port, "master", "underlay", "up")
-        box.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
-        if self._ipv6:
-            box.run("ip", "-6", "addr", "add", f"{address6}/64", "dev", "eth0", "nodad")
-        box.run("ip", "link", "set", "eth0", "up")
-        box.run("ip", "route", "add", "default", "via", f"{UNDERLAY}.1")
 
     def unplug_machine(self, name: str) -> None:
         """Switch a machine without pods off for good; the datastore keeps what it says of it."""
         self.nodes.pop(name).box.power_off()
-        _unplug(name)
+        underlay.unplug(name)
 
     def remove_machine(self, name: str) -> None:
         """The same, and have the cluster forget it."""
@@ -233,10 +234,10 @@ class Lab:
             box.power_off()
         self.etcd.stop()
         for name in [*self.nodes, *self.hosts]:
-            _unplug(name)
+            underlay.unplug(name)
         self.nodes.clear()
         self.hosts.clear()
-        subprocess.run(["ip", "link", "del", "underlay"], check=False, capture_output=True)
+        underlay.remove()
 
     # --- pods -----------------------------------------------------------------------------------
 
@@ -296,16 +297,6 @@ class Lab:
         return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=60)
 
 
-def _port(node: str) -> str:
-    """The bridge's interface towards a node."""
-    return f"to-{node}"[:15]
-
-
-def _unplug(node: str) -> None:
-    """A dead namespace's interfaces go in the kernel's own time; whoever is next has the same names."""
-    subprocess.run(["ip", "link", "del", _port(node)], check=False, capture_output=True)
-
-
 def wait_until(
     condition: Callable[[], bool], what: str, timeout: float, evidence: Callable[[], str] = lambda: ""
 ) -> None:
@@ -334,13 +325,6 @@ def shim_path() -> Path:
     if not path.exists():
         raise LabError(f"{path} is missing: run ./dev build first")
     return path
-
-
-def ip(*args: str) -> None:
-    """The ip command in the lab's own namespace."""
-    result = subprocess.run(["ip", *args], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise LabError(f"ip {' '.join(args)}: {result.stderr.strip()}")
 
 
 def render_matrix(names: Sequence[str], answers: Mapping[tuple[str, str], probe.Answer]) -> str:

@@ -6,12 +6,14 @@ a reused pid is never mistaken for it) stands in a state file. Ending the keeper
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tortie.core.errors import TortieError
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.command == "demo":
-            return _down() if args.down else _demo(args.nodes)
+            return _remove() if args.down else _demo(args.nodes)
         if args.command == "shell":
             return _shell(args.where, args.words)
         return _keep(args.nodes)
@@ -52,14 +54,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _demo(nodes: int) -> int:
     """Show the demo; stay until Ctrl-C on a terminal, else leave the cluster running and return."""
-    if _keeper_pid() is not None:
-        print("removing the demo that is up", flush=True)
-    _down(quiet=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     keeper = None
     try:
-        keeper = _start_keeper(nodes)
+        with _alone():
+            if _keeper_pid() is not None:
+                print("removing the demo that is up", flush=True)
+            _down()
+            keeper = _start_keeper(nodes)
         if not _follow(keeper):
             print("error: the cluster did not come up", file=sys.stderr)
             _end(keeper)
@@ -93,8 +96,20 @@ def _start_keeper(nodes: int) -> subprocess.Popen[bytes]:
 
 def _end(keeper: subprocess.Popen[bytes] | None) -> None:
     """Remove our own cluster, but none that took its place meanwhile."""
-    if keeper is None or _keeper_pid() in (keeper.pid, None):
-        _down(quiet=True)
+    with _alone():
+        if keeper is None or _keeper_pid() in (keeper.pid, None):
+            _down()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """No other demo of this machine changes STATE meanwhile. The lock is of the folder that it is in."""
+    folder = os.open(STATE.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _follow(keeper: subprocess.Popen[bytes]) -> bool:
@@ -112,7 +127,14 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _down(quiet: bool = False) -> int:
+def _remove() -> int:
+    with _alone():
+        print("removed" if _down() else "no demo is running")
+    return 0
+
+
+def _down() -> bool:
+    """Whether there was one. The caller is alone."""
     keeper = _keeper_pid()
     if keeper is not None:
         first = _first_process(keeper)
@@ -124,9 +146,7 @@ def _down(quiet: bool = False) -> int:
         while (_started(keeper) or _started(first)) and time.monotonic() < deadline:
             time.sleep(0.02)
     shutil.rmtree(STATE, ignore_errors=True)
-    if not quiet:
-        print("removed" if keeper is not None else "no demo is running")
-    return 0
+    return keeper is not None
 
 
 def _first_process(keeper: int) -> int:

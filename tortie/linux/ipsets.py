@@ -1,11 +1,13 @@
 """Makes the kernel's IP sets what they should be. A Target for the reconciler, keyed by set name.
 
 What it relies on and gives:
-- A set is filled before apply() returns, so a rule written afterwards finds it whole.
+- A set is filled before apply() returns, so a rule written afterwards finds it whole. A new one that cannot
+  be filled goes again: a rule that denies its members must not find half of them.
 - Members change one by one inside a living set, additions first: a member that stays is never missing.
-- A set whose size limit changed is built under a temporary name and swapped in: rules that name it see
-  the old content or the new one. The kernel swaps only sets of one type; a set of another type is
-  destroyed first, which fails while a rule names it. (The ids of felix's sets imply their type.)
+- A set whose size limit changed, or that has no room for its old and new members at once, is built under a
+  temporary name and swapped in: rules that name it see the old content or the new one. The kernel swaps
+  only sets of one type; a set of another type is destroyed first, which fails while a rule names it. (The
+  ids of felix's sets imply their type.)
 - A set that a rule still names cannot be destroyed; its key then fails and is tried again.
 
 Members are compared as text: the caller gives them as the kernel prints them (addresses of inet_ntop,
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tortie.core.errors import KernelError
+from tortie.linux.overtaken import Writes
 from tortie.linux.process import run
 
 SetType = Literal["hash:ip", "hash:net", "hash:ip,port"]
@@ -54,14 +57,17 @@ class SetTarget:
     def __init__(self, version: int) -> None:
         self._version = version
         self._known: dict[str, IPSet] = {}  # name -> as read or written last
+        self._writes = Writes()
 
     async def read(self) -> Mapping[str, IPSet]:
-        """Our sets of this version. Raises KernelError."""
+        """Our sets of this version. Raises KernelError, also if a write overtakes it."""
+        mark = self._writes.mark()
         saved = await run("ipset", "save", deadline=_DEADLINE)
         if saved.status:
             raise KernelError("read", "IP sets", text=saved.reason)
-        known = {}
-        for name, found in (await _parse(saved.output)).items():
+        everything, known = await _parse(saved.output), {}
+        self._writes.check(mark, "IP sets")
+        for name, found in everything.items():
             if found.version == self._version and OURS.match(name):
                 before = self._known.get(name)
                 # The same object for an unchanged set: comparing it again later costs nothing.
@@ -70,10 +76,16 @@ class SetTarget:
         return dict(known)
 
     async def apply(self, update: Mapping[str, IPSet], delete: Collection[str]) -> Mapping[str, str]:
+        with self._writes.under_way():
+            return await self._apply(update, delete)
+
+    async def _apply(self, update: Mapping[str, IPSet], delete: Collection[str]) -> Mapping[str, str]:
         failed: dict[str, str] = {}
         reshaped = [name for name in update if name in self._known and not self._fits(name, update[name])]
         plain = {name: wanted for name, wanted in update.items() if name not in reshaped}
         await self._restore({name: list(self._changes(name, plain[name])) for name in plain}, failed)
+        half = [name for name in plain if name in failed and name not in self._known]
+        await self._restore({name: [f"destroy {name}"] for name in half}, {})
         for name in reshaped:
             await self._rebuild(name, update[name], failed)
         await self._restore({name: [f"destroy {name}"] for name in delete}, failed)
@@ -89,7 +101,12 @@ class SetTarget:
     # --- steps ----------------------------------------------------------------------------------
 
     def _fits(self, name: str, wanted: IPSet) -> bool:
-        return self._known[name].shaped_like(wanted)
+        """Whether the set can become what is wanted member by member, additions first."""
+        known = self._known[name]
+        if not known.shaped_like(wanted):
+            return False
+        room = wanted.maximum
+        return len(known.members) + len(wanted.members) <= room or len(known.members | wanted.members) <= room
 
     def _changes(self, name: str, wanted: IPSet) -> Iterator[str]:
         known = self._known.get(name)

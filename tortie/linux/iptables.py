@@ -18,12 +18,14 @@ What it relies on and gives:
 
 import asyncio
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tortie.core.errors import KernelError
+from tortie.linux.generation import generation
 from tortie.linux.iptables_backend import Tools
+from tortie.linux.overtaken import Writes
 from tortie.linux.process import run
 
 
@@ -72,7 +74,13 @@ _LINE = re.compile(r"line:? (\d+)")
 _INCOMPATIBLE = re.compile(r"# Table `(\w+)' (?:is|contains) incompatible")
 _DROP: Rules = (RuleText("", "--jump DROP"),)
 _MAX_REPLACED = 16  # chains replaced in one transaction; more means that something else is wrong
+# `*-restore` reads 10239 bytes as a line and what follows as the next one, which could be anything; of
+# words it takes 251.
+_LONGEST_LINE = 10_000
+_MOST_WORDS = 250
+_QUOTED = re.compile(r'"[^"]*"')
 _TABLES = ("raw", "mangle", "nat", "filter")
+_LINES_AT_ONCE, _CHAINS_AT_ONCE = 5000, 500  # looked at before the loop runs again: about 3 ms each
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -81,8 +89,13 @@ _TABLES = ("raw", "mangle", "nat", "filter")
 def parse_save(text: str) -> dict[Key, list[str]]:
     """All chains of the tables we use and their rules, from the output of iptables-save."""
     chains: dict[Key, list[str]] = {}
-    table = ""
-    for line in text.splitlines():
+    _take_lines(text.splitlines(), "", chains)
+    return chains
+
+
+def _take_lines(lines: Iterable[str], table: str, chains: dict[Key, list[str]]) -> str:
+    """Goes on with `lines` of `table`; returns the table that the last of them belongs to."""
+    for line in lines:
         kind = line[:1]
         if kind == "*":
             table = line[1:].strip()
@@ -91,7 +104,7 @@ def parse_save(text: str) -> dict[Key, list[str]]:
         elif line.startswith("-A ") and table in _TABLES:
             _, chain, *rule = line.split(" ", 2)
             chains.setdefault((table, chain), []).append(rule[0] if rule else "")
-    return chains
+    return table
 
 
 def found(chain: str, rules: Collection[str]) -> Found:
@@ -115,6 +128,21 @@ def ours(chains: Mapping[Key, list[str]]) -> dict[Key, Found]:
     return {key: one for key, one in everything.items() if OWN_CHAIN.match(key[1]) or any(one.hashes)}
 
 
+async def _ours_in(text: str) -> dict[Key, Found]:
+    """ours(parse_save(text)) in pieces, between which the loop runs."""
+    chains: dict[Key, list[str]] = {}
+    found: dict[Key, Found] = {}
+    lines, table = text.splitlines(), ""
+    for start in range(0, len(lines), _LINES_AT_ONCE):
+        table = _take_lines(lines[start : start + _LINES_AT_ONCE], table, chains)
+        await asyncio.sleep(0)
+    keys = list(chains)
+    for start in range(0, len(keys), _CHAINS_AT_ONCE):
+        found |= ours({key: chains[key] for key in keys[start : start + _CHAINS_AT_ONCE]})
+        await asyncio.sleep(0)
+    return found
+
+
 # --- the target ---------------------------------------------------------------------------------
 
 
@@ -133,28 +161,37 @@ class TableTarget:
         self._append = append
         self._expendable = expendable
         self._known: dict[Key, Found] = {}  # as read or written last
+        self._writes = Writes()
+        self._generation: int | None = None  # that was read last, if nothing was written since
 
     async def read(self) -> Mapping[Key, Content]:
-        """Our chains and our rules in the kernel's. Raises KernelError."""
+        """Our chains and our rules in the kernel's. Raises KernelError, also if a write overtakes it."""
+        number = generation() if self._tools.counted else None
+        if number is not None and number == self._generation:
+            return dict(self._known)
+        mark = self._writes.mark()
         saved = await run(*self._tools.save)
         if saved.status:
             raise KernelError("read", "iptables rules", text=saved.reason)
         if match := _INCOMPATIBLE.search(saved.output):
             text = "holds rules that only nft can show; whoever wrote them must use a table of their own"
             raise KernelError("read", f"table {match[1]}", text=text)
-        await asyncio.sleep(0)
-        self._known = ours(parse_save(saved.output))
-        return dict(self._known)
+        known = await _ours_in(saved.output)
+        self._writes.check(mark, "iptables rules")
+        self._known, self._generation = known, number
+        return dict(known)
 
     async def apply(self, update: Mapping[Key, Content], delete: Collection[Key]) -> Mapping[Key, str]:
         """One transaction per table for what changes, then one for what goes."""
         failed: dict[Key, str] = {}
-        for table in _TABLES:
-            changing = {key: content for key, content in update.items() if key[0] == table}
-            leaving = [key for key in delete if key[0] == table]
-            unhooked = [key for key in leaving if not OWN_CHAIN.match(key[1])]
-            await self._write(table, changing, unhooked, failed)
-            await self._remove(table, [key for key in leaving if key not in unhooked], failed)
+        self._generation = None
+        with self._writes.under_way():
+            for table in _TABLES:
+                changing = {key: content for key, content in update.items() if key[0] == table}
+                leaving = [key for key in delete if key[0] == table]
+                unhooked = [key for key in leaving if not OWN_CHAIN.match(key[1])]
+                await self._write(table, changing, unhooked, failed)
+                await self._remove(table, [key for key in leaving if key not in unhooked], failed)
         return failed
 
     def same(self, desired: Content, actual: Content) -> bool:
@@ -178,14 +215,20 @@ class TableTarget:
     ) -> None:
         if not changing and not unhooked:
             return
-        replaced: dict[Key, str] = {}  # chains the kernel refused -> its reason
+        replaced = self._unreadable(changing)  # chains that are refused -> the reason
+        most = len(replaced) + _MAX_REPLACED
         while True:
             lines = list(self._change_lines(changing, unhooked, replaced))
             refusal, line = await self._restore(table, lines)
             if not refusal:
                 break
             culprit = lines[line - 1][0] if 0 < line <= len(lines) else None
-            if culprit is None or not self._may_replace(culprit, table, replaced):
+            if (
+                culprit is None
+                or culprit in replaced
+                or len(replaced) == most
+                or not self._may_replace(culprit)
+            ):
                 where = f" (chain {culprit[1]})" if culprit else ""
                 failed.update(dict.fromkeys([*changing, *unhooked], f"{refusal}{where}"))
                 return
@@ -196,10 +239,18 @@ class TableTarget:
         for key in unhooked:
             self._known.pop(key, None)
 
-    def _may_replace(self, key: Key, table: str, replaced: Mapping[Key, str]) -> bool:
-        if table == "nat" or key in replaced or len(replaced) == _MAX_REPLACED:
-            return False
-        return self._expendable(key[1])
+    def _may_replace(self, key: Key) -> bool:
+        return key[0] != "nat" and self._expendable(key[1])
+
+    def _unreadable(self, changing: Mapping[Key, Content]) -> dict[Key, str]:
+        """The chains that may be replaced and that `*-restore` could not read, with the reason."""
+        found: dict[Key, str] = {}
+        for key, content in changing.items():
+            if isinstance(content, Own) and self._may_replace(key):
+                reasons = (_why_unreadable(f"-A {key[1]} {rule.text}") for rule in content.rules)
+                if reason := next(filter(None, reasons), ""):
+                    found[key] = reason
+        return found
 
     def _change_lines(
         self, changing: Mapping[Key, Content], unhooked: Collection[Key], replaced: Collection[Key]
@@ -238,12 +289,23 @@ class TableTarget:
 
     async def _restore(self, table: str, lines: list[tuple[Key, str]]) -> tuple[str, int]:
         """("", 0), or why the table was left as it was and which of `lines` (from 1) is to blame."""
+        for number, (_, line) in enumerate(lines, 1):
+            if reason := _why_unreadable(line):
+                return reason, number
         text = "\n".join([f"*{table}", *(line for _, line in lines), "COMMIT", ""])
         done = await run(*self._tools.restore, given=text)
         if done.status == 0:
             return "", 0
         match = _LINE.search(done.complaint)
         return " ".join(done.reason.split()), int(match[1]) - 1 if match else 0
+
+
+def _why_unreadable(line: str) -> str:
+    if len(line) > _LONGEST_LINE or "\n" in line:
+        return f"iptables cannot read a rule of {len(line)} characters as one line"
+    if line.count(" ") >= _MOST_WORDS and len(_QUOTED.sub("_", line).split()) > _MOST_WORDS:
+        return f"iptables cannot read a rule of more than {_MOST_WORDS} words"
+    return ""
 
 
 def _hashes(rules: Rules) -> tuple[str, ...]:

@@ -21,10 +21,11 @@ _CANARIES = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")  # chains that the
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The commands for one IP version and backend."""
+    """The commands for one IP version and backend. `counted`: generation() tells of each change."""
 
     save: tuple[str, ...]
     restore: tuple[str, ...]
+    counted: bool = False
 
 
 def tools(version: int, backend: Backend, lock_probe_ms: int = 50) -> Tools:
@@ -39,6 +40,7 @@ def tools(version: int, backend: Backend, lock_probe_ms: int = 50) -> Tools:
     return Tools(
         (_program(version, backend, "save"),),
         (_program(version, backend, "restore"), "--noflush", *wait),
+        counted=backend == "nft",
     )
 
 

@@ -37,7 +37,7 @@ _SOL_NETLINK = 270
 _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 10, 11, 12  # options of that level
 _SO_RCVBUFFORCE = 33
 
-BATCH = 256  # messages per sendmsg: their acknowledgements (768 bytes each) fit any receive buffer
+BATCH = 256  # messages per sendmsg: if all are refused, the answers (768 bytes each) fit any receive buffer
 _BATCH_BYTES = 64 * 1024  # well under the default send buffer of 208 KiB
 _RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes; a burst of some 5,000 events is kept while a reader is busy
 _DATAGRAM = 64 * 1024  # bytes; the kernel fills at most 32 KiB of a dump into one datagram
@@ -46,20 +46,21 @@ _LOST_AFTER_MS = 1000  # how long to wait for an answer that should have been th
 
 
 class NetlinkSocket:
-    """A NETLINK_ROUTE socket in the caller's current network namespace.
+    """A socket of rtnetlink, or another `protocol`, in the caller's current network namespace.
 
     `groups`: bit mask of multicast groups whose events receive() returns; request(), get() and
     dump() belong on a socket without groups. Raises KernelError if the kernel lacks strict checking
     (Linux before 5.0).
     """
 
-    def __init__(self, groups: int = 0) -> None:
+    def __init__(self, groups: int = 0, protocol: int = socket.NETLINK_ROUTE) -> None:
         self._sequence = 0
+        self._lost = False  # whether the kernel had to drop answers to the last request
         self._buffer = bytearray(_DATAGRAM)
         self._view = memoryview(self._buffer)
         try:
             flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-            self._socket = socket.socket(socket.AF_NETLINK, flags, socket.NETLINK_ROUTE)
+            self._socket = socket.socket(socket.AF_NETLINK, flags, protocol)
         except OSError as err:
             raise _failure("open", "netlink socket", err) from err
         try:
@@ -77,6 +78,11 @@ class NetlinkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         self._socket.bind((0, groups))
         self._port: int = self._socket.getsockname()[0]
+
+    @property
+    def port(self) -> int:
+        """What the kernel calls this socket: the sender of requests, also in events that they cause."""
+        return self._port
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -128,29 +134,30 @@ class NetlinkSocket:
         raise refusal(message, errno.ENOBUFS, "the answer was lost")
 
     def _request(self, batch: Sequence[Message]) -> list[KernelError | None]:
+        """The kernel answers what it refuses, and the last message in any case: then the others are done."""
         first = self._next_sequence(len(batch))
-        wire = b"".join([frame(message, first + i, NLM_F_ACK) for i, message in enumerate(batch)])
+        last = len(batch) - 1
+        wire = b"".join(
+            [frame(message, first + i, NLM_F_ACK if i == last else 0) for i, message in enumerate(batch)]
+        )
         try:
             self._send(wire, batch[0])
         except KernelError as err:
             return [KernelError(message.operation, message.what, err.errno, err.text) for message in batch]
-        unanswered = len(batch)
-        answered: list[bool] = [False] * len(batch)
         results: list[KernelError | None] = [None] * len(batch)
+        answered: set[int] = set()  # indices
         for reply in self._answers(first, len(batch)):
             if reply.kind != NLMSG_ERROR:
                 continue
             index = reply.sequence - first
+            answered.add(index)
             number, told = acknowledgement(reply)
             if number:
                 results[index] = refusal(batch[index], number, told)
-            unanswered -= not answered[index]
-            answered[index] = True
-            if not unanswered:
+            if index == last and not self._lost:
                 return results
-        for index, message in enumerate(batch):
-            if not answered[index]:
-                results[index] = refusal(message, errno.ENOBUFS, "the answer was lost")
+        for index in set(range(len(batch))) - answered:
+            results[index] = refusal(batch[index], errno.ENOBUFS, "the answer was lost")
         return results
 
     # --- dumps ----------------------------------------------------------------------------------
@@ -217,18 +224,18 @@ class NetlinkSocket:
 
         Anything else is left over from a request that was broken off and is skipped.
         """
-        overrun = False
+        self._lost = False
         while True:
             try:
                 datagram = self._receive()
             except BlockingIOError:
-                if overrun or not self._more():
+                if self._lost or not self._more():
                     return
                 continue
             except KernelError as err:
                 if err.errno != errno.ENOBUFS:
                     raise
-                overrun = True  # some answers are lost, others still queued
+                self._lost = True  # some answers are lost, others still queued
                 continue
             if datagram is None:
                 continue

@@ -9,13 +9,15 @@ What it relies on and gives:
 - Each rule carries the comment `cali:<hash>`, and the hash covers all rules before it in its chain. Reading
   is therefore comparing hashes; the kernel's rewording of a rule never matters.
 - Everything that differs is written at once, whether asked for or not: the kernel takes the transaction as
-  a whole or leaves everything as it was. A changed chain is flushed and filled again within it.
+  a whole or leaves everything as it was. A changed chain is flushed and filled again within it. Once all is
+  written, only what is asked for can differ, and nothing else is looked at.
 - After five failures in a row the table is deleted and built anew, sets included, in that same transaction:
   packets meet the old rules or the new ones, and nothing that stood in the way survives.
 - A chain that the kernel refuses and that may be replaced (`expendable`) is written as a single drop, so
   that it neither opens nor holds up the rest; its key fails with the kernel's reason.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from tortie.core.errors import KernelError
+from tortie.linux.generation import generation
+from tortie.linux.overtaken import Writes
 from tortie.linux.process import Finished, run
 
 Family = Literal["ip", "ip6", "arp"]
@@ -99,9 +103,6 @@ class _ListedRule(msgspec.Struct):
 class _Named(msgspec.Struct):
     name: str
     elem: list[msgspec.Raw] = []
-
-
-_Element = tuple[str, dict[str, dict[str, str] | None]]  # ["eth0", {"goto": {"target": "chain"}}]
 
 
 class _Listed(msgspec.Struct):
@@ -210,19 +211,27 @@ class TableTarget:
         self._known: dict[Key, Content] = {}  # as read or written last
         self._lost: list[str] = []  # sets that were not there when the table was read last
         self._failures = 0  # transactions refused in a row
+        self._writes = Writes()
+        self._generation: int | None = None  # that was read last, if nothing was written since
+        self._settled = False  # all that is wanted stood after the last transaction
         self.wanted: Mapping[Key, Content] | None = None
 
     async def read(self) -> Mapping[Key, Content]:
-        """Everything in the table but its sets. Raises KernelError."""
+        """Everything in the table but its sets. Raises KernelError, also if a write overtakes it."""
+        if (number := generation()) is not None and number == self._generation:
+            return dict(self._known)
+        mark, standing = self._writes.mark(), set(self._sets.names)
         text = await listing("-t", "list", "table", *self._table.split())
-        self._known = {}
-        chains, maps, sets = ({}, [], []) if text is None else parse_table(text)
-        self._lost = [name for name in self._sets.names if name not in sets]
-        self._known.update(chains)
+        chains, maps, sets = ({}, [], []) if text is None else await asyncio.to_thread(parse_table, text)
+        known: dict[Key, Content] = dict(chains)
         for name in maps:
             listed = await listing("list", "map", *self._table.split(), name)
-            self._known["map", name] = Map() if listed is None else parse_map(listed)
-        return dict(self._known)
+            known["map", name] = Map() if listed is None else parse_map(listed)
+        self._writes.check(mark, f"table {self._table}")
+        self._known, self._settled, self._generation = known, False, number
+        # Sets that came or went while this was read are none that somebody took away.
+        self._lost = [name for name in self._sets.names if name in standing and name not in sets]
+        return dict(known)
 
     async def holds(self, *chains: str) -> bool:
         """Whether rules of ours stand in any of these. Raises KernelError."""
@@ -238,9 +247,13 @@ class TableTarget:
             wanted = {key: content for key, content in self._known.items() if key not in delete} | dict(
                 update
             )
+        self._generation = None
+        touched = dict.fromkeys([*update, *delete] if self._settled else [*wanted, *self._known])
+        self._settled = False
         while True:
-            lines = list(self._transaction(wanted, replaced))
-            done = await nft("-f", "-", given="".join(f"{line}\n" for _, line in lines))
+            lines = list(self._transaction(wanted, touched, replaced))
+            with self._writes.under_way():
+                done = await nft("-f", "-", given="".join(f"{line}\n" for _, line in lines))
             if done.status == 0:
                 break
             refused = self._refused(done, lines)
@@ -249,7 +262,12 @@ class TableTarget:
                 return dict.fromkeys([*update, *delete], " ".join(done.reason.split()))
             replaced.update(refused)
         self._failures, self._lost = 0, []
-        self._known = {key: Found(("",)) if key in replaced else content for key, content in wanted.items()}
+        self._settled = self.wanted is not None and not replaced
+        for key in touched:
+            if key in wanted:
+                self._known[key] = Found(("",)) if key in replaced else wanted[key]
+            else:
+                self._known.pop(key, None)
         return {key: f"drops everything instead: {why}" for key, why in replaced.items()}
 
     def same(self, desired: Content, actual: Content) -> bool:
@@ -281,23 +299,24 @@ class TableTarget:
     # --- the transaction ------------------------------------------------------------------------
 
     def _transaction(
-        self, wanted: Mapping[Key, Content], replaced: Collection[Key]
+        self, wanted: Mapping[Key, Content], touched: Collection[Key], replaced: Collection[Key]
     ) -> Iterator[tuple[Key | None, str]]:
-        """All its lines, each with the key it belongs to."""
-        rebuild = self._failures >= _PATIENCE or self._rehooked(wanted)
+        """All its lines, each with the key it belongs to. Only what is `touched` may differ."""
+        rebuild = self._failures >= _PATIENCE or self._rehooked(wanted, touched)
         known: Mapping[Key, Content] = {} if rebuild else self._known
         yield None, f"add table {self._table}"
         if rebuild:
             yield None, f"delete table {self._table}"
             yield None, f"add table {self._table}"
         dirty = {
-            key: content
-            for key, content in wanted.items()
-            if key not in known or key in replaced or not self.same(content, known[key])
+            key: wanted[key]
+            for key in (wanted if rebuild else touched)
+            if key in wanted
+            and (key not in known or key in replaced or not self.same(wanted[key], known[key]))
         }
         chains = {key: content for key, content in dirty.items() if isinstance(content, Chain)}
         maps = {key: content for key, content in dirty.items() if isinstance(content, Map)}
-        gone = [key for key in known if key not in wanted]
+        gone = [key for key in touched if key in known and key not in wanted]
         yield from self._map_removals(maps, known)
         yield from self._chain_starts(chains, known)
         for line in self._sets.creation(self._sets.names if rebuild else self._lost):
@@ -308,9 +327,9 @@ class TableTarget:
         yield from self._map_additions(maps, known)
         yield from self._removals(gone)
 
-    def _rehooked(self, wanted: Mapping[Key, Content]) -> bool:
+    def _rehooked(self, wanted: Mapping[Key, Content], touched: Collection[Key]) -> bool:
         """Whether a base chain stands at the wrong hook, which only a new table can mend."""
-        pairs = ((content, self._known.get(key)) for key, content in wanted.items())
+        pairs = ((wanted.get(key), self._known.get(key)) for key in touched)
         return any(
             isinstance(content, Chain) and isinstance(before, Found) and before.base != content.base
             for content, before in pairs

@@ -15,12 +15,15 @@ What the kernel adds to the task (tests/linux/test_linux_route_target.py shows e
 - A key can hold several routes: by append in both families, and in IPv6 because replace looks for a
   route that likewise has, or has not, a gateway and lets the other kind stand. Replace then hits an
   arbitrary one, so all ours are deleted one by one and the wish is created anew.
+- In IPv6 a gateway within the route's own destination (a VXLAN tunnel's far end) must not be reached by
+  another interface: not even by the route that is to be replaced, which therefore goes first.
 - Deleting metric 0 in IPv4 matches any metric. If ours with a higher metric stand under the same
   destination, they are written again in the same batch.
 """
 
 import asyncio
 import errno
+import ipaddress
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from socket import AF_INET, AF_INET6
@@ -86,6 +89,10 @@ class RouteTarget:
         await self._carry_out(self._deletions(delete, update), failed)
         await self._carry_out(self._deletions(making_room, update), failed)
         await self._carry_out(self._replacements(update, failed), failed)
+        if blocked := [key for key in failed if key in update and _leads_to_its_gateway(update[key])]:
+            for key in blocked:
+                del failed[key]
+            await self._carry_out(self._anew(blocked, update), failed)
         for key in delete:
             self._known.pop(key, None)
         self._known.update({key: route for key, route in update.items() if key not in failed})
@@ -131,6 +138,11 @@ class RouteTarget:
             except KernelError as err:  # a value without wire form concerns nobody else
                 failed[key] = str(err)
 
+    def _anew(self, keys: Iterable[RouteKey], update: Mapping[RouteKey, Route]) -> Iterator[Step]:
+        for key in keys:
+            yield key, delete_message(key)
+            yield key, replace_message(update[key])
+
     async def _carry_out(self, steps: Iterator[Step], failed: dict[RouteKey, str]) -> None:
         while batch := list(islice(steps, BATCH)):
             results = self._netlink.request([message for _, message in batch])
@@ -145,4 +157,12 @@ def _only_hop(route: Route) -> NextHop | None:
 
     Without one the kernel takes a multipath route as a whole, with one it takes that way out of it.
     """
-    return route.hops[0] if len(route.hops) == 1 else None
+    hops = route.hops
+    return hops[0] if len(hops) == 1 else None
+
+
+def _leads_to_its_gateway(route: Route) -> bool:
+    """Whether an IPv6 route's gateway is in its destination."""
+    if route.gateway is None or ":" not in route.dst:
+        return False
+    return ipaddress.IPv6Address(route.gateway) in ipaddress.IPv6Network(route.dst)

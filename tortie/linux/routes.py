@@ -14,6 +14,7 @@ import errno
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from enum import IntEnum
+from functools import lru_cache
 from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import NamedTuple
@@ -69,6 +70,7 @@ _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH, _TABLE, _VIA = 
 _METRIC_MTU = 2  # RTAX_MTU
 _MTU_MAX = 65520  # ip_metrics_convert() in net/ipv4/metrics.c cuts down to this
 _VIA_FAMILY = Struct("=H")
+_ALIKE = 1024  # encoded next hops remembered: a cluster's nodes, twice as many as Calico advises for a mesh
 
 
 class RouteKey(NamedTuple):
@@ -191,21 +193,10 @@ def replace_message(route: Route) -> Message:
     Raises KernelError (EINVAL) for a value that has no wire form.
     """
     family, prefix, dst = _pack_dst(route.dst)
-    parts = [_attribute_dst(dst, prefix), _attribute_table(route.table)]
-    if route.metric:
-        parts.append(attribute_u32(_PRIORITY, route.metric))
-    flags = 0
-    if len(route.nexthops) > 1:
-        hops = b"".join([_pack_hop(hop, family) for hop in route.nexthops])
-        parts.append(attribute(_MULTIPATH, hops))
-    else:
-        for hop in route.hops:
-            flags = _ONLINK if hop.onlink else 0
-            parts.append(_attributes_way(hop, family))
-    if route.src is not None:
-        parts.append(attribute(_PREFSRC, pack_address(route.src)))
-    if route.mtu:
-        parts.append(nested(_METRICS, attribute_u32(_METRIC_MTU, route.mtu)))
+    flags, rest = _rest(
+        family, route.type, route.table, route.metric, route.ifindex, route.gateway, route.onlink,
+        route.nexthops, route.src, route.mtu,
+    )  # fmt: skip
     head = _RTMSG.pack(
         family,
         prefix,
@@ -218,7 +209,32 @@ def replace_message(route: Route) -> Message:
         flags,
     )
     create = codec.NLM_F_CREATE | codec.NLM_F_REPLACE
-    return Message(RTM_NEWROUTE, create, head + b"".join(parts), "replace", f"route {route.dst}")
+    return Message(
+        RTM_NEWROUTE, create, head + _attribute_dst(dst, prefix) + rest, "replace", f"route {route.dst}"
+    )
+
+
+@lru_cache(_ALIKE)
+def _rest(
+    family: int, kind: RouteType, table: int, metric: int, ifindex: int | None, gateway: str | None,
+    onlink: bool, nexthops: tuple[NextHop, ...], src: str | None, mtu: int,
+) -> tuple[int, bytes]:  # fmt: skip
+    """(flags, attributes) of a route besides its destination; thousands have the same."""
+    parts = [_attribute_table(table)]
+    if metric:
+        parts.append(attribute_u32(_PRIORITY, metric))
+    flags = 0
+    if len(nexthops) > 1:
+        parts.append(attribute(_MULTIPATH, b"".join([_pack_hop(hop, family) for hop in nexthops])))
+    elif nexthops or kind not in _WITHOUT_INTERFACE:
+        (hop,) = nexthops or (NextHop(gateway, ifindex, onlink=onlink),)
+        flags = _ONLINK if hop.onlink else 0
+        parts.append(_attributes_way(hop, family))
+    if src is not None:
+        parts.append(attribute(_PREFSRC, pack_address(src)))
+    if mtu:
+        parts.append(nested(_METRICS, attribute_u32(_METRIC_MTU, mtu)))
+    return flags, b"".join(parts)
 
 
 @codec.encoder("route")
@@ -311,6 +327,7 @@ def _attribute_table(table: int) -> bytes:
     return attribute_u32(_TABLE, table) if table > 255 else b""
 
 
+@lru_cache(_ALIKE)
 def _attributes_way(hop: NextHop, family: int) -> bytes:
     out = attribute_u32(_OIF, hop.ifindex) if hop.ifindex is not None else b""
     return out + _attribute_gateway(hop.gateway, family)

@@ -9,7 +9,9 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 
+from tortie.core import tasks
 from tortie.linux import monitor
 from tortie.node import hostaddresses
 from tortie.node.autodetect import EXCLUDED, HostAddress
@@ -34,7 +36,9 @@ class AddressWatch:
 
     async def run(self) -> None:
         woken = asyncio.Event()
-        listener = asyncio.create_task(self._listen(woken))
+        listener = asyncio.create_task(
+            tasks.supervise("listening for addresses", partial(self._listen, woken))
+        )
         try:
             while True:
                 try:
@@ -46,7 +50,7 @@ class AddressWatch:
                     await asyncio.sleep(_SETTLE)
                 await self._look()
         finally:
-            listener.cancel()
+            await tasks.cancel([listener])
 
     async def _listen(self, woken: asyncio.Event) -> None:
         with monitor.Monitor(monitor.ADDRESSES) as events:

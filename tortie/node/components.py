@@ -21,6 +21,7 @@ def components(env: Mapping[str, str], paths: Paths, name: str) -> list[Componen
     if env.get("CALICO_NETWORKING_BACKEND", "bird") not in _NO_BGP:
         parts.append(Component("confd", role("-confd"), told))
         parts.append(Component("bgp", exabgp.argv(), told))
+    parts.append(Component("tunnels", role("-allocate-tunnel-addrs"), told))
     parts.append(Component("cni", role("-cni-server"), told))
     return parts
 

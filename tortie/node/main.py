@@ -13,9 +13,10 @@ from tortie.core import log
 
 _USAGE = """usage: calico-node [ROLE | CHECK...]
 
-without arguments: start-up, then felix, confd, ExaBGP and the CNI server under supervision
+without arguments: start-up, then felix, confd, ExaBGP, tunnel addresses and the CNI server, supervised
 
 roles:   -startup  -monitor-addresses  -felix  -confd  -cni-server  -shutdown  -v
+         -allocate-tunnel-addrs
 checks:  -felix-live  -felix-ready  -bird-live  -bird-ready  -bird6-live  -bird6-ready
          [-threshold-time 30s]
 """
@@ -68,6 +69,12 @@ def _monitor_addresses() -> int:
     return startup.main(refresh=True)
 
 
+def _allocate_tunnel_addresses() -> int:
+    from tortie.node import tunneladdresses
+
+    return tunneladdresses.main()
+
+
 def _felix() -> int:
     from tortie.felix.daemon import main as felix
 
@@ -102,6 +109,7 @@ def _version() -> int:
 _ROLES: dict[str, Callable[[], int]] = {  # role -> what it runs
     "startup": _startup,
     "monitor-addresses": _monitor_addresses,
+    "allocate-tunnel-addrs": _allocate_tunnel_addresses,
     "felix": _felix,
     "confd": _confd,
     "cni-server": _cni_server,

@@ -17,7 +17,7 @@ from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
 from tortie.core.paths import Paths
 from tortie.datastore import nodename
-from tortie.node import orphans, shutdown
+from tortie.node import metricsport, orphans, shutdown
 from tortie.node.addresswatch import AddressWatch
 from tortie.node.components import components, role
 from tortie.node.health import Health, HealthServer
@@ -61,6 +61,9 @@ async def _run(env: Mapping[str, str]) -> int:
     ]
     if env.get("FELIX_HEALTHENABLED", "true").lower() not in ("false", "0", "no"):
         loops.append(("health port", partial(server.serve_port, *_address(env))))
+    if port := metricsport.wanted(env):
+        host = env.get("TORTIE_BGP_METRICS_HOST", "")
+        loops.append(("BGP metrics", partial(metricsport.serve, host, port)))
     if env.get("CALICO_NETWORKING_BACKEND") != "none":
         loops.append(("address watch", AddressWatch(partial(_refresh, stop), _poll_interval(env)).run))
     running = [asyncio.create_task(tasks.supervise(name, loop), name=name) for name, loop in loops]

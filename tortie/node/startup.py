@@ -33,7 +33,7 @@ from tortie.felix import config as felix_config
 from tortie.felix import daemon, mtu
 from tortie.linux import links
 from tortie.linux.netlink import NetlinkSocket
-from tortie.node import addressing, autodetect, defaultpools, hostaddresses
+from tortie.node import addressing, autodetect, defaultpools, hostaddresses, tunneladdresses
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ async def run(env: Mapping[str, str] = os.environ) -> str:
         os.makedirs(_LOGS, exist_ok=True)
         await _ensure_pools(client, env)
         await initialize.ensure_default_configuration(client, name)
+        await _allocate_tunnel_addresses(client, name, env)
         await _publish_mtu(client, env)
     finally:
         await client.close()
@@ -228,6 +229,14 @@ async def _ensure_pools(client: Client, env: Mapping[str, str]) -> None:
             _log.info("Created default IP pool %s with CIDR %s", pool.name, pool.spec.cidr)
         except ResourceAlreadyExists:  # another node was faster
             _log.info("IP pool %s exists already", pool.name)
+
+
+async def _allocate_tunnel_addresses(client: Client, name: str, env: Mapping[str, str]) -> None:
+    """So that felix starts with them, and need not start again. A node without them is still of use."""
+    try:
+        await tunneladdresses.allocate(client, name, env)
+    except TortieError as err:
+        _log.error("no tunnel addresses yet: %s", err)
 
 
 # --- the MTU ----------------------------------------------------------------------------------------

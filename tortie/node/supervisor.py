@@ -122,7 +122,8 @@ class Supervisor:
 
 def _describe(code: int) -> str:
     if code < 0:
-        return f"signal {signal.Signals(-code).name}"
+        names = {number.value: number.name for number in signal.Signals}  # not of all there are
+        return f"signal {names.get(-code, -code)}"
     return f"exit code {code}"
 
 

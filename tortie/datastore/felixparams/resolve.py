@@ -68,6 +68,14 @@ class Resolved:
         """The parameters whose values differ."""
         return {name for name, value in self.values.items() if value != other.values[name]}
 
+    def without(self, name: str, why: str) -> "Resolved":
+        """With the default in the place of a value that turned out to be of no use."""
+        return Resolved(
+            MappingProxyType({**self.values, name: PARAMS[name].default}),
+            MappingProxyType({**self.sources, name: Source.DEFAULT}),
+            (*self.ignored, why),
+        )
+
     def describe(self) -> Iterable[str]:
         """What was set and by whom, for the log at start."""
         for name, source in self.sources.items():

@@ -189,6 +189,9 @@ _TABLE = [
     _p("IpsetsRefreshInterval", "ipsetsRefreshInterval", SECONDS, "90"),
     _p("MaxIpsetSize", "maxIpsetSize", integer(1, 0xFFFFFFFF), "1048576", NON_ZERO),
     _p("DisableConntrackInvalidCheck", "disableConntrackInvalidCheck", BOOL, "false"),
+    # Tortie's own. No field of FelixConfiguration, which Calico's client and schema would refuse or lose:
+    # annotation config.projectcalico.org/CutDeniedFlows, environment or file; Calico ignores all of them.
+    _p("CutDeniedFlows", "", BOOL, "false"),
     _p("FailsafeInboundHostPorts", "failsafeInboundHostPorts", PROTO_PORTS,
        "tcp:22,udp:68,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667", FATAL),
     _p("FailsafeOutboundHostPorts", "failsafeOutboundHostPorts", PROTO_PORTS,

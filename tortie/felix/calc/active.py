@@ -15,7 +15,7 @@ from tortie.datastore.rules import DEFAULT_ALLOW, DEFAULT_ALLOW_PROFILE
 from tortie.datastore.types.policy import Profile as V3Profile
 from tortie.felix.calc.members import MemberIndex
 from tortie.felix.calc.model import DENY_ALL, Policy, PolicyId, Profile
-from tortie.felix.calc.policies import Scope, V3Policy, compile_policy, denying
+from tortie.felix.calc.policies import Scope, V3Policy, compile_policy, denying, reservation
 from tortie.felix.calc.rules import Source, compile_rules
 
 _DENYING = "denies everything, because it is invalid"
@@ -96,6 +96,8 @@ class ActiveRules:
         sources: dict[str, Source] = {}
         try:
             compiled, sources = compile_policy(scope, policy)
+            if remark := reservation(policy):
+                self._problems[_where_policy(scope.id)] = remark
         except ValidationError as err:
             self._problems[_where_policy(scope.id)] = f"{_DENYING}: {err}"
             compiled = denying(scope)

@@ -6,6 +6,7 @@ compare as text. Everything here refuses what it does not understand: what passe
 
 import re
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import NamedTuple
 
 from tortie.core.errors import FieldError, ValidationError
 
@@ -61,16 +62,26 @@ def is_single(net: str) -> bool:
 
 def contains(net: str, other: str) -> bool:
     """Whether the network holds the address or network `other`; both canonical or plain."""
-    if (":" in net) != (":" in other):
-        return False
+    return network(net).holds(network(other))
+
+
+class Network(NamedTuple):
+    """A canonical network as numbers, where many are compared."""
+
+    bits: int  # of an address: tells the families apart
+    value: int
+    length: int
+
+    def holds(self, other: "Network") -> bool:
+        shift = self.bits - self.length
+        same = self.bits == other.bits and self.length <= other.length
+        return same and self.value >> shift == other.value >> shift
+
+
+def network(net: str) -> Network:
+    address, _, length = net.partition("/")
     family, bits = (AF_INET6, 128) if ":" in net else (AF_INET, 32)
-    left, _, length = net.partition("/")
-    inner, _, inner_length = other.partition("/")
-    if int(inner_length or bits) < int(length or bits):
-        return False
-    shift = bits - int(length or bits)
-    ours = int.from_bytes(inet_pton(family, left), "big") >> shift
-    return ours == int.from_bytes(inet_pton(family, inner), "big") >> shift
+    return Network(bits, int.from_bytes(inet_pton(family, address), "big"), int(length or bits))
 
 
 def halves(net: str) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
 """Endpoints and network sets of the API as felix sees them. Pure conversions of single objects.
 
-Raises ValidationError for what cannot be enforced; such an endpoint counts as absent and its traffic is
+Raises ValidationError for what cannot be enforced; such a workload counts as absent and its traffic is
 dropped as that of any unknown interface. (Reference: policy sheet 2.1; felix/calc/validation_filter.go,
 updateprocessors/workloadendpointprocessor.go.)
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from tortie.core.errors import FieldError, ValidationError
 from tortie.datastore import names
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.types import endpoint as v3
@@ -14,11 +15,14 @@ from tortie.datastore.types import policy as v3_policy
 from tortie.felix.calc import canonical
 from tortie.felix.calc.canonical import refuse
 from tortie.felix.calc.members import Item
-from tortie.felix.calc.model import FloatingIP, HostEndpoint, QoS, Workload, WorkloadId
+from tortie.felix.calc.model import Bandwidth, FloatingIP, HostEndpoint, QoS, Workload, WorkloadId
 from tortie.felix.calc.rules import NAMESPACE, SERVICE_ACCOUNT
 
 _MAX_PACKETS = 10_000  # per second, and at once: XT_LIMIT_SCALE
 _MAX_CONNECTIONS = 0xFFFFFFFF  # connlimit counts in 32 bits
+_MAX_RATE, _MAX_PEAK = 10**15, 101 * 10**13  # bit/s, Calico's bounds as the two that follow
+_MAX_BURST, _MAX_MIN_BURST = 34_359_738_360, 10**8  # bits, bytes
+_BURST_BITS = 4 << 30  # Calico's default
 _BURST = 5  # packets, the default of Calico and of the limit match
 _INHERITED = ("pcns.", "pcsa.")  # labels only a namespace or a service account may give
 
@@ -55,6 +59,8 @@ def workload(ident: WorkloadId, endpoint: v3.WorkloadEndpoint, prefixes: Iterabl
         ),
         floating_ips=_floating(spec.ipNATs),
         qos=_qos(spec.qosControls),
+        ingress=_bandwidth(spec.qosControls, "ingress"),
+        egress=_bandwidth(spec.qosControls, "egress"),
         dscp=_dscp(spec.qosControls),
     )
 
@@ -90,6 +96,21 @@ def _qos(controls: v3.QoSControls | None) -> QoS | None:
         egress_connections=_limit(controls, "egressMaxConnections", _MAX_CONNECTIONS),
     )
     return None if qos == QoS() else qos
+
+
+def _bandwidth(controls: v3.QoSControls | None, direction: str) -> Bandwidth:
+    """What goes with a rate that is not there is left out, as Calico's conversion of annotations does."""
+    if controls is None or not (rate := _limit(controls, f"{direction}Bandwidth", _MAX_RATE)):
+        return Bandwidth()
+    peak = _limit(controls, f"{direction}Peakrate", _MAX_PEAK)
+    if peak and peak <= rate:
+        raise refuse(f"qosControls.{direction}Peakrate", peak, "must be more than the bandwidth")
+    return Bandwidth(
+        rate,
+        _limit(controls, f"{direction}Burst", _MAX_BURST) or _BURST_BITS,
+        peak,
+        _limit(controls, f"{direction}Minburst", _MAX_MIN_BURST) if peak else 0,
+    )
 
 
 def _limit(controls: v3.QoSControls, field: str, most: int) -> int:
@@ -145,32 +166,56 @@ def _lower(protocol: int | str) -> int | str:
 # --- host endpoints and network sets ------------------------------------------------------------
 
 
+_MOST_TOLD = 10  # wrong addresses of one object; the rest is likely wrong in the same way
+
+Faults = tuple[FieldError, ...]
+
+
+def _legible(
+    texts: Iterable[str], field: str, read: Callable[[str, str], str]
+) -> tuple[tuple[str, ...], Faults]:
+    """What can be read, and what cannot. One address that is wrong takes none of the others along:
+    what a list of a thousand is to keep out must not come in for a typing error in one."""
+    found: list[str] = []
+    wrong: list[FieldError] = []
+    for text in texts:
+        try:
+            found.append(read(text, field))
+        except ValidationError as err:
+            wrong += err.fields
+    return tuple(found), tuple(wrong[:_MOST_TOLD])
+
+
 def host_endpoint(endpoint: v3.HostEndpoint) -> HostEndpoint:
+    """Addresses that cannot be read are left out; host_item() names them."""
     spec = endpoint.spec
     name = spec.interfaceName
+    expected, _ = _legible(spec.expectedIPs, "expectedIPs", canonical.address)
     return HostEndpoint(
         endpoint.name,
         name if name in ("", "*") else canonical.interface(name),
-        tuple(canonical.address(one, "expectedIPs") for one in spec.expectedIPs),
+        expected,
         tuple(spec.profiles),
     )
 
 
-def host_item(endpoint: v3.HostEndpoint) -> Item:
-    return Item(
-        tuple(canonical.cidr(one, "expectedIPs") for one in endpoint.spec.expectedIPs),
+def host_item(endpoint: v3.HostEndpoint) -> tuple[Item, Faults]:
+    nets, wrong = _legible(endpoint.spec.expectedIPs, "expectedIPs", canonical.cidr)
+    item = Item(
+        nets,
         tuple(sorted(endpoint.labels.items())),
         tuple(endpoint.spec.profiles),
         _named_ports((port.name, port.protocol, port.port) for port in endpoint.spec.ports),
     )
+    return item, wrong
 
 
-def network_set_item(resource: v3_policy.NetworkSet | v3_policy.GlobalNetworkSet) -> Item:
+def network_set_item(resource: v3_policy.NetworkSet | v3_policy.GlobalNetworkSet) -> tuple[Item, Faults]:
     """A namespaced set inherits its namespace's labels."""
     labels: Mapping[str, str] = resource.labels
     profiles: tuple[str, ...] = ()
     if resource.namespace:
         labels = {**labels, NAMESPACE: resource.namespace}
         profiles = (f"kns.{resource.namespace}",)
-    nets = tuple(canonical.cidr(net, "nets") for net in resource.spec.nets)
-    return Item(nets, tuple(sorted(labels.items())), profiles)
+    nets, wrong = _legible(resource.spec.nets, "nets", canonical.cidr)
+    return Item(nets, tuple(sorted(labels.items())), profiles), wrong

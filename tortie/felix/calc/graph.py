@@ -16,7 +16,6 @@ from typing import Any
 from tortie.core.errors import ValidationError
 from tortie.datastore.keys import AffinityKey, BlockKey, ResourceKey
 from tortie.datastore.syncer import Update
-from tortie.datastore.types.ipam import Block
 from tortie.datastore.types.ippool import IPPool
 from tortie.felix.calc import canonical, endpoints, policies, topology
 from tortie.felix.calc.active import ActiveRules
@@ -115,7 +114,7 @@ class Calculation:
         self._stored: dict[PolicyId, V3Policy] = {}  # policies with a scope that is understood
         self._pools: dict[ResourceKey, IPPool] = {}
         self._affinities: dict[str, str] = {}  # own block -> state
-        self._blocks: dict[str, Block] = {}  # CIDR -> block
+        self._blocks: dict[str, dict[str, str]] = {}  # CIDR -> who has what of it
         self._topology_dirty = True
         self._handlers: dict[str, Callable[[ResourceKey, Any], None]] = {  # kind -> takes a value or None
             "WorkloadEndpoint": self._workload,
@@ -143,7 +142,7 @@ class Calculation:
             if key.owner_type == "host" and key.host == self._inputs.node:
                 self._note_block(self._affinities, key, None if value is None else value.state)
         elif isinstance(key, BlockKey):
-            self._note_block(self._blocks, key, value)
+            self._note_block(self._blocks, key, value, topology.owners)
 
     def flush(self) -> Touched:
         """Bring the state up to date; what changed since the last time."""
@@ -228,13 +227,14 @@ class Calculation:
     def _network_set(self, key: ResourceKey, value: Any) -> None:
         self._item(key, value, endpoints.network_set_item)
 
-    def _item(self, key: ResourceKey, value: Any, convert: Callable[[Any], Any]) -> None:
+    def _item(
+        self, key: ResourceKey, value: Any, convert: Callable[[Any], tuple[Item, endpoints.Faults]]
+    ) -> None:
         item = None
         if value is not None:
-            try:
-                item = convert(value)
-            except ValidationError as err:
-                self._refuse(key, err)
+            item, wrong = convert(value)
+            if wrong:
+                self._refuse(key, ValidationError(list(wrong)))
         self._members.update_item(key, item)
 
     def _resolve_endpoints(self) -> None:
@@ -300,9 +300,16 @@ class Calculation:
         if _assign(mapping, key, value):
             self._topology_dirty = True
 
-    def _note_block(self, mapping: dict[str, Any], key: AffinityKey | BlockKey, value: Any) -> None:
+    def _note_block(
+        self,
+        mapping: dict[str, Any],
+        key: AffinityKey | BlockKey,
+        value: Any,
+        convert: Callable[[Any, str], Any] = lambda value, _cidr: value,
+    ) -> None:
         try:
-            self._note(mapping, canonical.cidr(key.cidr), value)
+            cidr = canonical.cidr(key.cidr)
+            self._note(mapping, cidr, None if value is None else convert(value, cidr))
         except ValidationError as err:
             self._refuse(key, err)
 
@@ -346,14 +353,13 @@ class Calculation:
         pools = [topology.pool(one) for one in self._pools.values()]
         self.state.pools = {one.cidr: one for one in sorted(pools, key=lambda one: one.nat_outgoing)}
         owned = {
-            canonical.cidr(one.spec.cidr): (one.spec.vxlanMode, one.spec.ipipMode)
+            canonical.cidr(one.spec.cidr): topology.carriage(one)
             for one in self._pools.values()
             if self._inputs.owns_routes(one)
         }
-        untunnelled = {cidr: "CrossSubnet" in modes for cidr, modes in owned.items() if "Always" not in modes}
         self.state.blackholes = topology.blackholes(self._affinities, owned)
         self.state.block_routes = topology.block_routes(
-            self._blocks, self.state.nodes, self._inputs.node, untunnelled
+            self._blocks, self.state.nodes, self._inputs.node, owned
         )
 
 

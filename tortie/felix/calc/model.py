@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from tortie.datastore.routeowner import Encapsulation
+
 RuleAction = Literal["allow", "deny", "pass", "log"]
 SetKind = Literal["net", "ip", "ip,port"]
 Stage = Literal["normal", "untracked", "pre-dnat"]
@@ -109,13 +111,17 @@ _SHORT_KINDS = {  # kind -> how it is written in ids
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`stage`: where packets meet it; only normal policies ever concern workloads."""
+    """`stage`: where packets meet it; only normal policies ever concern workloads.
+
+    `everywhere`: its chains are to be ready in the kernel before an endpoint here needs them.
+    """
 
     id: PolicyId
     tier: str
     inbound: tuple[Rule, ...] = ()
     outbound: tuple[Rule, ...] = ()
     stage: Stage = "normal"
+    everywhere: bool = False
 
 
 class PolicyRef(NamedTuple):
@@ -168,6 +174,16 @@ class QoS:
 
 
 @dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """A limit of one direction: bit/s and bits, but `min_burst`, of the peak rate, in bytes. 0: none."""
+
+    rate: int = 0
+    burst: int = 0
+    peak_rate: int = 0
+    min_burst: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """A workload endpoint of this node."""
 
@@ -181,6 +197,8 @@ class Workload:
     spoofed_sources: tuple[str, ...] = ()  # prefixes it may send from besides its own
     floating_ips: tuple[FloatingIP, ...] = ()
     qos: QoS | None = None
+    ingress: Bandwidth = Bandwidth()
+    egress: Bandwidth = Bandwidth()
     dscp: int | None = None  # for what it sends out of the cluster
 
     def nets_of(self, version: int) -> tuple[str, ...]:
@@ -224,12 +242,28 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Vtep:
+    """A node's end of a VXLAN tunnel: the address and MAC of its device, and where the node is reached."""
+
+    address: str
+    mac: str
+    node_address: str
+
+
+@dataclass(frozen=True, slots=True)
 class BlockRoute:
-    """A way to addresses on another node, for pools whose routes are felix's to write."""
+    """A way to addresses on another node, for pools whose routes are felix's to write.
+
+    `direct`: without a tunnel, because the pool has none or the node is in the own subnet. `vtep`: address
+    of the node's end of a VXLAN tunnel, '' while it has none.
+    """
 
     dst: str
     node: str
     gateway: str  # the node's address
+    encapsulation: Encapsulation = Encapsulation.NONE
+    direct: bool = True
+    vtep: str = ""
 
 
 def version_of(address: str) -> int:

@@ -9,6 +9,7 @@ Raises ValidationError for a scope that cannot be understood: nobody can say who
 from dataclasses import dataclass
 from math import inf
 
+from tortie.core.errors import FieldError
 from tortie.datastore.keys import ResourceKey
 from tortie.datastore.selector import Selector, parse
 from tortie.datastore.types import policy as v3
@@ -21,6 +22,7 @@ GLOBAL = ("GlobalNetworkPolicy", "StagedGlobalNetworkPolicy")
 KINDS = NAMESPACED + GLOBAL
 
 _DEFAULT_TIER = "default"
+_DIRECTIONS = frozenset(("ingress", "egress"))
 _EVERYWHERE = "AssumeNeededOnEveryNode"  # a hint: keep the policy ready where it applies to nobody
 
 V3Policy = v3.NetworkPolicy | v3.GlobalNetworkPolicy | v3.StagedNetworkPolicy | v3.StagedGlobalNetworkPolicy
@@ -66,7 +68,7 @@ def scope(ident: PolicyId, policy: V3Policy) -> Scope | None:
     else:
         stage, forward = "normal", False
         selector = namespaced_selector(spec.selector, ident.namespace, spec.serviceAccountSelector)
-    types = {kind.lower() for kind in spec.types} or {"ingress", "egress"}
+    types = {kind.lower() for kind in spec.types} or _DIRECTIONS
     return Scope(
         ident,
         spec.tier or _DEFAULT_TIER,
@@ -125,13 +127,24 @@ def compile_policy(scoped: Scope, policy: V3Policy) -> tuple[Policy, dict[str, S
     return compiled, {**inbound.sources, **outbound.sources}
 
 
+def reservation(policy: V3Policy) -> str:
+    """What of a policy has no effect, though it can be enforced; '' for most."""
+    spec = policy.spec
+    for kind in spec.types:
+        if kind.lower() not in _DIRECTIONS:
+            return f"has no say there: {FieldError('types', kind, 'must be Ingress or Egress')}"
+    if any(rule.http is not None for rule in (*spec.ingress, *spec.egress)):
+        return "is enforced without what its rules say about HTTP, which needs a proxy: they allow more"
+    return ""
+
+
 def denying(scoped: Scope) -> Policy:
     """In the place of a policy whose rules cannot be understood: leaving one out could open something."""
     return _policy(scoped, (DENY_ALL,), (DENY_ALL,))
 
 
 def _policy(scoped: Scope, inbound: tuple[Rule, ...], outbound: tuple[Rule, ...]) -> Policy:
-    return Policy(scoped.id, scoped.tier, inbound, outbound, scoped.stage)
+    return Policy(scoped.id, scoped.tier, inbound, outbound, scoped.stage, scoped.everywhere)
 
 
 # --- tiers --------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ ValidationError: its owner then denies, because leaving one rule out could open 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tortie.datastore.selector import ALL, Selector, SelectorError, parse, unique_id
 from tortie.datastore.types import policy as v3
@@ -203,7 +204,7 @@ def selectors(entity: v3.EntityRule, namespace: str) -> tuple[Selector | None, S
     positive = parse_selector(_scoped(entity, namespace), "selector")
     negative = parse_selector(entity.notSelector, "notSelector")
     if positive is not None and negative is not None:
-        return parse(conjunction(positive.canonical, f"!({negative.canonical})")), None
+        return parsed(conjunction(positive.canonical, f"!({negative.canonical})")), None
     return positive, negative
 
 
@@ -274,7 +275,7 @@ def _quoted(value: str, where: str) -> str:
 def prefixed(text: str, prefix: str, where: str) -> str:
     """The canonical text of a selector over labels that begin with `prefix`."""
     try:
-        return parse(text).prefixed(prefix).canonical
+        return parsed(text).prefixed(prefix).canonical
     except SelectorError as err:
         raise refuse(where, text, str(err)) from err
 
@@ -284,6 +285,12 @@ def parse_selector(text: str, where: str) -> Selector | None:
     if not text:
         return None
     try:
-        return parse(text)
+        return parsed(text)
     except SelectorError as err:
         raise refuse(where, text, str(err)) from err
+
+
+@lru_cache(maxsize=4096)  # more than most clusters have
+def parsed(text: str) -> Selector:
+    """The rules of a cluster say the same few selectors again and again. Raises SelectorError."""
+    return parse(text)

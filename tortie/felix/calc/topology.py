@@ -1,17 +1,20 @@
 """Pools, nodes and blocks: what is masqueraded, who the nodes are, which routes are felix's.
 
-Pure functions of whole sets, recomputed when one of them changed: pools and nodes change rarely, and a
-cluster has few of them. (Reference: dataplane sheet 2.2-2.4, 5; felix/calc/l3_route_resolver.go.)
+Pure functions of whole sets, recomputed when one of them changed: pools and nodes change rarely, and of a
+block only who has its addresses counts. (Reference: dataplane sheet 2.2-2.4, 3.1, 5;
+felix/calc/l3_route_resolver.go, vxlan_resolver.go.)
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tortie.datastore.routeowner import Encapsulation, encapsulation
 from tortie.datastore.types.ipam import Block
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.node import Node
 from tortie.felix.calc import canonical
-from tortie.felix.calc.model import BlockRoute, Pool, version_of
+from tortie.felix.calc.model import BlockRoute, Pool, Vtep, version_of
 
 _CONFIRMED = ("", "confirmed")  # affinity states that count; '' is data of old versions
 
@@ -29,6 +32,25 @@ def pool(resource: IPPool) -> Pool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Carriage:
+    """How packets to a pool's addresses travel between nodes; `always` also within a subnet."""
+
+    encapsulation: Encapsulation
+    always: bool
+
+    @property
+    def plain(self) -> bool:
+        return self.encapsulation is Encapsulation.NONE
+
+
+def carriage(resource: IPPool) -> Carriage:
+    spec = resource.spec
+    kind = encapsulation(spec)
+    mode = spec.vxlanMode if kind is Encapsulation.VXLAN else spec.ipipMode
+    return Carriage(kind, mode == "Always")
+
+
 # --- nodes --------------------------------------------------------------------------------------
 
 
@@ -36,33 +58,61 @@ def pool(resource: IPPool) -> Pool:
 class NodeAddresses:
     """A node's address of each family with the prefix length it was given, '' if it has none.
 
-    `vtep`: the IP versions for which it is a VXLAN tunnel endpoint.
+    `vteps`: its ends of VXLAN tunnels, by IP version; none where it has no tunnel address.
     """
 
     v4: str = ""
     v6: str = ""
-    vtep: frozenset[int] = frozenset()
+    vteps: tuple[tuple[int, Vtep], ...] = ()
 
     def of(self, version: int) -> str:
         """The bare address."""
         return canonical.address_of(self.v4 if version == 4 else self.v6)
 
+    def vtep(self, version: int) -> Vtep | None:
+        return next((vtep for one, vtep in self.vteps if one == version), None)
+
 
 def node_addresses(node: Node) -> NodeAddresses:
     """From BGP's fields; a node without them has its internal, else its external addresses.
 
-    Raises ValidationError.
+    A tunnel ends only at addresses from BGP's fields, as in Calico. Raises ValidationError.
     """
     bgp = node.spec.bgp
     v4, v6 = (bgp.ipv4Address, bgp.ipv6Address) if bgp is not None else ("", "")
-    tunnels = {(4, v4, node.spec.ipv4VXLANTunnelAddr), (6, v6, node.spec.ipv6VXLANTunnelAddr)}
-    vtep = frozenset(version for version, own, tunnel in tunnels if own and tunnel)
+    vteps = tuple(_vteps(node, v4, v6))
     for kind in ("InternalIP", "ExternalIP"):
         for one in node.spec.addresses:
             if one.type == kind:
                 v4 = v4 or (one.address if version_of(one.address) == 4 else "")
                 v6 = v6 or (one.address if version_of(one.address) == 6 else "")
-    return NodeAddresses(_checked(v4), _checked(v6), vtep)
+    return NodeAddresses(_checked(v4), _checked(v6), vteps)
+
+
+def _vteps(node: Node, v4: str, v6: str) -> Iterable[tuple[int, Vtep]]:
+    spec = node.spec
+    for version, own, tunnel, mac in (
+        (4, v4, spec.ipv4VXLANTunnelAddr, spec.vxlanTunnelMACAddr),
+        (6, v6, spec.ipv6VXLANTunnelAddr, spec.vxlanTunnelMACAddrV6),
+    ):
+        if own and tunnel:
+            yield (
+                version,
+                Vtep(
+                    canonical.address(canonical.address_of(tunnel), "VXLAN tunnel address"),
+                    canonical.mac(mac, "vxlanTunnelMACAddr") if mac else vtep_mac(node.name, version),
+                    canonical.address_of(_checked(own)),
+                ),
+            )
+
+
+def vtep_mac(node: str, version: int) -> str:
+    """The MAC of a node's VXLAN device: every node can tell it from the name (felix/calc/vxlan_resolver.go).
+
+    The first byte marks it as locally administered, for one device.
+    """
+    digest = hashlib.sha1((node if version == 4 else f"{node}-v6").encode(), usedforsecurity=False).digest()
+    return (b"f" + digest[:5]).hex(":")
 
 
 def _checked(text: str) -> str:
@@ -98,43 +148,68 @@ def blackholes(affinities: Mapping[str, str], felix_owns: Iterable[str]) -> froz
     )
 
 
-def block_routes(
-    blocks: Mapping[str, Block],
-    nodes: Mapping[str, NodeAddresses],
-    local: str,
-    pools: Mapping[str, bool],
-) -> dict[str, BlockRoute]:
-    """Untunnelled routes to what other nodes have, by destination. `blocks` are by canonical CIDR.
+def owners(block: Block, net: str) -> dict[str, str]:
+    """Destination -> the node that has it: the block, and the single addresses in use elsewhere.
 
-    `pools`: CIDR of a pool whose routes are felix's -> whether only nodes in the own subnet are reached
-    without a tunnel. A block goes to the node it is affine to; an address borrowed by another node goes
-    there by itself.
+    `net`: the block's canonical CIDR. A block without an affinity belongs to ''.
     """
-    own = nodes.get(local, NodeAddresses())
-    routes: dict[str, BlockRoute] = {}
-    for net, block in blocks.items():
-        subnet_only = [within for cidr, within in pools.items() if canonical.contains(cidr, net)]
-        if not subnet_only:
-            continue
-        owner = (block.affinity or "").removeprefix("host:")
-        for dst, node in {net: owner, **_borrowed(block, net, owner)}.items():
-            gateway = nodes[node].of(version_of(net)) if node in nodes else ""
-            reachable = gateway and (not all(subnet_only) or same_subnet(own, gateway))
-            if reachable and node != local:
-                routes[dst] = BlockRoute(dst, node, gateway)
-    return routes
+    owner = (block.affinity or "").removeprefix("host:")
+    return {net: owner, **_borrowed(block, net, owner)}
 
 
 def _borrowed(block: Block, net: str, owner: str) -> dict[str, str]:
-    """Single addresses of a block that are in use elsewhere -> the node."""
     import ipaddress  # only nodes where felix writes these routes need it
 
-    base = ipaddress.ip_network(net)
+    base: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
     found: dict[str, str] = {}
     for ordinal, index in enumerate(block.allocations):
-        if index is None or not 0 <= index < len(block.attributes) or ordinal >= base.num_addresses:
+        if index is None or not 0 <= index < len(block.attributes):
             continue
         node = block.attributes[index].secondary.get("node", "")
         if node and node != owner:
-            found[canonical.cidr(str(base[ordinal]))] = node
+            base = base or ipaddress.ip_network(net)
+            if ordinal < base.num_addresses:
+                found[canonical.cidr(str(base[ordinal]))] = node
     return found
+
+
+def block_routes(
+    blocks: Mapping[str, Mapping[str, str]],
+    nodes: Mapping[str, NodeAddresses],
+    local: str,
+    pools: Mapping[str, Carriage],
+) -> dict[str, BlockRoute]:
+    """The ways to what other nodes have, by destination.
+
+    `blocks`: CIDR -> its owners(); `pools`: CIDR of each pool whose routes are felix's -> how its packets
+    travel. Nothing leads to a node whose address is not known.
+    """
+    own = nodes.get(local, NodeAddresses())
+    nets = [(canonical.network(cidr), way) for cidr, way in pools.items()]
+    near: dict[str, bool] = {}  # address of a node -> whether it is in the own subnet
+    routes: dict[str, BlockRoute] = {}
+    for net, held in blocks.items():
+        way = _carriage_of(net, nets)
+        if way is None:
+            continue
+        version = version_of(net)
+        for dst, name in held.items():
+            node = nodes.get(name)
+            gateway = "" if node is None or name == local else node.of(version)
+            if node is None or not gateway:
+                continue
+            if gateway not in near:
+                near[gateway] = same_subnet(own, gateway)
+            vtep = node.vtep(version) if way.encapsulation is Encapsulation.VXLAN else None
+            direct = way.plain or (near[gateway] and not way.always)
+            routes[dst] = BlockRoute(
+                dst, name, gateway, way.encapsulation, direct, "" if vtep is None else vtep.address
+            )
+    return routes
+
+
+def _carriage_of(net: str, pools: Iterable[tuple[canonical.Network, Carriage]]) -> Carriage | None:
+    """Of the most specific pool that holds the block."""
+    block = canonical.network(net)
+    holding = [(cidr.length, way) for cidr, way in pools if cidr.holds(block)]
+    return max(holding, key=lambda one: one[0])[1] if holding else None

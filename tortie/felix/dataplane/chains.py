@@ -1,8 +1,8 @@
 """Which chains are to stand in one IP version's tables: those that something leads to.
 
 Chains are offered as they are made and become real while a kernel chain reaches them, directly or through
-others; so a profile costs the kernel nothing in tables where no endpoint uses it. A chain that is led to
-but not offered drops everything: a gap in our own book-keeping must not open anything.
+others, or while they are held; so a profile costs the kernel nothing in tables where no endpoint uses it. A
+chain that is led to but not offered drops everything: a gap in our own book-keeping must not open anything.
 """
 
 from collections import Counter
@@ -53,6 +53,13 @@ class ChainGraph:
         self._shown(key, hook)
         if before is not None:
             self._count(key[0], before.targets, -1)
+
+    def hold(self, table: str, names: Iterable[str]) -> None:
+        """Let chains stand though nothing leads to them, until release()."""
+        self._count(table, names, 1)
+
+    def release(self, table: str, names: Iterable[str]) -> None:
+        self._count(table, names, -1)
 
     def ruleset(self) -> dict[Key, Chain | Hook]:
         """All that is to stand now, as the evaluator takes it."""

@@ -1,12 +1,13 @@
 """Makes the kernel enforce the state: renders what changed and applies it, in an order that is safe.
 
 The order of one apply() is the guarantee that others rely on:
-1. Routes, ARP entries and sysctls, beside IP sets created and filled. No IP set is destroyed yet.
+1. Tunnel devices; then routes, neighbours and sysctls, beside IP sets created and filled. No IP set is
+   destroyed yet.
 2. The tables. Within one, the kernel takes chains and the dispatch to them at once: an endpoint's chains
    exist before packets are sent to them, and are left before they go. A packet of an endpoint whose chains
    are not there yet meets the end of the dispatch tree and is dropped.
 3. IP sets that no rule names any more are destroyed, if the tables were written without error.
-4. Only then is an endpoint called up.
+4. If asked for, connections that the new rules deny are cut; only then is an endpoint called up.
 
 Nothing is written before the datastore and the interfaces are known (start()), but for one thing: where no
 rule of ours stands, guard() puts up chains that deny every workload, because nothing else does.
@@ -17,14 +18,15 @@ apply() begins, so that nothing changes under one that is under way.
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 from tortie.core.errors import KernelError
 from tortie.felix.calc.graph import State, Touched
-from tortie.felix.calc.model import HostEndpoint, WorkloadId, version_of
+from tortie.felix.calc.model import HostEndpoint, WorkloadId
 from tortie.felix.dataplane import sysctls
+from tortie.felix.dataplane.cut import Cutter
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.endpoints import EndpointWiring, Wiring
 from tortie.felix.dataplane.hosts import assign as hosts_on_interfaces
@@ -32,16 +34,18 @@ from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel
 from tortie.felix.dataplane.neighbours import Neighbours
 from tortie.felix.dataplane.nft import ArpWriter, NftSetWriter, NftTableWriter
-from tortie.felix.dataplane.routes import Candidate, RouteClass, Routes, RouteTable
+from tortie.felix.dataplane.overlay import Overlay, OverlayOptions
+from tortie.felix.dataplane.routes import Routes, RouteTable
 from tortie.felix.dataplane.sets import Sets, SetWriter
+from tortie.felix.dataplane.shaping import Shapes
 from tortie.felix.dataplane.sysctls import Sysctls
 from tortie.felix.dataplane.tables import TableWriter
+from tortie.felix.rules import evaluate
 from tortie.felix.rules.dispatch import ANY_INTERFACE
-from tortie.felix.rules.evaluate import Ruleset
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.settings import Settings
 from tortie.linux.ipsets import IPSet
-from tortie.linux.routes import PROTOCOL_BOOT, PROTOCOL_CALICO, TABLE_MAIN, Route, RouteType
+from tortie.linux.routes import TABLE_MAIN, Route
 
 ON_NO_INTERFACE = "is on no interface"  # of a host endpoint: not a failure of ours but of what was asked
 
@@ -57,15 +61,12 @@ class Options:
     forwarding: bool = True
     set_maximum: int = 1048576
     external_nodes: tuple[str, ...] = ()
+    overlay: OverlayOptions = OverlayOptions("")  # noqa: RUF009
     table_interval: float = 180.0
     table_recheck: float = 5.0
     set_interval: float = 90.0
     route_interval: float = 90.0
-
-    @property
-    def cluster_protocol(self) -> int:
-        """Of blackholes and routes to other nodes."""
-        return PROTOCOL_CALICO if self.wiring.protocol == PROTOCOL_BOOT else self.wiring.protocol
+    cut_denied: bool = False
 
 
 @dataclass(slots=True)
@@ -106,12 +107,28 @@ class Driver:
             "ARP entries", kernel.neighbours, interval=interval, clock=clock, rand=rand
         )
         self._sysctls: Sysctls = Duty("sysctls", kernel.sysctls, interval=interval, clock=clock, rand=rand)
+        self._shapes: Shapes = Duty("bandwidth", kernel.shaping, interval=interval, clock=clock, rand=rand)
         kernel.sysctls.wanted, kernel.routes.wanted = self._sysctls.desired, self._routes.desired
         self._route_table = RouteTable(self._routes, kernel.routes.claim)
+        self._overlay = Overlay(
+            replace(options.overlay, node=options.node, versions=options.wiring.versions),
+            kernel,
+            interfaces,
+            self._route_table,
+            clock=clock,
+            rand=rand,
+        )
         self._arp = self._arp_duty()
         self._arp_writer = None if self._arp is None else ArpWriter(self._arp)
+        self._cutter = Cutter(kernel.netlink, interfaces.name_of) if options.cut_denied else None
+        self._uncut = True  # connections have not been held against what is written now
         self._wiring = EndpointWiring(
-            options.wiring, self._route_table, self._neighbours, self._sysctls, interfaces.get
+            options.wiring,
+            self._route_table,
+            self._neighbours,
+            self._sysctls,
+            self._shapes,
+            interfaces.get,
         )
 
     def _family(self, version: int) -> _Family:
@@ -185,12 +202,14 @@ class Driver:
             family.chains.start(state)
         if self._arp_writer is not None:
             self._arp_writer.start(state)
-        values = sysctls.host(6 in self._families, self._options.forwarding)
+        values = sysctls.host(
+            6 in self._families, self._options.forwarding, strict_tcp=self._options.cut_denied
+        )
         for name, value in values.items():
             self._sysctls.put(name, value)
         for ident, workload in state.workloads.items():
             self._wiring.update(ident, workload)
-        self._topology()
+        self._overlay.update(state)
         self._look_at_addresses()
 
     def update(self, touched: Touched) -> None:
@@ -204,7 +223,7 @@ class Driver:
         for ident in sorted(touched.workloads, key=lambda one: one in self._state.workloads):
             self._wiring.update(ident, self._state.workloads.get(ident))
         if touched.topology:
-            self._topology()
+            self._overlay.update(self._state)
         if touched.hosts:
             self._assign_hosts()
 
@@ -212,45 +231,17 @@ class Driver:
         """Something is new about these interfaces, or about some interface's addresses."""
         if not self._started:
             return
-        if any(self._wiring.on(name) for name in self._interfaces.take_flapped()):
+        names = set(names)
+        concerned = self._overlay.interfaces_changed(names)
+        flapped = self._interfaces.take_flapped()
+        if concerned or any(self._wiring.on(name) for name in flapped):
             self._routes.forget()
             self._neighbours.forget()
         for name in names:
             if (ident := self._wiring.on(name)) is not None:
                 self._wiring.update(ident, self._state.workloads.get(ident))
-        self._topology()
+        self._overlay.look_again()
         self._look_at_addresses()
-
-    def _topology(self) -> None:
-        """Blackholes for own blocks, and routes to other nodes, as far as these are felix's."""
-        protocol = self._options.cluster_protocol
-        blackholes = [
-            Candidate(RouteClass.BLACKHOLE, Route(block, type=RouteType.BLACKHOLE, protocol=protocol))
-            for block in sorted(self._state.blackholes)
-            if version_of(block) in self._families
-        ]
-        self._route_table.want("blackholes", blackholes)
-        self._route_table.want("blocks", list(self._block_candidates(protocol)))
-
-    def _block_candidates(self, protocol: int) -> Iterator[Candidate]:
-        own = self._state.nodes.get(self._options.node)
-        if own is None or not self._state.block_routes:
-            return
-        parents = {version: self._interfaces.holding(own.of(version)) for version in self._families}
-        for route in self._state.block_routes.values():
-            parent = parents.get(version_of(route.dst))
-            if parent is not None:
-                yield Candidate(
-                    RouteClass.NO_ENCAP,
-                    Route(
-                        route.dst,
-                        ifindex=parent.ifindex,
-                        gateway=route.gateway,
-                        onlink=True,
-                        protocol=protocol,
-                        src=self._options.wiring.source(version_of(route.dst)),
-                    ),
-                )
 
     def _look_at_addresses(self) -> None:
         own = self._interfaces.addresses(besides=self._options.settings.workload_prefixes)
@@ -309,30 +300,58 @@ class Driver:
             return inf
         return -inf if self._news else min(duty.next_due() for duty in self._duties())
 
+    def look_ahead_due(self) -> float:
+        """When look_ahead() has something to do, by the clock."""
+        return min(duty.look_ahead_due() for duty in self._read_ahead()) if self._started else inf
+
+    async def look_ahead(self) -> None:
+        """Read what apply() would soon have to read, at any time, also while that is under way."""
+        for duty in self._read_ahead():
+            if self._clock() >= duty.look_ahead_due():
+                await duty.look_ahead()
+
+    def _read_ahead(self) -> Iterator[Duty[Any, Any]]:
+        """Rules and sets: there can be many."""
+        for family in self._families.values():
+            yield family.sets
+            yield family.tables
+
     async def apply(self) -> bool:
         """Do what is due, in the order above. False if something failed and will be tried again."""
         self._take_news()
+        await self._overlay.sync_devices()
         self._keep_sets = True
         sets = [family.sets for family in self._families.values()]
-        await _all(self._on_interfaces() + sets)
+        self._uncut |= await _all([*sets, *self._on_interfaces()])
         for version, family in self._families.items():
             if self._kernel.backends[version].lost_all():
                 family.tables.forget()  # what took the sets away took the rules as well
-        await _all([family.tables for family in self._families.values()] + ([self._arp] if self._arp else []))
+        tables = [family.tables for family in self._families.values()]
+        self._uncut |= await _all([*tables, *([self._arp] if self._arp else [])])
         await asyncio.gather(*map(_clear, self._families.values()))
         if self._kept_sets and all(family.tables.outcome.ok for family in self._families.values()):
             self._keep_sets = self._kept_sets = False
             for duty in sets:
                 duty.touch()
             await _all(sets)
-        return all(duty.outcome.ok for duty in self._duties())
+        if self._cutter is not None and self._uncut:
+            await self._cut(self._cutter)
+        # Pods that need no tunnel are to come up where the kernel has none.
+        return all(duty.outcome.ok for duty in self._duties() if duty is not self._overlay.devices)
+
+    async def _cut(self, cutter: Cutter) -> None:
+        self._uncut = False
+        for version, family in self._families.items():
+            sets = evaluate.Sets(family.members)
+            await cutter.cut(version, family.chains.ruleset(), sets, self._state.workloads.values())
 
     def _on_interfaces(self) -> list[Duty[Any, Any]]:
         if not self._options.wiring.routes:
-            return [self._sysctls]
-        return [self._sysctls, self._routes, self._neighbours]
+            return [self._sysctls, self._shapes]
+        return [self._sysctls, self._shapes, self._routes, self._neighbours, *self._overlay.entries]
 
     def _duties(self) -> Iterator[Duty[Any, Any]]:
+        yield self._overlay.devices
         yield from self._on_interfaces()
         if self._arp is not None:
             yield self._arp
@@ -342,6 +361,10 @@ class Driver:
             yield from family.leftovers
 
     # --- how it stands --------------------------------------------------------------------------
+
+    def tunnel_trouble(self) -> str:
+        """Why a tunnel device is not as it should be, '' if all are: pods elsewhere are out of reach."""
+        return next(iter(self._overlay.devices.outcome.failed.values()), "")
 
     def endpoint_troubles(self) -> dict[WorkloadId, str]:
         """Every local endpoint and why it is not up; '' if it is."""
@@ -369,7 +392,7 @@ class Driver:
                 found[endpoint.name] = reason if known == ON_NO_INTERFACE else known or reason
         return found
 
-    def rulesets(self) -> dict[int, Ruleset]:
+    def rulesets(self) -> dict[int, evaluate.Ruleset]:
         """All rules that are to stand, by IP version, for evaluating packets against them."""
         return {version: family.chains.ruleset() for version, family in self._families.items()}
 
@@ -397,8 +420,10 @@ _WRITERS: dict[bool, tuple[type[TableWriter], type[SetWriter]]] = {  # with nfta
 }
 
 
-async def _all(duties: Iterable[Duty[Any, Any]]) -> None:
-    await asyncio.gather(*(duty.sync() for duty in duties))
+async def _all(duties: Iterable[Duty[Any, Any]]) -> bool:
+    """Whether anything was written."""
+    outcomes = await asyncio.gather(*(duty.sync() for duty in duties))
+    return any(outcome.updated or outcome.deleted for outcome in outcomes)
 
 
 def _first(reasons: Iterable[str]) -> str:

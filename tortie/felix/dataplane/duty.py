@@ -2,6 +2,9 @@
 
 A duty is due when a wish changed, when a failed object may be tried again, or when the kernel is to be
 read anew - at intervals, with jitter so that a hundred nodes do not all do it at once.
+
+To read the kernel anew takes long where there is much in it, and no change could be made meanwhile. So the
+owner may do it a little before it is due, beside its other work (look_ahead()).
 """
 
 import logging
@@ -15,6 +18,8 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _JITTER = 0.1  # of the interval, as Calico's
+_AHEAD = 0.2  # of the pause: how long before a reading is due it may be done beside other work
+_TRIES = 4  # within that time, as a write of our own makes it worthless
 _log = logging.getLogger(__name__)
 
 
@@ -41,7 +46,9 @@ class Duty(Generic[K, V]):
         self._clock, self._rand = clock, rand
         self._interval, self._recheck = interval, recheck
         self._pause = interval or inf
-        self._refresh_at = inf
+        self._read_at = -inf  # when the kernel was read last
+        self._refresh_at = self._ahead_at = inf
+        self._looking = False  # ahead
         self._dirty = True
         self._retry_at: float = inf
         self.outcome = Outcome()
@@ -91,7 +98,8 @@ class Duty(Generic[K, V]):
 
     def next_due(self) -> float:
         """When sync() has something to do; in the past if it has already."""
-        return -inf if self._dirty else min(self._retry_at, self._refresh_at)
+        refresh_at = inf if self._looking else self._refresh_at
+        return -inf if self._dirty else min(self._retry_at, refresh_at)
 
     @property
     def settled(self) -> bool:
@@ -108,11 +116,11 @@ class Duty(Generic[K, V]):
         now = self._clock()
         if now < self.next_due():
             return Outcome(failed=self.outcome.failed)
-        if now >= self._refresh_at:
+        if now >= self._refresh_at and not self._looking:
             self._reconciler.forget()
-            self._pause = min(self._pause * 2, self._interval or inf)
-            self._schedule(now)
+            self._schedule_next(now)
         elif self._refresh_at == inf:
+            self._read_at = now
             self._schedule(now)
         self._dirty = False
         self.outcome = await self._reconciler.sync()
@@ -122,5 +130,33 @@ class Duty(Generic[K, V]):
             self._schedule(self._clock())
         return self.outcome
 
+    def _schedule_next(self, now: float) -> None:
+        """After a reading."""
+        self._read_at = now
+        self._pause = min(self._pause * 2, self._interval or inf)
+        self._schedule(now)
+
     def _schedule(self, now: float) -> None:
-        self._refresh_at = now + self._pause * (1 + _JITTER * self._rand())
+        """However often something is written, the kernel is read once in an interval."""
+        jitter = 1 + _JITTER * self._rand()
+        self._refresh_at = min(now + self._pause * jitter, self._read_at + (self._interval or inf) * jitter)
+        self._ahead_at = self._refresh_at - _AHEAD * self._pause if self._pause < inf else inf
+
+    # --- reading ahead --------------------------------------------------------------------------
+
+    def look_ahead_due(self) -> float:
+        """When look_ahead() may be called; inf while nothing is to be read."""
+        return inf if self._looking else self._ahead_at
+
+    async def look_ahead(self) -> None:
+        """Read the kernel anew while sync() goes on beside; only for targets whose read() allows it."""
+        self._looking = True
+        try:
+            good = await self._reconciler.refresh()
+        finally:
+            self._looking = False
+        if good:
+            self._schedule_next(self._clock())
+            self._dirty |= self._reconciler.in_doubt
+        else:
+            self._ahead_at += _AHEAD * self._pause / _TRIES

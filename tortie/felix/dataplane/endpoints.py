@@ -1,8 +1,8 @@
 """What one workload endpoint needs of the kernel besides chains, and whether it has it.
 
-Routes, permanent ARP entries and sysctls go onto the endpoint's interface once that is there and running.
-They depend on nothing but the endpoint, its interface and the configuration, so they are computed anew
-whenever one of these changed, and handed over as the full set.
+Routes, permanent ARP entries, sysctls and limits of bandwidth go onto the endpoint's interface once that
+is there and running. They depend on nothing but the endpoint, its interface and the configuration, so
+they are computed anew whenever one of these changed, and handed over as the full set.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,6 +15,7 @@ from tortie.felix.dataplane.interfaces import Interface
 from tortie.felix.dataplane.neighbours import Key as NeighbourKey
 from tortie.felix.dataplane.neighbours import Neighbours
 from tortie.felix.dataplane.routes import Candidate, RouteClass, RouteTable
+from tortie.felix.dataplane.shaping import Shape, Shapes, bucket
 from tortie.felix.dataplane.sysctls import Sysctls
 from tortie.linux.routes import PROTOCOL_BOOT, SCOPE_LINK, Route
 
@@ -70,6 +71,7 @@ class _Wired:
     interface: Interface | None
     neighbours: dict[NeighbourKey, str]
     sysctls: dict[str, str]
+    shaped: bool = False  # its bandwidth is limited
 
 
 class EndpointWiring:
@@ -79,12 +81,13 @@ class EndpointWiring:
         routes: RouteTable,
         neighbours: Neighbours,
         parameters: Sysctls,
+        shapes: Shapes,
         find: Callable[[str], Interface | None],
     ) -> None:
         """`find(name)`: the interface of that name, None if there is none."""
         self._wiring = wiring
         self._routes, self._neighbours, self._sysctls = routes, neighbours, parameters
-        self._find = find
+        self._shapes, self._find = shapes, find
         self._wired: dict[WorkloadId, _Wired] = {}
         self._on: dict[str, WorkloadId] = {}  # interface -> its endpoint
 
@@ -109,6 +112,8 @@ class EndpointWiring:
             self._neighbours.drop(key)
         for name in (before.sysctls if before else {}).keys() - (after.sysctls if after else {}).keys():
             self._sysctls.drop(name)
+        if before is not None and (after is None or after.interface is None or not after.shaped):
+            self._shapes.drop(before.workload.interface)
         if after is None:
             self._routes.want(ident, ())
 
@@ -122,6 +127,7 @@ class EndpointWiring:
             wired.neighbours = neighbour_entries(workload, interface.ifindex)
             rp_filter = "0" if workload.spoofed_sources else self._wiring.rp_filter
             wired.sysctls = sysctls.workload(interface.name, self._wiring.versions, rp_filter)
+            wired.shaped = self._shape(workload, interface)
         self._routes.want(ident, candidates)
         for key, mac in wired.neighbours.items():
             self._neighbours.put(key, mac)
@@ -131,12 +137,22 @@ class EndpointWiring:
         self._on[workload.interface] = ident
         return wired
 
+    def _shape(self, workload: Workload, interface: Interface) -> bool:
+        """Whether there is a limit."""
+        limits = (workload.ingress, workload.egress)
+        shape = Shape(*(bucket(limit, interface.mtu) for limit in limits))
+        if shape != Shape():
+            self._shapes.put(interface.name, shape)
+        return shape != Shape()
+
     def _doubt(self, wired: _Wired) -> None:
         """An interface that is new, or was down, has forgotten what it was told."""
         for name in wired.sysctls:
             self._sysctls.observe(name, None)
         for key in wired.neighbours:
             self._neighbours.observe(key, None)
+        if wired.shaped:
+            self._shapes.forget()
 
     def trouble(self, ident: WorkloadId, route_reason: Callable[[Candidate], str]) -> str:
         """Why an endpoint is not up; '' if it is."""

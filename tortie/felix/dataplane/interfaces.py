@@ -23,6 +23,7 @@ class Interface(NamedTuple):
     name: str
     ifindex: int
     running: bool
+    mtu: int
 
 
 @dataclass(slots=True)
@@ -69,6 +70,15 @@ class Interfaces:
             if (name := self.name_of(ifindex)) in found:
                 found[name].add(address)
         return {name: frozenset(addresses) for name, addresses in found.items()}
+
+    def on(self, name: str) -> frozenset[str]:
+        """The addresses of one interface."""
+        index = next(iter(self._bearers.get(name, ())), 0)
+        return frozenset(address for ifindex, address in self._addresses if ifindex == index)
+
+    def shown(self) -> Iterator[Interface]:
+        """Every interface."""
+        return iter(self._shown.values())
 
     def holding(self, address: str) -> Interface | None:
         """The running interface that has an address."""
@@ -175,4 +185,4 @@ class Interfaces:
 
 def _show(seen: _Seen) -> Interface:
     held = seen.stopped_at != inf
-    return Interface(seen.link.name, seen.link.ifindex, seen.link.running or held)
+    return Interface(seen.link.name, seen.link.ifindex, seen.link.running or held, seen.link.mtu)

@@ -5,9 +5,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tortie.felix.dataplane.backend import Backend, arp_target, iptables_backend, nft_backend
-from tortie.felix.dataplane.neighbours import NeighbourTarget
+from tortie.felix.dataplane.neighbours import ForwardingTarget, NeighbourTarget
 from tortie.felix.dataplane.routes import Ownership, WorkloadRouteTarget
+from tortie.felix.dataplane.shaping import ShapingTarget
 from tortie.felix.dataplane.sysctls import SysctlTarget
+from tortie.felix.dataplane.tunnels import TunnelTarget
 from tortie.linux import conntrack
 from tortie.linux.iptables_backend import installed
 from tortie.linux.netlink import NetlinkSocket
@@ -25,6 +27,10 @@ class Kernel:
     routes: WorkloadRouteTarget
     neighbours: NeighbourTarget
     sysctls: SysctlTarget
+    shaping: ShapingTarget
+    tunnels: TunnelTarget
+    tunnel_neighbours: NeighbourTarget
+    forwarding: ForwardingTarget
     ownership: Ownership
 
     @property
@@ -46,9 +52,14 @@ async def open_kernel(
     backend: str = "auto",
     append: bool = False,
     lock_probe_ms: int = 50,
+    offload: bool = True,
+    ipip: bool = True,
     forget: Callable[[str], Awaitable[None]] = conntrack.flush,
 ) -> Kernel:
-    """`nftables` enforces, or else iptables, of which `backend` says which. Raises KernelError without it."""
+    """`nftables` enforces, or else iptables, of which `backend` says which. Raises KernelError without it.
+
+    `offload` and `ipip` are TunnelTarget's.
+    """
     backends: dict[int, Backend] = {}
     for version in sorted(versions):
         if nftables:
@@ -58,6 +69,7 @@ async def open_kernel(
     arp = await arp_target() if 4 in versions else None
     netlink = NetlinkSocket()
     routes = WorkloadRouteTarget(RouteTarget(netlink, ownership.owns), ownership, forget, clock)
+    tunnels = TunnelTarget(netlink, offload=offload, ipip=ipip)
     return Kernel(
         netlink,
         backends,
@@ -65,6 +77,10 @@ async def open_kernel(
         routes,
         NeighbourTarget(netlink, ownership.is_workload),
         SysctlTarget(),
+        ShapingTarget(netlink, ownership.prefixes),
+        tunnels,
+        NeighbourTarget(netlink, tunnels.is_vxlan, both_families=True),
+        ForwardingTarget(netlink, tunnels.is_vxlan),
         ownership,
     )
 

@@ -22,6 +22,8 @@ Tables = Duty[Key, Content]
 class NftTableWriter(TableWriter):
     """One IP version's table."""
 
+    _holds_ready = False  # as in Calico: a chain more costs little here when it is needed
+
     def _offer_static(self, table: str) -> None:
         for key, base in BASE_CHAINS.items():  # they all stand, used or not
             if key[0] == table:

@@ -16,13 +16,23 @@ from enum import IntEnum
 from tortie.core.errors import KernelError
 from tortie.felix.calc import canonical
 from tortie.felix.dataplane.duty import Duty
+from tortie.felix.dataplane.tunnels import IPIP, VXLAN
 from tortie.linux.route_target import RouteTarget
-from tortie.linux.routes import PROTOCOL_BOOT, PROTOCOL_CALICO, Route, RouteKey, RouteType
+from tortie.linux.routes import (
+    PROTOCOL_BIRD,
+    PROTOCOL_BOOT,
+    PROTOCOL_CALICO,
+    PROTOCOL_KERNEL,
+    Route,
+    RouteKey,
+    RouteType,
+)
 
 _log = logging.getLogger(__name__)
 
 Routes = Duty[RouteKey, Route]
 _PATIENCE = 1.0  # seconds one address's clean-up may hold up the routes of others; it takes milliseconds
+_CLEANING_AT_ONCE = 8  # each is a program that reads the table of connections: a drained node has a thousand
 GRACE = 10.0  # seconds an unexpected route of a workload's interface is left alone: CNI may have just made it
 
 
@@ -30,6 +40,10 @@ class RouteClass(IntEnum):
     """Who wins a destination: the lowest (Calico's order, as far as felix writes such routes)."""
 
     LOCAL_WORKLOAD = 0
+    VXLAN_SAME_SUBNET = 3
+    VXLAN_TUNNEL = 4
+    IPIP_SAME_SUBNET = 5
+    IPIP_TUNNEL = 6
     NO_ENCAP = 7
     BLACKHOLE = 10
 
@@ -95,14 +109,20 @@ class Ownership:
     prefixes: tuple[str, ...]
     protocol: int = PROTOCOL_BOOT  # of device routes
     remove_external: bool = True
+    ipip: bool = False  # felix writes the routes over tunl0: BIRD's there are leftovers
 
     def owns(self, route: Route) -> bool:
         exclusive = PROTOCOL_CALICO if self.protocol == PROTOCOL_BOOT else self.protocol
         if route.protocol == exclusive:
             return True
-        if route.ifindex is None or not self.on_workload(route):
+        if route.ifindex is None or route.dst == "fe80::/64":  # the kernel's own, on every interface
             return False
-        if route.dst == "fe80::/64":  # the kernel's own, on every interface
+        name = self.name_of(route.ifindex)
+        if name in VXLAN.values():  # but the kernel's, to the device's own address
+            return route.protocol != PROTOCOL_KERNEL
+        if name == IPIP:
+            return self.ipip and route.protocol == PROTOCOL_BIRD
+        if not name.startswith(self.prefixes):
             return False
         return self.remove_external or route.protocol in (self.protocol, PROTOCOL_CALICO)
 
@@ -137,6 +157,7 @@ class WorkloadRouteTarget:
         self._first_seen: dict[RouteKey, float] = {}
         self._mine: set[RouteKey] = set()  # those that were wished for once: no grace for them
         self._forgetting: dict[str, asyncio.Task[None]] = {}  # address -> its clean-up
+        self._room = asyncio.Semaphore(_CLEANING_AT_ONCE)
 
     async def read(self) -> Mapping[RouteKey, Route]:
         before, self._known = self._known, dict(await self._kernel.read())
@@ -223,7 +244,8 @@ class WorkloadRouteTarget:
 
     async def _forget_connections(self, address: str) -> None:
         try:
-            await self._forget(address)
+            async with self._room:
+                await self._forget(address)
         except KernelError as err:
             _log.warning("connections of %s, which left this node, stay tracked: %s", address, err)
 

@@ -1,6 +1,6 @@
 """The state's IP sets as kernel sets of one IP version: those that rules look into, and the static ones."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tortie.felix.calc import canonical
 from tortie.felix.calc.graph import State, Touched
@@ -26,13 +26,20 @@ class SetWriter:
         maximum: int,
         external: Iterable[str] = (),
     ) -> None:
-        """`maximum`: members a set may have; `external`: CIDRs that count as nodes of the cluster."""
+        """`maximum`: members that each set has room for at least.
+
+        `external`: CIDRs that count as nodes of the cluster.
+        """
         self._version, self._settings, self._duty, self._node = version, settings, duty, node
         self._maximum = maximum
         self._external = tuple(external)
 
     def _name(self, ident: str) -> str:
         return names.ip_set(self._version, ident)
+
+    def __getitem__(self, ident: str) -> Collection[str]:
+        """What is to be in a set, for evaluating packets. Raises KeyError."""
+        return self._duty.desired[self._name(ident)].members
 
     def start(self, state: State) -> None:
         self._own_addresses(())
@@ -64,7 +71,7 @@ class SetWriter:
             self._nets(names.ALL_HOSTS, [*filter(None, hosts), *self._external])
         if self._version in self._settings.vxlan:
             others = (node for name, node in state.nodes.items() if name != self._node)
-            tunnels = [node.of(self._version) for node in others if self._version in node.vtep]
+            tunnels = [vtep.node_address for node in others if (vtep := node.vtep(self._version))]
             self._nets(names.ALL_VXLAN, [*tunnels, *self._external])
 
     def _dscp(self, state: State) -> None:
@@ -75,7 +82,7 @@ class SetWriter:
         if members is None:
             self._duty.drop(self._name(ident))
         else:
-            self._put(ident, members.kind, members.of(self._version))
+            self._put_whole(ident, members.kind, frozenset(members.of(self._version)))
 
     def _nets(self, ident: str, nets: Iterable[str]) -> None:
         halves = (half for net in nets for half in canonical.halves(net))
@@ -83,5 +90,15 @@ class SetWriter:
 
     def _put(self, ident: str, kind: SetKind, members: Iterable[str]) -> None:
         mine = frozenset(one for one in members if version_of(one.partition(",")[0]) == self._version)
-        wanted = IPSet(_TYPES[kind], self._version, mine, self._maximum)
+        self._put_whole(ident, kind, mine)
+
+    def _put_whole(self, ident: str, kind: SetKind, members: frozenset[str]) -> None:
+        """`members` are all of this IP version.
+
+        A set that is full would leave its last members to whatever the next rule says: a larger one costs
+        memory alone. (Calico's felix ends when a set is full.)
+        """
+        fits = len(members) <= self._maximum
+        room = self._maximum if fits else 1 << len(members).bit_length()
+        wanted = IPSet(_TYPES[kind], self._version, members, room)
         self._duty.put(self._name(ident), wanted)

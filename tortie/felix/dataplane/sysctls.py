@@ -19,12 +19,14 @@ Sysctls = Duty[str, str]
 
 _AT_ONCE = 200  # files read or written before the loop runs again: about 2 ms
 # Written on a best-effort basis: a kernel without IPv6, or a container without the right, still works.
-_OPTIONAL = ("accept_ra", "proxy_delay", "nf_conntrack_acct")
+_OPTIONAL = ("accept_ra", "proxy_delay", "nf_conntrack_acct", "nf_conntrack_tcp_loose")
 
 
-def host(ipv6: bool, forwarding: bool) -> dict[str, str]:
-    """Of the whole host."""
+def host(ipv6: bool, forwarding: bool, *, strict_tcp: bool = False) -> dict[str, str]:
+    """Of the whole host. `strict_tcp`: only what opens a connection begins one, no packet in its middle."""
     values = {"net/netfilter/nf_conntrack_acct": "1"}
+    if strict_tcp:
+        values["net/netfilter/nf_conntrack_tcp_loose"] = "0"
     if forwarding:
         values["net/ipv4/ip_forward"] = "1"
         if ipv6:

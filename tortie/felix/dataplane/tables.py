@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tortie.felix.calc.graph import State, Touched
-from tortie.felix.calc.model import HostEndpoint, Policy, PolicyId, Tier, WorkloadId
+from tortie.felix.calc.model import HostEndpoint, Policy, PolicyId, Tier, Workload, WorkloadId
 from tortie.felix.dataplane.chains import ChainGraph, Key
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.rules import dispatch, endpoints, ir, names, nat, profiles, static
@@ -31,6 +31,8 @@ _HOST_TABLES = (ir.FILTER, ir.MANGLE, ir.RAW)
 class TableWriter:
     """One IP version's tables."""
 
+    _holds_ready = True  # policies that ask for it stand before an endpoint needs them
+
     def __init__(self, version: int, settings: Settings, features: Features, duty: Duty[Key, Any]) -> None:
         self._version, self._settings, self._features = version, settings, features
         self._duty = duty
@@ -39,6 +41,7 @@ class TableWriter:
         self._hosts: dict[str, HostEndpoint] = {}  # interface -> the host endpoint on it
         self._policies: dict[PolicyId, Policy] = {}  # as last rendered
         self._groups: dict[WorkloadId | str, set[Key]] = {}  # endpoint -> group chains it leads to
+        self._wishing: dict[WorkloadId, Workload] = {}  # endpoints with rare wishes
         self._group_users: Counter[Key] = Counter()  # group chain -> endpoints that lead to it
 
     def _shown(self, key: Key, content: ir.Chain | ir.Hook | None) -> None:
@@ -72,7 +75,7 @@ class TableWriter:
         self._host_dispatch()
         self.update(state, Touched.everything(state))
         self._dispatch(self._interfaces.values())
-        self._spoofing(state)
+        self._rare_wishes()
         for table in ir.TABLES:
             self._hook(table)
 
@@ -119,16 +122,27 @@ class TableWriter:
 
     def _policy(self, ident: PolicyId, policy: Policy | None) -> None:
         before = self._policies.pop(ident, None)
+        chains = (names.chain(names.POLICY_IN, ident.text), names.chain(names.POLICY_OUT, ident.text))
         if before is not None and (policy is None or policy.stage != before.stage):
-            gone = (names.chain(names.POLICY_IN, ident.text), names.chain(names.POLICY_OUT, ident.text))
             for table in _TABLES_OF_STAGE[before.stage]:
-                self._graph.withdraw(table, gone)
+                self._graph.withdraw(table, chains)
         if policy is not None:
             self._policies[ident] = policy
             self._offer_in(
                 _TABLES_OF_STAGE[policy.stage],
                 lambda table: profiles.policy_chains(policy, self._version, table, self._settings),
             )
+        held, hold = self._is_ready(before), self._is_ready(policy)
+        if hold and not held:
+            self._graph.hold(ir.FILTER, chains)
+        elif held and not hold:
+            self._graph.release(ir.FILTER, chains)
+
+    def _is_ready(self, policy: Policy | None) -> bool:
+        """Whether its chains stand in the filter table used or not."""
+        if policy is None or policy.stage != "normal":
+            return False
+        return policy.everywhere and self._holds_ready
 
     def _offer_in(self, tables: Iterable[str], render: Callable[[str], Iterable[ir.Chain]]) -> None:
         """The same chains in several tables; they differ only where a denial is written differently."""
@@ -142,10 +156,14 @@ class TableWriter:
     def _workloads(self, state: State, touched: Iterable[WorkloadId]) -> None:
         before = set(self._interfaces.values())
         gone: set[str] = set()
+        wishing = dict(self._wishing)
         for ident in touched:
             if (former := self._interfaces.pop(ident, None)) is not None:
                 gone.add(former)
             workload = state.workloads.get(ident)
+            self._wishing.pop(ident, None)
+            if workload is not None and _has_rare_wishes(workload):
+                self._wishing[ident] = workload
             unused = self._use_groups(ident, {ir.FILTER: () if workload is None else workload.tiers})
             if workload is not None:
                 self._interfaces[ident] = workload.interface
@@ -155,7 +173,8 @@ class TableWriter:
         if now != before:
             self._dispatch(now)
         self._graph.withdraw(ir.FILTER, [chain for name in gone - now for chain in chains_of(name)])
-        self._spoofing(state)
+        if self._wishing != wishing:
+            self._rare_wishes()
 
     # --- groups of policies ---------------------------------------------------------------------
 
@@ -229,9 +248,8 @@ class TableWriter:
     def _dispatch(self, interfaces: Iterable[str]) -> None:
         self._graph.offer(ir.FILTER, self._dispatch_chains(list(interfaces)))
 
-    def _spoofing(self, state: State) -> None:
-        """What depends on rare wishes of single endpoints."""
-        workloads = state.workloads.values()
+    def _rare_wishes(self) -> None:
+        workloads = self._wishing.values()
         spoofing = [(one.interface, net) for one in workloads for net in one.spoofed_sources]
         self._graph.offer(ir.RAW, [static.rpf_skip_chain(spoofing, self._version)])
         floating = [nat_pair for one in workloads for nat_pair in one.floating_ips]
@@ -271,6 +289,11 @@ class TableWriter:
     def ruleset(self) -> Ruleset:
         """All rules of this IP version, for evaluating packets against them."""
         return self._graph.ruleset()
+
+
+def _has_rare_wishes(workload: Workload) -> bool:
+    """Of what is rendered for all endpoints together."""
+    return bool(workload.spoofed_sources or workload.floating_ips) or workload.dscp is not None
 
 
 def chains_of(interface: str) -> list[str]:

@@ -169,13 +169,15 @@ def _tier(spec: _Spec, tier: Tier, settings: Settings) -> Iterator[Rule]:
     if not refs:
         return
     marks = settings.marks
+    undecided, accepted = (ir.all_clear(marks.passed),), (ir.all_set(marks.accept),)
+    done = Rule(accepted, ir.RETURN, ("Return if policy accepted",))
     yield Rule((), ir.clear_bits(marks.passed), (f"Start of tier {tier.name}",))
     for group in groups(refs):
         for chain in _chains_of_group(group, spec.ingress):
-            yield Rule((ir.all_clear(marks.passed),), Jump(chain))
+            yield Rule(undecided, Jump(chain))
             if spec.kind == "untracked":
-                yield Rule((ir.all_set(marks.accept),), ir.NO_TRACK)
-            yield Rule((ir.all_set(marks.accept),), ir.RETURN, ("Return if policy accepted",))
+                yield Rule(accepted, ir.NO_TRACK)
+            yield done
     if spec.kind in ("normal", "forward"):
         yield from _end_of_tier(spec, tier, all(ref.id.staged for ref in refs), settings)
 

@@ -7,8 +7,9 @@ rules of others in the kernel's chains do not exist.
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 from tortie.felix.rules import ir
 from tortie.felix.rules.ir import Chain, Hook
@@ -17,6 +18,7 @@ Ruleset = Mapping[tuple[str, str], Chain | Hook]
 """(table, chain) -> what stands there; a Hook where the chain is the kernel's own."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Outcome = Literal["accept", "drop", "reject"]
 
 # The kernel's chains a packet meets, in order: nat only decides for a connection's first packet.
@@ -76,25 +78,54 @@ class Verdict:
     changes: list[ir.Action] = field(default_factory=list)
 
 
-class Sets:
-    """The members of IP sets by id, made ready for asking."""
+@lru_cache(maxsize=4096)
+def _parsed(address: str) -> Address:
+    return ipaddress.ip_address(address)
 
-    def __init__(self, members: Mapping[str, Collection[str]]) -> None:
+
+@lru_cache(maxsize=4096)
+def _network(cidr: str) -> Network:
+    return ipaddress.ip_network(cidr)
+
+
+class Contents(Protocol):
+    """What is in IP sets, by their ids."""
+
+    def __getitem__(self, ident: str, /) -> Collection[str]:
+        """Raises KeyError for a set that does not exist."""
+
+
+class Sets:
+    """The members of IP sets by id, made ready for asking when they are asked for."""
+
+    def __init__(self, members: Contents) -> None:
         """Members are addresses, CIDRs, or `address,protocol:port`."""
-        self._nets: dict[str, list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
-        self._ports: dict[str, set[str]] = {}
-        for ident, texts in members.items():
-            plain = [text for text in texts if "," not in text]
-            self._nets[ident] = [ipaddress.ip_network(text) for text in plain]
-            self._ports[ident] = {text for text in texts if "," in text}
+        self._members = members
+        # set -> the networks in it, by IP version and how many bits of their addresses are free
+        self._nets: dict[str, dict[tuple[int, int], set[int]]] = {}
 
     def holds(self, ident: str, address: str) -> bool:
         """Raises KeyError for a set that does not exist: the kernel refuses such a rule."""
-        one = ipaddress.ip_address(address)
-        return any(one in net for net in self._nets[ident] if net.version == one.version)
+        if ident not in self._nets:
+            self._nets[ident] = _by_width(self._members[ident])
+        one = _parsed(address)
+        return any(
+            version == one.version and int(one) >> free in nets
+            for (version, free), nets in self._nets[ident].items()
+        )
 
     def holds_port(self, ident: str, address: str, protocol: int, port: int) -> bool:
-        return f"{address},{_PORT_PROTOCOLS.get(protocol, protocol)}:{port}" in self._ports[ident]
+        return f"{address},{_PORT_PROTOCOLS.get(protocol, protocol)}:{port}" in self._members[ident]
+
+
+def _by_width(members: Collection[str]) -> dict[tuple[int, int], set[int]]:
+    found: dict[tuple[int, int], set[int]] = {}
+    for member in members:
+        if "," not in member:
+            net = ipaddress.ip_network(member)
+            free = net.max_prefixlen - net.prefixlen
+            found.setdefault((net.version, free), set()).add(int(net.network_address) >> free)
+    return found
 
 
 def evaluate(
@@ -105,7 +136,7 @@ def evaluate(
     for table, chain in path:
         if table == ir.NAT and packet.state != "NEW":
             continue
-        walk = _Walk(ruleset, sets, replace(packet, mark=verdict.mark), table, verdict)
+        walk = _Walk(ruleset, sets, packet, table, verdict)
         outcome = walk.hook(chain)
         if outcome in ("drop", "reject"):
             verdict.outcome = outcome
@@ -115,7 +146,7 @@ def evaluate(
 
 @dataclass(slots=True)
 class _Walk:
-    """One packet in one table."""
+    """One packet in one table; its mark, which alone changes on the way, is in the verdict."""
 
     ruleset: Ruleset
     sets: Sets
@@ -133,7 +164,7 @@ class _Walk:
         if depth > _MAX_DEPTH:
             raise ValueError(f"chain {chain} leads to itself")
         for number, rule in enumerate(rules, 1):
-            if not all(matches(match, self.packet, self.sets) for match in rule.matches):
+            if not all(map(self._holds, rule.matches)):
                 continue
             self.verdict.path.append((self.table, chain, number))
             outcome, ends = self._act(rule.action, depth)
@@ -142,6 +173,11 @@ class _Walk:
             if outcome is not None or ends:
                 return outcome
         return None
+
+    def _holds(self, match: ir.Match) -> bool:
+        if isinstance(match, ir.Mark):
+            return (self.verdict.mark & match.mask == match.value) != match.negate
+        return matches(match, self.packet, self.sets)
 
     def _decided(self, outcome: Outcome, chain: str, number: int) -> None:
         """The filter table has the last word on letting through, any table on not doing so."""
@@ -169,9 +205,9 @@ class _Walk:
                 chain = dict(chains).get(name)
                 return (None, False) if chain is None else self._act(ir.Goto(chain), depth)
             case ir.SetMark(value, mask):
-                self._mark((self.packet.mark & ~mask) | value)
+                self.verdict.mark = (self.verdict.mark & ~mask) | value
             case ir.MarkWithinRate(mark=mark):
-                self._mark(self.packet.mark | mark)
+                self.verdict.mark |= mark
             case ir.Masquerade() | ir.Snat() | ir.Dnat():
                 self.verdict.changes.append(action)
                 return "accept", True  # a translation ends the nat table
@@ -181,16 +217,12 @@ class _Walk:
                 self.verdict.changes.append(other)
         return None, False
 
-    def _mark(self, mark: int) -> None:
-        self.packet = replace(self.packet, mark=mark)
-        self.verdict.mark = mark
-
 
 # --- matches ------------------------------------------------------------------------------------
 
 
 def matches(match: ir.Match, packet: Packet, sets: Sets) -> bool:
-    """Whether one match of a rule holds for a packet."""
+    """Whether one match of a rule holds for a packet; those of its mark are the walk's own."""
     found = _TESTS[type(match)](match, packet, sets)
     return found != getattr(match, "negate", False)
 
@@ -205,7 +237,7 @@ def _interface(match: ir.Interface, packet: Packet, _sets: Sets) -> bool:
 
 
 def _net(match: ir.Net, packet: Packet, _sets: Sets) -> bool:
-    return ipaddress.ip_address(_side(match.side, packet)[0]) in ipaddress.ip_network(match.cidr)
+    return _parsed(_side(match.side, packet)[0]) in _network(match.cidr)
 
 
 def _in_set(match: ir.InSet, packet: Packet, sets: Sets) -> bool:
@@ -234,7 +266,6 @@ def _local(match: ir.LocalAddress, packet: Packet, _sets: Sets) -> bool:
 
 
 _TESTS: dict[type, Callable[[Any, Packet, Sets], bool]] = {  # kind of match -> its test, not negated
-    ir.Mark: lambda match, packet, _: packet.mark & match.mask == match.value,
     ir.Interface: _interface,
     ir.Protocol: lambda match, packet, _: _NUMBERS.get(match.protocol, match.protocol) == packet.protocol,
     ir.Net: _net,

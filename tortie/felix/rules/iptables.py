@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tortie.core.errors import ConfigError
 from tortie.felix.rules import ir, names
 from tortie.linux.iptables import Hooked, Own, RuleText
 
@@ -205,10 +204,3 @@ _ACTIONS: dict[type, Callable[[Any, Features], str]] = {  # kind of action -> it
     ir.MarkWithinRate: _within_rate,
     ir.ResetAboveConnections: _above_connections,
 }
-
-
-def check_rate(where: str, rate: str) -> str:
-    """A rate limit as iptables reads it. Raises ConfigError: it comes from configuration."""
-    if not re.fullmatch(r"[1-9][0-9]{0,3}/(second|minute|hour|day)", rate, re.ASCII):
-        raise ConfigError(where, rate, "must be a number up to 9999 and /second, /minute, /hour or /day")
-    return rate

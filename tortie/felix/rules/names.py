@@ -8,6 +8,7 @@ made of harmless characters goes in as a digest, so no input reaches a ruleset b
 import hashlib
 import re
 from base64 import urlsafe_b64encode
+from functools import lru_cache
 
 from tortie.datastore.names import length_limited
 
@@ -54,6 +55,7 @@ class ChainName(str):
     long: str
 
 
+@lru_cache(maxsize=16384)  # a policy's chain is named once by each of its endpoints
 def chain(prefix: str, ident: str) -> str:
     """The chain of one kind for one object: `cali-pri-kns.default`."""
     short = _bounded(prefix, ident, MAX_CHAIN, _SAFE)

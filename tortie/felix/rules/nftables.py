@@ -157,7 +157,7 @@ def _alternatives(match: ir.Match, words: _Words) -> list[str]:
     """One of these must hold, and no two can."""
     if isinstance(match, ir.Ports) and not match.negate:
         return [f"{words.transport} {_port(match.side)} {text}" for text in _ranges(match)]
-    if match == ir.Dnatted(negate=True):
+    if isinstance(match, ir.Dnatted) and match.negate:
         # The connection's status is not asked of packets without one, which are not translated either.
         return [_dnatted(match, words), "ct state invalid,untracked"]
     if isinstance(match, ir.Icmp) and match.negate and match.code is not None:

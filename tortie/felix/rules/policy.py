@@ -27,6 +27,8 @@ from tortie.felix.rules.settings import Settings
 _MULTIPORT_SLOTS = 15  # XT_MULTI_PORTS; a range takes two
 _CATCH_ALL = {4: "0.0.0.0/0", 6: "::/0"}
 _PROTOCOL_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132, "udplite": 136}
+# Of one rule: with what they are wrapped in, half of the 250 words and 10,000 characters it may have.
+_MAX_ANNOTATIONS = 16
 _ICMP = {4: 1, 6: 58}  # IP version -> the protocol number of its ICMP
 
 
@@ -58,10 +60,17 @@ def for_version(rule: model.Rule, version: int) -> model.Rule | None:
     src, dst = _side_for(rule.src, version), _side_for(rule.dst, version)
     if src is None or dst is None:
         return None
-    return replace(rule, src=src, dst=dst)
+    return _with_sides(rule, src, dst)
+
+
+def _with_sides(rule: model.Rule, src: model.Side, dst: model.Side) -> model.Rule:
+    """Most rules need no other sides, and a copy costs more than all the rest."""
+    return rule if src is rule.src and dst is rule.dst else replace(rule, src=src, dst=dst)
 
 
 def _side_for(side: model.Side, version: int) -> model.Side | None:
+    if not side.nets and not side.not_nets:
+        return side
     nets = tuple(net for net in side.nets if version_of(net) == version)
     not_nets = tuple(net for net in side.not_nets if version_of(net) == version)
     if (side.nets and not nets) or (side.not_nets and not not_nets) or _CATCH_ALL[version] in not_nets:
@@ -273,11 +282,11 @@ def render_rule(
     dst = _split_nets_off(split, "dst", dst)
     src = _split_not_nets_off(split, "src", src)
     dst = _split_not_nets_off(split, "dst", dst)
-    matches = tuple(_matches(replace(mine, src=src, dst=dst), version))
+    matches = tuple(_matches(_with_sides(mine, src, dst), version))
     if split.used:
         matches = (*matches, ir.all_set(settings.marks.scratch0))
     verdict = _verdict(mine.action, matches, table, settings, owner, nflog)
-    comments = tuple(f"{key}={value}" for key, value in mine.annotations)
+    comments = tuple(f"{key}={value}" for key, value in mine.annotations[:_MAX_ANNOTATIONS])
     return [replace(one, comments=comments) if comments else one for one in [*split.rules, *verdict]]
 
 

@@ -1,0 +1,1 @@
+"""What several benchmarks share; none of these modules is one itself."""
