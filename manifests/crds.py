@@ -160,6 +160,14 @@ def _definition(
     }
 
 
+_SCALARS: list[tuple[Any, dict[str, Any]]] = [  # types -> their schema
+    ((inspect.StrType, inspect.LiteralType), {"type": "string"}),
+    (inspect.IntType, {"type": "integer", "format": "int64"}),
+    (inspect.FloatType, {"type": "number"}),
+    (inspect.BoolType, {"type": "boolean"}),
+]
+
+
 # --- schemas ------------------------------------------------------------------------------------
 
 
@@ -188,14 +196,10 @@ def schema(info: inspect.Type) -> dict[str, Any]:
 
 
 def _scalar(info: inspect.Type) -> dict[str, Any]:
-    if isinstance(info, inspect.StrType | inspect.LiteralType):
-        return {"type": "string"}
-    if isinstance(info, inspect.IntType):
-        return {"type": "integer", "format": "int64"}
-    if isinstance(info, inspect.FloatType):
-        return {"type": "number"}
-    if isinstance(info, inspect.BoolType):
-        return {"type": "boolean"}
+    """Null is what Go writes for a pointer that points nowhere; readers take it for absent."""
+    for kinds, found in _SCALARS:
+        if isinstance(info, kinds):
+            return {**found, "nullable": True}
     if isinstance(info, inspect.AnyType):
         return {"x-kubernetes-preserve-unknown-fields": True}
     raise TypeError(f"no schema for {info}")
@@ -210,7 +214,7 @@ def _union(types: list[inspect.Type], info: inspect.UnionType) -> dict[str, Any]
     if kinds == {inspect.IntType, inspect.FloatType}:
         return {"type": "number", "nullable": True}
     if kinds == {inspect.BoolType, inspect.StrType}:
-        return {"type": "string"}  # BlockAffinity's `deleted`, text in this datastore
+        return {"type": "string", "nullable": True}  # BlockAffinity's `deleted`, text in this datastore
     raise TypeError(f"no schema for {info}")
 
 

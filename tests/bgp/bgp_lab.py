@@ -4,6 +4,7 @@ No datastore: a node's snapshot is made here, and rendered as the daemon would.
 """
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.netns_lab import Namespace, eventually
+from tortie.bgp.config import prefix_limit
 from tortie.bgp.status import PeerStatus, Status
 from tortie.bgp.status import read as read_status
 from tortie.confd import context, files, render
@@ -155,7 +157,8 @@ class BgpNode:
             self.cluster.felix,
             self.blocks,
         )
-        made = context.build(snapshot, self.name, secrets=self.secrets)
+        limit = prefix_limit(self.environment)
+        made = context.build(snapshot, self.name, secrets=self.secrets, prefix_limit=limit)
         conf, digest = render.exabgp_conf(made)
         with _environment(self.environment):
             asyncio.run(files.install(conf, render.bgp_json(made, digest)))
@@ -298,6 +301,46 @@ graceful restart wait 1;
 protocol device {{}}
 {protocols}
 """
+
+
+class Frr:
+    """FRR's zebra and bgpd in a namespace: a router that programs its kernel."""
+
+    def __init__(self, ns: Namespace, config: str) -> None:
+        self.ns = ns
+        self.dir = Path(tempfile.mkdtemp(prefix="frr-"))
+        (self.dir / "zebra.conf").write_text("hostname tor\n")
+        (self.dir / "bgpd.conf").write_text(config)
+        for path in (self.dir, *self.dir.iterdir()):
+            shutil.chown(path, "frr", "frr")  # which FRR's daemons become
+        self._log = (self.dir / "log").open("wb")
+        self._processes = [self._start("zebra"), self._start("bgpd")]
+        eventually((self.dir / "bgpd.vty").exists, 30)
+
+    def _start(self, daemon: str) -> subprocess.Popen[bytes]:
+        files = ["-f", f"{self.dir}/{daemon}.conf", "-i", f"{self.dir}/{daemon}.pid"]
+        sockets = ["-z", f"{self.dir}/zserv", "--vty_socket", str(self.dir)]
+        command = [f"/usr/lib/frr/{daemon}", *files, *sockets]
+        process = self.ns.call(subprocess.Popen, command, stdout=self._log, stderr=self._log)
+        eventually((self.dir / f"{daemon}.vty").exists, 30)
+        return process
+
+    def ask(self, words: str) -> Any:
+        """What `show` prints with `json`."""
+        command = ["vtysh", "--vty_socket", str(self.dir), "-d", "bgpd", "-c", f"{words} json"]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def path(self, prefix: str) -> dict[str, Any]:
+        """Its one path to a prefix; {} if there is none."""
+        paths: list[dict[str, Any]] = self.ask(f"show bgp ipv4 unicast {prefix}").get("paths", [])
+        return paths[0] if paths else {}
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._log.close()
+        shutil.rmtree(self.dir)
 
 
 class GoBGP:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tortie.bgp import status
-from tortie.bgp.config import Block, Config, Local, Peer, Pool, decode, encode, load
+from tortie.bgp.config import Block, Config, Local, Peer, Pool, decode, encode, handed_over, load
 from tortie.bgp.session import failure_text
 from tortie.bgp.status import PeerStatus, Status
 from tortie.core.errors import ConfigError
@@ -112,3 +112,16 @@ def test_status_is_read_as_written(tmp_path: Path) -> None:
 )
 def test_reasons_in_words(reason: str, was_up: bool, text: str) -> None:
     assert failure_text(reason, was_up) == text
+
+
+def test_pools_that_change_hands() -> None:
+    local = Local(name="n", router_id="1.1.1.1", as_number=1)
+
+    def config(**programmed: bool) -> Config:
+        return Config(
+            local=local, pools=tuple(Pool(cidr=cidr, programmed=ours) for cidr, ours in programmed.items())
+        )
+
+    before = config(a=True, b=True, c=False, d=True)
+    assert handed_over(before, config(a=True, b=False, c=False)) == ["b"], "a pool that is gone is nobody's"
+    assert handed_over(config(c=False), before) == []

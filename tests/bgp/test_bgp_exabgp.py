@@ -72,6 +72,9 @@ Down.fsm = FSM.ESTABLISHED
 assert reactor._pending_adjribout()
 assert protocol.Outgoing.__name__ == "BriefOutgoing"
 assert listener.set_accepted_ttl.__module__ == "tortie.bgp.exabgp"
+
+from exabgp.rib import RIB
+assert type(RIB("one", True, True, set()).incoming).__name__ == "LimitedRIB"
 """
 
 

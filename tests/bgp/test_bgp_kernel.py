@@ -211,3 +211,45 @@ def test_several_next_hops_in_both_families(watched: Watched) -> None:
             assert (await watched.kernel.sync()).updated == 0, "read back it is the same"
 
     watched.run(act)
+
+
+def test_routes_of_a_pool_that_becomes_felixs_wait_for_felix(watched: Watched) -> None:
+    """Felix writes its own in their place; nobody's packets are lost meanwhile, and the others go at once."""
+    left, right = "192.168.2.0/26", "10.9.0.0/26"
+
+    async def act() -> None:
+        watched.kernel.release()
+        watched.want(watched.via(left, "10.0.0.2"), watched.via(right, "10.0.0.2"))
+        assert (await watched.kernel.sync()).ok
+        watched.kernel.hand_over(["192.168.0.0/16"])
+        watched.kernel.hand_over(["fd00::/64"])  # another pool, shortly after
+        watched.want()
+        outcome = await watched.kernel.sync()
+        assert watched.bgp_routes() == [f"{left} via 10.0.0.2 dev eth0 onlink"]
+        assert outcome.retry_at is not None, "but not for ever"
+        watched.ns.run("ip", "route", "replace", left, "via", "10.0.0.3", "dev", "eth0", "proto", "80")
+        watched.kernel.routes.forget()
+        assert (await watched.kernel.sync()).retry_at is None, "nothing is waited for any more"
+        assert f"{left} via 10.0.0.3 dev eth0 proto 80" in watched.ns.run("ip", "route")
+
+    watched.run(act)
+
+
+def test_a_pool_that_comes_back_gets_its_routes_anew(watched: Watched) -> None:
+    """Though nobody told us that felix took the place of ours, and went."""
+    left = "192.168.2.0/26"
+
+    async def act() -> None:
+        watched.kernel.release()
+        watched.want(watched.via(left, "10.0.0.2"))
+        await watched.kernel.sync()
+        watched.kernel.hand_over(["192.168.0.0/16"])
+        watched.want()
+        await watched.kernel.sync()
+        watched.ns.run("ip", "route", "del", left)
+        watched.kernel.take_back()
+        watched.want(watched.via(left, "10.0.0.2"))
+        assert (await watched.kernel.sync()).ok
+        assert watched.bgp_routes() == [f"{left} via 10.0.0.2 dev eth0 onlink"]
+
+    watched.run(act)

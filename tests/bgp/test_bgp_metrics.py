@@ -46,6 +46,7 @@ def test_every_number() -> None:
         'tortie_bgp_peer_received{peer="10.0.0.2",type="node-to-node mesh"} 12',
         'tortie_bgp_peer_stale{peer="10.0.0.2",type="node-to-node mesh"} 1',
         'tortie_bgp_peer_rejected{peer="10.0.0.2",type="node-to-node mesh"} 3',
+        'tortie_bgp_peer_over_limit{peer="10.0.0.2",type="node-to-node mesh"} 0',
         'tortie_bgp_peer_announced{peer="10.0.0.2",type="node-to-node mesh"} 4',
         'tortie_bgp_peer_rejected_by{peer="10.0.0.2",reason="a \\"quoted\\"\\nreason \\\\"} 3',
         "tortie_bgp_routes 7",

@@ -6,16 +6,29 @@ from typing import Any
 import pytest
 
 from tests.bgp.bgp_lab import (
+    POOL,
     BgpNode,
     Bird,
+    Frr,
     GoBGP,
     Mesh,
     RouteEvents,
     bird_config,
+    configuration,
     eventually,
     peer_resource,
     pool_resource,
 )
+from tortie.datastore.types.bgp import (
+    BGPFilter,
+    BGPFilterSpec,
+    BGPPassword,
+    CIDRBlock,
+    Community,
+    FilterRule,
+    PrefixAdvertisement,
+)
+from tortie.datastore.types.meta import ObjectMeta, SecretKeyRef
 
 pytestmark = pytest.mark.cluster
 
@@ -240,3 +253,98 @@ def _dropped_for_their_ttl(node: BgpNode) -> int:
     lines = [line.split() for line in node.ns.run("cat", "/proc/net/netstat").splitlines()]
     names, values = (words for words in lines if words[0] == "TcpExt:")
     return int(values[names.index("TCPMinTTLDrop")])
+
+
+def test_a_peer_that_announces_too_much(
+    make_mesh: Callable[..., Mesh], closing: Callable[[Any], Any]
+) -> None:
+    """What is beyond the limit is left out, after a restart as well, and asked for when there is room."""
+    mesh = make_mesh(1)
+    mesh.cluster.peers["bird"] = peer_resource("bird", peerIP=_BIRD, asNumber=65020)
+    many = [f"192.168.{number}.0/26" for number in range(100, 140)]
+    node = mesh.nodes[0]
+    node.environment["TORTIE_BGP_PREFIX_LIMIT"] = "20"
+    mesh.start()
+    bird = closing(Bird(mesh.underlay.attach(20), _bird(*many)))
+
+    def taken() -> tuple[int, bool]:
+        found = node.peer(_BIRD)
+        return (found.received, found.over_limit) if found else (0, False)
+
+    def learned() -> set[str]:
+        return node.prefixes() - set(node.blocks)
+
+    eventually(lambda: taken() == (20, True) and len(learned()) == 20, 60)
+    assert node.log().count("announces all the 20 prefixes that it may") == 1
+    node.kill_agent()
+    eventually(lambda: taken() == (20, True) and node.settled(), 60)
+    left = sorted(set(many) - learned())[:10]
+    bird.configure(_bird(*left))
+    eventually(lambda: learned() == set(left) and taken() == (10, False), 60)
+
+
+def test_frr_as_top_of_rack(make_mesh: Callable[..., Mesh], closing: Callable[[Any], Any]) -> None:
+    """A four-byte AS, MD5, TTL security; communities arrive, and what a filter forbids does not."""
+    mesh = make_mesh(1)
+    everything = configuration(
+        communities=(Community(name="rack", value="64512:77"),),
+        prefixAdvertisements=(PrefixAdvertisement(cidr=POOL, communities=("rack", "64512:1:2")),),
+        serviceExternalIPs=(CIDRBlock(cidr="203.0.113.0/24"),),
+    )
+    mesh.cluster.bgp["default"] = everything
+    deny = FilterRule(action="Reject", cidr="192.168.210.0/26", matchOperator="Equal")
+    mesh.cluster.filters["tor"] = BGPFilter(
+        metadata=ObjectMeta(name="tor"), spec=BGPFilterSpec(importV4=(deny,))
+    )
+    mesh.cluster.peers["tor"] = peer_resource(
+        "tor",
+        peerIP="10.9.0.40",
+        asNumber=4200000040,
+        ttlSecurity=1,
+        filters=("tor",),
+        password=BGPPassword(secretKeyRef=SecretKeyRef(name="bgp", key="tor")),
+    )
+    node = mesh.nodes[0]
+    node.secrets = {("bgp", "tor"): b"not;guessed"}
+    tor = closing(Frr(mesh.underlay.attach(40), _FRR))
+    mesh.start()
+    eventually(lambda: tor.path("192.168.1.0/26").get("valid") is True, 60)
+    path = tor.path("192.168.1.0/26")
+    assert path["aspath"]["string"] == "64512"
+    assert path["community"]["string"] == "64512:77" and path["largeCommunity"]["string"] == "64512:1:2"
+    eventually(lambda: "via 10.9.0.1 dev eth0" in tor.ns.run("ip", "route", "show", "192.168.1.0/26"), 60)
+    assert "community" not in tor.path("203.0.113.0/24"), "the services' range lies outside the pool"
+    eventually(lambda: "192.168.211.0/26 via 10.9.0.40 dev eth0 onlink" in node.routes(), 60)
+    assert "192.168.210.0/26" not in node.prefixes()
+    assert not [route for route in node.routes() if "203.0.113.0/24" in route]
+
+    def rejected() -> dict[str, int]:
+        found = node.peer("10.9.0.40")
+        return found.rejected_because if found else {}
+
+    eventually(lambda: rejected().get("filter tor, importV4 rule 1") == 1, 60)
+
+    node.secrets = {("bgp", "tor"): b"wrong"}
+    node.render()
+    eventually(lambda: not node.established(), 60)
+    node.secrets = {("bgp", "tor"): b"not;guessed"}
+    node.render()
+    eventually(lambda: node.established() == 1 and tor.path("192.168.1.0/26").get("valid"), 60)
+
+
+_FRR = """
+hostname tor
+router bgp 4200000040
+ bgp router-id 10.9.0.40
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ neighbor 10.9.0.1 remote-as 64512
+ neighbor 10.9.0.1 password not;guessed
+ neighbor 10.9.0.1 ttl-security hops 1
+ neighbor 10.9.0.1 timers connect 1
+ neighbor 10.9.0.1 timers 3 9
+ address-family ipv4 unicast
+  network 192.168.210.0/26
+  network 192.168.211.0/26
+ exit-address-family
+"""

@@ -91,3 +91,24 @@ class RibMachine(RuleBasedStateMachine):
 
 TestRib = RibMachine.TestCase
 TestRib.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_no_more_than_the_limit() -> None:
+    path, other = Received(Attributes(), "10.0.0.9"), Received(Attributes(med=1), "10.0.0.9")
+    prefixes = [f"10.0.{number}.0/24" for number in range(30)]
+    rib = Rib()
+    rib.limit = 20
+    rib.update("one", dict.fromkeys(prefixes[:20], path))
+    assert not rib.over("one") and not rib.take_room()
+    rib.update("one", dict.fromkeys(prefixes, other))
+    assert rib.over("one") and rib.count("one") == 20 and rib.prefixes() == set(prefixes[:20])
+    assert rib.received(prefixes[0]) == {"one": other}, "what has its place may change"
+    rib.update("two", dict.fromkeys(prefixes[20:], path))
+    assert rib.count("two") == 10 and not rib.over("two"), "each peer has its own"
+    rib.update("one", {prefixes[0]: None})
+    assert not rib.take_room(), "not for every single one"
+    rib.update("one", {prefixes[1]: None})
+    assert rib.take_room() == ["one"] and not rib.take_room() and not rib.over("one")
+    rib.update("one", dict.fromkeys(prefixes, path))
+    rib.drop("one")
+    assert not rib.over("one") and rib.prefixes() == set(prefixes[20:])

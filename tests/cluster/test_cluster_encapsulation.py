@@ -144,7 +144,7 @@ def check(lab: Lab, mode: str) -> None:
 
         wait_until(as_expected, f"IPv{version} in mode {mode}", PATIENCE, lambda: evidence(lab))
         with Capture(pods) as capture:
-            answers = lab.matrix(version=version, timeout=1.0)
+            answers = lab.matrix(version=version)
         for (client, server), answer in answers.items():
             assert answer.ok == ((client, server) in good), f"{client} -> {server}: {answer}"
             assert not answer.ok or answer.source == lab.pods[client].address(version)
@@ -230,9 +230,10 @@ def test_every_transition_of_a_live_pool(lab: Lab) -> None:
     """Pods of one network talk on in every mode; those of two as long as there is a tunnel between them."""
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(Stream(lab.pods["a"], lab.pods["b"], version=version)) for version in (4, 6)
+            stack.enter_context(Stream(lab.pods["a"], lab.pods["b"], version=version, patience=PATIENCE))
+            for version in (4, 6)
         ]
-        with Stream(lab.pods["a"], lab.pods["c"]) as far:
+        with Stream(lab.pods["a"], lab.pods["c"], patience=PATIENCE) as far:
             for mode in ("CrossSubnet", "Always"):
                 set_mode(lab, mode)
                 check(lab, mode)

@@ -163,3 +163,9 @@ def test_any_bytes_are_taken_or_refused(data: bytes) -> None:
     netconf.version_of(data)
     with contextlib.suppress(TortieError):
         netconf.load("ADD", data)
+
+
+def test_fields_for_windows_are_told_and_ignored() -> None:
+    data = b'{"name": "n", "windows_use_single_network": true, "windows_loopback_DSR": false, "mtu": 1400}'
+    assert netconf.for_windows(data) == ["windows_loopback_DSR", "windows_use_single_network"]
+    assert netconf.for_windows(b'{"name": "n"}') == []

@@ -768,6 +768,20 @@ def test_bandwidth_is_limited_in_both_directions(node: Node, felix: Callable[...
 
 
 @only_iptables
+def test_a_limit_that_cannot_be_set_keeps_its_pod_down_and_no_other(
+    node: Node, felix: Callable[..., Felix]
+) -> None:
+    one, other = node.pod("one"), node.pod("other")
+    node.ns.veth(device_name(one.interface), "in-the-way")
+    daemon = felix()
+    ident = daemon.add(one, "open", egress=Bandwidth(8_000_000, 400_000))
+    free = daemon.add(other, "open")
+    assert daemon.apply()
+    troubles = daemon.driver.endpoint_troubles()
+    assert "bandwidth: " in troubles[ident] and troubles[free] == ""
+
+
+@only_iptables
 def test_the_limits_of_a_pod_go_with_it(node: Node, felix: Callable[..., Felix]) -> None:
     pod = node.pod("one")
     daemon = felix()

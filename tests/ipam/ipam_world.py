@@ -59,6 +59,9 @@ class Ground(Protocol):
 
     async def node(self, client: Client, name: str, labels: dict[str, str]) -> Node: ...
 
+    async def label(self, client: Client, name: str, labels: dict[str, str]) -> None:
+        """These and no others."""
+
 
 class InMemory:
     def backend(self) -> Backend:
@@ -66,6 +69,10 @@ class InMemory:
 
     async def node(self, client: Client, name: str, labels: dict[str, str]) -> Node:
         return await client.create(Node(metadata=ObjectMeta(name=name, labels=labels)))
+
+    async def label(self, client: Client, name: str, labels: dict[str, str]) -> None:
+        node = await client.get(Node, name)
+        await client.update(node.with_metadata(labels=labels))
 
 
 _ground: list[Ground] = [InMemory()]  # the last one counts
@@ -105,8 +112,7 @@ class World:
             await self.node(name)
 
     async def label(self, name: str, **labels: str) -> None:
-        node = await self.client.get(Node, name)
-        await self.client.update(node.with_metadata(labels=labels))
+        await _ground[-1].label(self.client, name, labels)
 
     async def reserve(self, name: str, *cidrs: str) -> None:
         spec = IPReservationSpec(reservedCIDRs=cidrs)

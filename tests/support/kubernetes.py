@@ -28,6 +28,7 @@ _CRDS = _HERE.parent.parent / "manifests" / "crds.yaml"
 _START_DEADLINE = 60.0  # seconds; it takes 3 on an idle machine
 _BUILD_DEADLINE = 3000.0  # seconds, where nobody has built it before; minutes on an idle machine
 _TOKEN = "administrator"
+NODE_TOKEN = "calico-node"  # what a pod of the DaemonSet would be given
 _REGISTRY = "/registry/"
 _CRD_GROUP = "crd.projectcalico.org"
 # Collections that tests fill, as etcd has them
@@ -73,14 +74,17 @@ class ApiServer:
 
     def _define(self, definition: dict[str, Any]) -> None:
         name = definition["metadata"]["name"]
-        definition["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": "2027-01-15T08:00:00Z"}
+        definition["metadata"] |= _birth()
         path = f"{_REGISTRY}apiextensions.k8s.io/customresourcedefinitions/{name}"
         self.etcd.put(path, json.dumps(definition))
 
     def _write_files(self) -> None:
         key = ["openssl", "genrsa", "-out", f"{self.folder}/accounts.key", "2048"]
         subprocess.run(key, check=True, capture_output=True)
-        Path(self.folder, "tokens").write_text(f'{_TOKEN},admin,admin,"system:masters"\n')
+        account = "system:serviceaccount:kube-system:calico-node"
+        Path(self.folder, "tokens").write_text(
+            f'{_TOKEN},admin,admin,"system:masters"\n{NODE_TOKEN},{account},node\n'
+        )
 
     def start_server(self) -> None:
         flags = {
@@ -179,13 +183,20 @@ class ApiServer:
 
     def put_custom(self, plural: str, kind: str, name: str, metadata: Mapping[str, Any], rest: Any) -> None:
         """A custom resource as nobody could send it: `rest` is everything but metadata."""
-        body = {
-            **rest,
-            "apiVersion": f"{_CRD_GROUP}/v1",
-            "kind": kind,
-            "metadata": {"name": name, **metadata},
-        }
+        given = {"name": name, **_birth(), **metadata}
+        body = {**rest, "apiVersion": f"{_CRD_GROUP}/v1", "kind": kind, "metadata": given}
         self.etcd.put(f"{_REGISTRY}{_CRD_GROUP}/{plural}/{name}", json.dumps(body))
+
+    def put_customs(self, plural: str, kind: str, names: list[str]) -> None:
+        """Many empty ones, at most 128, in one transaction."""
+        self.etcd.put_all(
+            {
+                f"{_REGISTRY}{_CRD_GROUP}/{plural}/{name}": json.dumps(
+                    {"apiVersion": f"{_CRD_GROUP}/v1", "kind": kind, "metadata": {"name": name, **_birth()}}
+                )
+                for name in names
+            }
+        )
 
     def custom(self, plural: str, name: str) -> dict[str, Any]:
         """As the server gives it."""
@@ -197,3 +208,8 @@ class ApiServer:
         self.etcd.compact()
         self.stop_server()
         self.start_server()
+
+
+def _birth() -> dict[str, Any]:
+    """What the server gives each object; one without it counts as not there when it is written."""
+    return {"uid": str(uuid.uuid4()), "creationTimestamp": "2027-01-15T08:00:00Z", "generation": 1}

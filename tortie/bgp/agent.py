@@ -138,6 +138,7 @@ class Agent:
         self._router.announce(decision)
         self._fill_pipe()
         self._end_ribs()
+        self._ask_again()
         self._resend_overdue()
         if self._router.tick(now):  # not before what we know was decided: the rest goes now
             _log.info("start-up is over: what is left of the last run goes")
@@ -170,6 +171,12 @@ class Agent:
     def _end_ribs(self) -> None:
         for peer in self._router.ends_of_rib(time.monotonic()):
             self._speaker.write(commands.end_of_rib(peer))
+
+    def _ask_again(self) -> None:
+        """Peers some of whose prefixes had no room, and have now."""
+        for peer in self._router.rib.take_room():
+            _log.info("%s: there is room for more prefixes, asking for all of them", peer)
+            self._speaker.write(commands.refresh(peer))
 
     def _resend_overdue(self) -> None:
         now = time.monotonic()
@@ -218,10 +225,19 @@ class Agent:
     def _configure(self, new: config.Config) -> None:
         logging.getLogger().setLevel(log.level(new.log_severity))
         self._kernel.gateways = frozenset(canonical(p.address) for p in new.peers if p.gateway)
+        if self._router.config is not None:
+            self._change_hands(self._router.config, new)
         self._router.configure(new, time.monotonic(), time.time())
         self._reload.want(new.sessions)
         self._configured = time.time()
         self._work.set()
+
+    def _change_hands(self, before: config.Config, after: config.Config) -> None:
+        if lost := config.handed_over(before, after):
+            _log.info("felix is to program %s from now on", ", ".join(lost))
+            self._kernel.hand_over(lost)
+        if config.handed_over(after, before):
+            self._kernel.take_back()
 
     def _reloaded(self) -> None:
         _log.info("ExaBGP runs with the present configuration")

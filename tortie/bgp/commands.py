@@ -56,6 +56,11 @@ def resend(peer: str) -> bytes:
     return f"neighbor {peer} flush adj-rib out\n".encode()
 
 
+def refresh(peer: str) -> bytes:
+    """Ask the peer to announce everything again (RFC 2918)."""
+    return f"neighbor {peer} announce route-refresh {family_text(peer)}\n".encode()
+
+
 def description(peer: str) -> bytes:
     """Asks for the configuration of (at least) one neighbour."""
     return f"show neighbor configuration {peer}\n".encode()

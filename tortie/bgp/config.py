@@ -5,6 +5,7 @@ tell us. Both are rendered together; `sessions` is the digest that exabgp.conf c
 neighbour's description, so that the agent can ask ExaBGP whether it runs with that file.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -16,6 +17,12 @@ from tortie.core.errors import ConfigError
 from tortie.core.files import read_or_none
 
 FORMAT = 1  # of this file; raised when an older agent could misread a newer file
+
+PREFIX_LIMIT = 250_000
+"""Prefixes of one peer. A cluster of 5,000 nodes has some 20,000 blocks; in the agent and in ExaBGP together
+a prefix takes about 2 kB, so one peer can take half a gigabyte."""
+
+PREFIX_LIMIT_VARIABLE = "TORTIE_BGP_PREFIX_LIMIT"
 
 NextHopMode = Literal["auto", "self", "keep"]
 Tunnel = Literal["never", "always", "cross-subnet"]
@@ -109,11 +116,20 @@ class Config(_Value, frozen=True, kw_only=True):
     tunnel_routes_exported: bool = True  # to iBGP: whether routes over tunl0 are BGP's
     normal_metric: int = NORMAL_METRIC  # IPv4; metric of an ordinary workload route
     normal_metric6: int = NORMAL_METRIC
+    prefix_limit: int = PREFIX_LIMIT  # that one peer may announce; 0: any number
     restart_time: int = 90  # seconds we wait for peers after our own start
     log_severity: str = "info"
 
     def normal(self, version: int) -> int:
         return self.normal_metric if version == 4 else self.normal_metric6
+
+
+def prefix_limit(environment: Mapping[str, str]) -> int:
+    """TORTIE_BGP_PREFIX_LIMIT. Raises ConfigError."""
+    given = environment.get(PREFIX_LIMIT_VARIABLE) or str(PREFIX_LIMIT)
+    if not (given.isascii() and given.isdigit()):
+        raise ConfigError(PREFIX_LIMIT_VARIABLE, given, "not a number of prefixes, nor 0 for any")
+    return int(given)
 
 
 def encode(config: Config) -> bytes:
@@ -129,6 +145,12 @@ def decode(data: bytes, where: str) -> Config:
     except (msgspec.DecodeError, ValueError) as err:
         raise ConfigError(where, "", str(err)) from err
     return config
+
+
+def handed_over(before: Config, after: Config) -> list[str]:
+    """The pools whose routes were ours to program and are felix's now."""
+    theirs = {pool.cidr for pool in after.pools if not pool.programmed}
+    return [pool.cidr for pool in before.pools if pool.programmed and pool.cidr in theirs]
 
 
 def load(path: str) -> Config | None:

@@ -13,6 +13,7 @@ in this very process, with some of its edges replaced below:
   given up after seconds, not after the kernel's two minutes.
 - The minimum TTL of one neighbour (RFC 5082) is not put on the listening socket, which all share,
   but on the accepted connection.
+- What it remembers of a peer's announcements, for a helper that starts anew, has the helper's own limit.
 - Its log lines have our format, and those of level DEBUG are not even made where nobody wants them: it
   makes three for each prefix that it receives, a fifth of the time that takes.
 - The machine's domain name is not asked of DNS, which where none answers takes 10 s each time ExaBGP
@@ -29,6 +30,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from tortie.bgp.config import prefix_limit
 from tortie.core.log import LineFormatter
 from tortie.core.paths import Paths
 
@@ -113,6 +115,7 @@ def _know_domain() -> None:
 
 def _replace_edges() -> None:
     """Put the subclasses in the places of their bases. ExaBGP reads its settings when it is imported."""
+    from exabgp import rib
     from exabgp.application import server
     from exabgp.bgp.fsm import FSM
     from exabgp.reactor import listener, peer, protocol
@@ -121,6 +124,9 @@ def _replace_edges() -> None:
     from exabgp.reactor.loop import Reactor
     from exabgp.reactor.network.outgoing import Outgoing
     from exabgp.reactor.network.tcp import set_minimum_ttl
+    from exabgp.rib.incoming import IncomingRIB
+
+    limit = prefix_limit(os.environ)
 
     class PatientReactor(Reactor):  # type: ignore[misc]
         def __init__(self, configuration: Any) -> None:
@@ -156,6 +162,12 @@ def _replace_edges() -> None:
                 self.io.setsockopt(socket.IPPROTO_TCP, _TCP_SYNCNT, _SYN_RETRIES)
             return issue
 
+    class LimitedRIB(IncomingRIB):  # type: ignore[misc]
+        def update_cache(self, change: Any) -> None:
+            known = self._seen.get(change.nlri.family().afi_safi(), ())
+            if not limit or len(known) < limit or change.index() in known:
+                super().update_cache(change)
+
     sending_only = listener.set_accepted_ttl
 
     def set_accepted_ttl(connection: Any, neighbor: Any) -> None:
@@ -164,6 +176,7 @@ def _replace_edges() -> None:
             set_minimum_ttl(connection.io, connection.afi, connection.peer, neighbor["incoming-ttl"])
 
     vars(importlib.import_module("exabgp.logger.option"))["formater"] = lambda _short, _destination: _log_line
+    rib.IncomingRIB = LimitedRIB
     server.Reactor = PatientReactor
     peer.Delay = EagerDelay
     protocol.Outgoing = BriefOutgoing

@@ -12,12 +12,14 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from random import Random
 
 from tortie.bgp.fib import Interfaces
 from tortie.bgp.nexthop import Resolver
+from tortie.bgp.prefix import Network, network
 from tortie.core.reconcile import Outcome, Reconciler
 from tortie.linux import addresses, links, monitor, routes
 from tortie.linux.codec import RTM_DELROUTE, RTM_NEWROUTE
@@ -29,6 +31,9 @@ from tortie.linux.routes import PROTOCOL_BGP, TABLE_MAIN, NextHop, Route, RouteK
 _RELIST = (
     90.0  # seconds, Felix's RouteRefreshInterval; up to a tenth more, so that nodes do not march in step
 )
+_HANDOVER = (
+    10.0  # seconds until felix has taken over a pool; it needs a start for that, which takes one or two
+)
 _PROTOCOL_OFFSET = 5  # of the protocol in an undecoded route (struct rtmsg)
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 
@@ -36,13 +41,15 @@ _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 class _Target(RouteTarget):
     """While `holding`, what the last run left stays: unwanted routes, and next hops beside the wanted ones.
 
-    What this run has wanted once is its own: it goes as soon as it is not wanted any more.
+    What this run has wanted once is its own: it goes as soon as it is not wanted any more. Routes of pools
+    that are felix's from now on wait for felix, which writes its own in their place.
     """
 
     def __init__(self, netlink: NetlinkSocket) -> None:
         super().__init__(netlink, owned, protocol=PROTOCOL_BGP)
         self.holding = True
         self._wanted: dict[RouteKey, set[NextHop]] = {}  # key -> next hops this run has wanted, while holding
+        self._handed_over: dict[Network, float] = {}  # pool -> until when its routes wait, monotonic clock
 
     def note(self, route: Route) -> None:
         """The route is wanted now."""
@@ -53,9 +60,19 @@ class _Target(RouteTarget):
         self.holding = False
         self._wanted.clear()
 
+    def hand_over(self, pools: Iterable[str], now: float) -> None:
+        self._handed_over = {one: until for one, until in self._handed_over.items() if until > now}
+        self._handed_over |= dict.fromkeys(map(network, pools), now + _HANDOVER)
+
     def spare(self, key: RouteKey, _actual: Route) -> float:
         """For Reconciler."""
-        return inf if self.holding and key not in self._wanted else 0.0
+        if self.holding and key not in self._wanted:
+            return inf
+        if not self._handed_over:
+            return 0.0
+        net, now = network(key.dst), time.monotonic()
+        waits = (until - now for one, until in self._handed_over.items() if one.contains(net))
+        return max(0.0, max(waits, default=0.0))
 
     def same(self, desired: Route, actual: Route) -> bool:
         if super().same(desired, actual):
@@ -102,6 +119,14 @@ class Kernel:
             else:
                 self._target.note(route)
                 self._reconciler.put(route.key, route)
+
+    def hand_over(self, pools: Iterable[str]) -> None:
+        """These pools (CIDRs) are not ours to program any more: packets are not to be lost meanwhile."""
+        self._target.hand_over(pools, time.monotonic())
+
+    def take_back(self) -> None:
+        """Pools are ours again: what felix did meanwhile to routes that we did not want is not known."""
+        self._reconciler.forget()
 
     async def sync(self) -> Outcome:
         """Make the kernel's routes what they should be, as far as the kernel lets us."""

@@ -38,6 +38,7 @@ def _of_sessions(peers: Iterable[PeerStatus]) -> Iterator[Metric]:
         ("since", "Unix time of the last change between up and down."),
         ("received", "Prefixes that the peer announces, stale ones included."),
         ("stale", "Prefixes kept while the peer restarts."),
+        ("over_limit", "Whether the peer announces more prefixes than it may."),
         ("rejected", "Prefixes that the peer announces and import refuses."),
         ("announced", "Prefixes that were sent to the peer."),
     ):

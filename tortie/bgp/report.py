@@ -69,6 +69,7 @@ def _peer(router: Router, session: Session) -> PeerStatus:
         hold_time=session.hold_time,
         received=router.rib.count(session.address),
         stale=router.rib.stale_count(session.address),
+        over_limit=router.rib.over(session.address),
         rejected=sum(rejected.values()),
         rejected_because=dict(islice(rejected.items(), _EXAMPLES)),
         announced=session.outbox.sent_count,

@@ -5,6 +5,10 @@ operation notes the prefixes it may have changed; take_changed() hands them out 
 as received, import policy is asked when a prefix is looked at: a changed configuration needs no word
 from the peers.
 
+A peer may announce no more than `limit` prefixes, 0 for any number: what is beyond is not taken, so that
+a hostile or mistaken peer costs no more memory than that. It counts as *over* from then on, because what
+was left out is missing when others are withdrawn.
+
 Stale paths (RFC 4724, 4.2) are paths like any other until they are swept.
 
 It does not choose (bestpath.py), does not judge (policy.py) and knows no time (graceful.py).
@@ -13,6 +17,8 @@ It does not choose (bestpath.py), does not judge (policy.py) and knows no time (
 from collections.abc import Iterable, Mapping
 
 from tortie.bgp.route import Path, Received
+
+_ROOM = 10  # a tenth of the limit must be free before a peer is asked again: it should not be each time
 
 Told = Mapping[str, Received | None]
 """prefix -> what a peer says of it now, None: withdrawn."""
@@ -25,6 +31,8 @@ class Rib:
         self._stale: dict[str, set[str]] = {}  # peer address -> prefixes not heard of since it restarted
         self._local: dict[str, Path] = {}  # prefix -> our own path
         self._changed: set[str] = set()  # prefixes to look at again
+        self.limit = 0  # prefixes of one peer
+        self._over: set[str] = set()  # peers that announced more than that
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -38,6 +46,10 @@ class Rib:
     def count(self, peer: str) -> int:
         """How many prefixes a peer announces, stale ones included."""
         return len(self._by_peer.get(peer, ()))
+
+    def over(self, peer: str) -> bool:
+        """Whether some of what the peer announces was left out."""
+        return peer in self._over
 
     def stale_count(self, peer: str) -> int:
         return len(self._stale.get(peer, ()))
@@ -63,6 +75,9 @@ class Rib:
                 if prefix in mine:
                     self._remove(peer, prefix)
                 continue
+            if self.limit and len(mine) >= self.limit and prefix not in mine:
+                self._over.add(peer)
+                continue
             holders = self._paths.setdefault(prefix, {})
             if holders.get(peer) != path:
                 holders[peer] = path
@@ -75,6 +90,7 @@ class Rib:
             self._remove(peer, prefix)
         self._by_peer.pop(peer, None)
         self._stale.pop(peer, None)
+        self._over.discard(peer)
 
     def mark_stale(self, peer: str) -> None:
         """Everything a peer announced counts as unconfirmed from now on."""
@@ -98,6 +114,19 @@ class Rib:
     def touch(self, prefixes: Iterable[str]) -> None:
         """Have these looked at again, because something else that decides about them changed."""
         self._changed.update(prefixes)
+
+    def suspect_over(self) -> list[str]:
+        """Who has just as many as the limit may have announced more, before we were there to count."""
+        full = [peer for peer, mine in self._by_peer.items() if self.limit and len(mine) >= self.limit]
+        self._over.update(full)
+        return full
+
+    def take_room(self) -> list[str]:
+        """Peers that were over the limit and have room again: they are to announce all once more."""
+        enough = self.limit - self.limit // _ROOM
+        found = sorted(peer for peer in self._over if self.count(peer) <= enough)
+        self._over.difference_update(found)
+        return found
 
     def _remove(self, peer: str, prefix: str) -> None:
         self._by_peer[peer].discard(prefix)

@@ -17,7 +17,7 @@ from tortie.bgp.graceful import Capability
 from tortie.bgp.local import local_paths
 from tortie.bgp.nexthop import Resolver
 from tortie.bgp.outbox import Outbox
-from tortie.bgp.rib import Rib
+from tortie.bgp.rib import Rib, Told
 from tortie.bgp.route import Announcement
 from tortie.bgp.session import Session
 from tortie.bgp.startup import Startup
@@ -57,6 +57,7 @@ class Router:
                 session.outbox = Outbox(address)  # to ExaBGP it is another neighbour, with nothing held
             session.peer = peer
         self.config = config
+        self.rib.limit = config.prefix_limit
         self._set_local()
         self.decider.configure(config)
 
@@ -96,7 +97,7 @@ class Router:
                 if sent:
                     self.session(peer, wall).outbox.reported(told, now)
                 else:
-                    self.rib.update(peer, told)
+                    self._hear(peer, told)
             case events.Up(peer):
                 self._up(self.session(peer, wall), now, wall)
             case events.Down(peer, reason):
@@ -109,6 +110,17 @@ class Router:
                 self._end_of_rib(self.session(peer, wall), sent, family)
             case _:
                 pass  # answers to questions of the agent, which asked
+
+    def _hear(self, peer: str, told: Told) -> None:
+        was_over = self.rib.over(peer)
+        self.rib.update(peer, told)
+        if self.rib.over(peer) and not was_over:
+            self._tell_over(peer)
+
+    def _tell_over(self, peer: str) -> None:
+        _log.warning(
+            "%s announces all the %d prefixes that it may: others are not taken", peer, self.rib.limit
+        )
 
     def _opened(self, session: Session, event: events.Open) -> None:
         session.router_id, session.hold_time = event.router_id, event.hold_time
@@ -187,6 +199,8 @@ class Router:
         for one in incoming:
             if self.sessions[one.peer].up:
                 self.rib.update(one.peer, {one.prefix: one.path})
+        for peer in self.rib.suspect_over():
+            self._tell_over(peer)
 
     # --- time -----------------------------------------------------------------------------------
 

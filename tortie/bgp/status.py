@@ -36,6 +36,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     hold_time: int = 0  # seconds, what the peer offered
     received: int = 0  # prefixes, stale ones included
     stale: int = 0  # of those, kept while the peer restarts
+    over_limit: bool = False  # it announces more prefixes than it may; the others are not taken
     rejected: int = 0  # of those, not believed
     rejected_because: dict[str, int] = {}  # why, or which rule of which BGPFilter -> prefixes
     announced: int = 0  # prefixes that were sent to it

@@ -276,7 +276,7 @@ DATASTORE = Command(
                     "Stores what export has printed in a Kubernetes datastore.",
                     example="  calicoctl datastore migrate import -f datastore.yaml",
                     flags=(CONFIG, Flag("filename", "what export has printed, - for standard input", "f")),
-                    run="migrate:import_resources",
+                    run="migrateimport:import_resources",
                     arity=_ANY,
                 ),
                 Command(

@@ -29,7 +29,8 @@ def check(call: Call) -> None:
         await current.check_version()
         client = current.client()
         cluster = await client.get(ClusterInformation, "default")
-        loaded = await ipambooks.load(client, call.flags["kubeconfig"] or call.env.get("KUBECONFIG", ""))
+        kubeconfig = call.flags["kubeconfig"] or call.env.get("KUBECONFIG") or current.kubeconfig
+        loaded = await ipambooks.load(client, kubeconfig)
         found = audit(loaded.books, time.time_ns())
         everything = call.flags["show-all-ips"]
         call.out(text(loaded, found, everything=everything, problems=call.flags["show-problem-ips"]))

@@ -35,7 +35,8 @@ def release(call: Call) -> None:
     async def work(current: Session) -> None:
         await current.check_version()
         if call.flags["from-report"]:
-            await _from_reports(call, current.client())
+            kubeconfig = call.env.get("KUBECONFIG") or current.kubeconfig
+            await _from_reports(call, current.client(), kubeconfig)
             call.out("You may now unlock the data store.\n")
         elif call.flags["ip"]:
             await _address(call, current.client(), call.flags["ip"])
@@ -64,13 +65,13 @@ async def _address(call: Call, client: Client, text: str) -> None:
 # --- from reports ---------------------------------------------------------------------------------
 
 
-async def _from_reports(call: Call, client: Client) -> None:
+async def _from_reports(call: Call, client: Client, kubeconfig: str) -> None:
     cluster = await client.get(ClusterInformation, "default")
     files = {path: _read(path) for path in call.flags["from-report"]}
     for warning in warnings(files, cluster, __version__, force=call.flags["force"]):
         call.out(f"WARNING: {warning}. Ignoring due to --force option\n")
     wanted = reports.common(list(files.values()))
-    present = now((await ipambooks.load(client, call.env.get("KUBECONFIG", ""))).books)
+    present = now((await ipambooks.load(client, kubeconfig)).books)
     if wanted.addresses:
         await _release_addresses(call, client, wanted.addresses, present)
     else:

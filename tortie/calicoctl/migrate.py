@@ -1,7 +1,4 @@
-"""`datastore migrate lock|unlock|import` and `datastore migrate-policy-names`.
-
-(Reference: CLI, 3.6.) Exporting is migrateexport.py.
-"""
+"""`datastore migrate lock|unlock` and `datastore migrate-policy-names`. (Reference: CLI, 3.6.)"""
 
 from tortie.calicoctl import clusterlock, session
 from tortie.calicoctl.call import Call
@@ -40,19 +37,6 @@ def unlock(call: Call) -> None:
         await current.check_version()
         await clusterlock.put(current.client(), locked=False)
         call.out("Datastore unlocked.\n")
-
-    session.run(call, work)
-
-
-def import_resources(call: Call) -> None:
-    """Data go into a Kubernetes datastore only, as Calico's do: etcd moves by etcd's own snapshots."""
-
-    async def work(current: Session) -> None:
-        current.client()
-        raise CommandError(
-            "invalid datastore type: etcdv3 to import to for datastore migration. "
-            "Datastore type must be kubernetes"
-        )
 
     session.run(call, work)
 

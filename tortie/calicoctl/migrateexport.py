@@ -32,7 +32,7 @@ from tortie.ipam.names import NODE, TUNNEL_HANDLES
 from tortie.ipam.store import Store, together
 
 # In the order in which an import can apply them: a tier before its policies, nodes before what names them.
-_KINDS = (
+KINDS_IN_ORDER = (
     "IPPool", "BGPPeer", "Tier", "GlobalNetworkPolicy", "StagedGlobalNetworkPolicy", "GlobalNetworkSet",
     "HostEndpoint", "KubeControllersConfiguration", "NetworkPolicy", "StagedNetworkPolicy",
     "StagedKubernetesNetworkPolicy", "NetworkSet", "Node", "BGPConfiguration", "FelixConfiguration",
@@ -49,12 +49,17 @@ def export(call: Call) -> None:
         await current.check_version()
         client = current.client()
         await clusterlock.require(client, "to begin migration")
-        pages = {kind: await _page(client, kind) for kind in _KINDS}
+        if current.datastore_type != "etcdv3":
+            raise CommandError(
+                f"invalid datastore type: {current.datastore_type} to export from for datastore migration. "
+                "Datastore type must be etcdv3"
+            )
+        pages = {kind: await _page(client, kind) for kind in KINDS_IN_ORDER}
         names = kubernetes_names(pages["Node"].items)  # type: ignore[arg-type]
         cluster = await client.get(ClusterInformation, "default")
         ipam = await _ipam(client, names)
         # Everything is read before anything is printed: half an export must not look like one.
-        for kind in _KINDS:
+        for kind in KINDS_IN_ORDER:
             call.out(_rendered("yaml", exported(pages[kind], names)) + "---\n")
         call.out("===\n" + _rendered("json", cluster))
         call.out("===\n" + json.dumps(ipam, indent=2, ensure_ascii=False) + "\n")

@@ -27,6 +27,7 @@ class Session:
         self._call = call
         self._client: Client | None = None
         self._problem: ConfigError | OSError | None = None
+        self.datastore_type = self.kubeconfig = ""  # of the configuration, if it is any good
         path = call.flags["config"] or CONFIG_PATH
         if path != CONFIG_PATH and not os.path.exists(path):
             raise Refusal(f"Error reading config file: {path}")
@@ -35,7 +36,9 @@ class Session:
             raise CommandError(f'invalid value "{dry_run}" for --dry-run. Use none, client or server')
         self.dry_run = dry_run != "none"
         try:
-            self._client = connect(datastore_config.load(path, call.env))
+            config = datastore_config.load(path, call.env)
+            self.datastore_type, self.kubeconfig = config.type, config.kubeconfig
+            self._client = connect(config)
             if self.dry_run:
                 from tortie.calicoctl.rehearsal import Rehearsal  # most commands mean it
 

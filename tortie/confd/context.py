@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from tortie.bgp.config import Block, Config, Local, Pool, Tunnel
+from tortie.bgp.config import PREFIX_LIMIT, Block, Config, Local, Pool, Tunnel
 from tortie.bgp.prefix import canonical
 from tortie.confd import bgpfilter
 from tortie.confd.bgppeer import Resources
@@ -60,6 +60,7 @@ def build(
     secrets: Secrets | None = None,
     felix_local: FelixLayers | None = None,
     cluster_ips: str = "",
+    prefix_limit: int = PREFIX_LIMIT,
 ) -> Context:
     """`felix_local`: felix's settings that are not in the datastore; `cluster_ips`: see services.py.
 
@@ -89,6 +90,7 @@ def build(
         tunnel_routes_exported=_bgp_owns_tunnels(snapshot, cluster, felix),
         normal_metric=cluster.settings.normal_metrics[4],
         normal_metric6=cluster.settings.normal_metrics[6],
+        prefix_limit=prefix_limit,
         restart_time=max((one.session.restart_time for one in neighbors), default=RESTART_TIME),
         log_severity=cluster.settings.log_severity,
     )

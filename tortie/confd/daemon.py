@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
+from tortie.bgp.config import prefix_limit
 from tortie.confd import context, files, render, secrets
 from tortie.confd.snapshot import Snapshot, listings
 from tortie.confd.statusreporter import StatusReporter
@@ -40,6 +41,7 @@ class Confd:
         self._backend = backend
         self._node = node
         self._router_id = environment.get("CALICO_ROUTER_ID", "")
+        self._prefix_limit = prefix_limit(environment)
         self._cluster_ips = environment.get("CALICO_ADVERTISE_CLUSTER_IPS", "")
         self._felix_local = {
             felixparams.Source.ENVIRONMENT: felixparams.from_environment(environment),
@@ -90,6 +92,7 @@ class Confd:
                 self._secrets,
                 self._felix_local,
                 self._cluster_ips,
+                self._prefix_limit,
             )
             conf, digest = render.exabgp_conf(made)
             changed = await files.install(conf, render.bgp_json(made, digest))

@@ -91,17 +91,18 @@ class Stream(_Running):
     """One TCP connection, always with a small message on its way; `failure` and `retransmitted` after.
 
     An answer carries the acknowledgement of its question, so a loss either way has the kernel repeat the
-    question: `retransmitted` counts that, whereas the clock would count a busy machine as well.
+    question: `retransmitted` counts that, whereas the clock would count a busy machine as well. Without an
+    answer for `patience` seconds it is given up, which the kernel would do much later.
     """
 
-    def __init__(self, client: Pod, server: Pod, *, version: int = 4) -> None:
+    def __init__(self, client: Pod, server: Pod, *, version: int = 4, patience: float = 10.0) -> None:
         super().__init__()
         self.exchanged = 0
         self.retransmitted = 0
         self.failure = ""
         family = socket.AF_INET6 if version == 6 else socket.AF_INET
         self._socket = netns.call_in(client.netns_fd, socket.socket, family, socket.SOCK_STREAM)
-        self._socket.settimeout(10.0)
+        self._socket.settimeout(patience)
         self._socket.connect((server.address(version), 80))
         self._socket.recv(4096)  # the greeting
 

@@ -33,7 +33,13 @@ from tortie.datastore.kubernetes.customresource import GROUP_VERSION, to_custom_
 from tortie.datastore.kubernetes.http import TIMING, Timing
 from tortie.datastore.kubernetes.ipamresource import affinity_labels, custom_resource
 from tortie.datastore.kubernetes.kubeconfig import locate
-from tortie.datastore.kubernetes.listing import at_revision, list_all, read_page, watch_all
+from tortie.datastore.kubernetes.listing import (
+    at_revision,
+    check_revision,
+    list_all,
+    read_page,
+    watch_all,
+)
 from tortie.datastore.kubernetes.sources import Place, Sources, interpret, metadata_of
 from tortie.datastore.types.endpoint import WorkloadEndpoint
 from tortie.datastore.types.meta import Resource
@@ -86,6 +92,7 @@ class KubernetesBackend:
 
     async def update(self, kv: KV) -> KV:
         key, place = kv.key, self._place("Update", kv.key)
+        check_revision(kv.revision)
         if isinstance(kv.value, WorkloadEndpoint):
             return await self._write_addresses(key, place, kv.value, kv.revision)
         if isinstance(kv.value, Node):

@@ -56,6 +56,12 @@ def split(revision: str, count: int) -> list[str]:
     raise ValidationError([FieldError("ResourceVersion", revision, "invalid resource version")])
 
 
+def check_revision(revision: str) -> None:
+    """Raises ValidationError: without one the API server would overwrite whatever is there."""
+    if not revision.isascii() or not revision.isdecimal():
+        raise ValidationError([FieldError("ResourceVersion", revision, "invalid resource version")])
+
+
 # --- lists --------------------------------------------------------------------------------------
 
 

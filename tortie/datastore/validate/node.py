@@ -14,7 +14,6 @@ from tortie.datastore.validate.addresses import (
     ipv4,
     ipv6,
     mac,
-    net,
 )
 from tortie.datastore.validate.fields import (
     Check,
@@ -56,8 +55,9 @@ _bgp = struct(
     _not_empty,
 )
 _wireguard = struct({"interfaceIPv4Address": ipv4, "interfaceIPv6Address": ipv6})
+# Calico checks no address of the list; one that is taken from spec.bgp has host bits beside its length.
 _address = struct(
-    {"address": net, "type": one_of("CalicoNodeIP", "InternalIP", "ExternalIP")}, required=("address",)
+    {"address": cidr, "type": one_of("CalicoNodeIP", "InternalIP", "ExternalIP")}, required=("address",)
 )
 # Calico does not look at interfaces and orchestrators; what is made of them must not carry hostile text.
 # Host interfaces may have any name the kernel takes, also those Calico's own pattern refuses.

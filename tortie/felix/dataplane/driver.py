@@ -341,8 +341,9 @@ class Driver:
             await _all(sets)
         if self._cutter is not None and self._uncut:
             await self._cut(self._cutter)
-        # Pods that need no tunnel are to come up where the kernel has none.
-        return all(duty.outcome.ok for duty in self._duties() if duty is not self._overlay.devices)
+        # Pods that need no tunnel, or no limit, are to come up where the kernel has none.
+        spared = (self._overlay.devices, self._shapes)
+        return all(duty.outcome.ok for duty in self._duties() if duty not in spared)
 
     async def _cut(self, cutter: Cutter) -> None:
         self._uncut = False

@@ -169,4 +169,6 @@ class EndpointWiring:
         for candidate in self._routes.wanted_by(ident):
             if reason := route_reason(candidate):
                 return f"route {candidate.route.dst}: {reason}"
+        if wired.shaped and (reason := self._shapes.reason(wired.interface.name)):
+            return f"bandwidth: {reason}"
         return ""

@@ -18,7 +18,7 @@ from tortie.linux.links import Link
 from tortie.linux.netlink import NetlinkSocket
 from tortie.linux.qdisc import HANDLE, Bucket
 
-_PREFIX = "bwcali"  # of ifb devices
+_KIND, _PREFIX = "ifb", "bwcali"  # of the devices that limit what is sent: their kind and names
 _LATENCY = 25  # ms that a packet may wait, Calico's
 _ETHERNET = 14  # bytes of its header
 _GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL)  # EINVAL: there is a qdisc, but another one
@@ -72,7 +72,7 @@ class ShapingTarget:
             if link.ifindex in buckets and name.startswith(self._prefixes)
         }
         for name, link in present.items():
-            if name.startswith(_PREFIX) and link.alias:
+            if name.startswith(_PREFIX) and link.kind == _KIND and link.alias:
                 owner = present.get(link.alias)
                 whole = owner is not None and owner.ifindex in redirected
                 limit = buckets.get(link.ifindex) if whole else None
@@ -112,11 +112,11 @@ class ShapingTarget:
     def _redirect(self, link: Link, limit: Bucket) -> None:
         """The bucket is there before the first packet is sent through it."""
         device = device_name(link.name)
-        self._do(links.create(device, "ifb"), (errno.EEXIST,))
-        self._do(links.change(device, mtu=link.mtu, alias=link.name, up=True))
+        self._do(links.create(device, _KIND), (errno.EEXIST,))
         ifb = links.get(self._netlink, device)
-        if ifb is None:
-            raise KernelError("set up", device, errno.ENODEV, "it was deleted at once")
+        if ifb is None or ifb.kind != _KIND:
+            raise KernelError("set up", device, errno.EEXIST, "there is something else of this name")
+        self._do(links.change(device, mtu=link.mtu, alias=link.name, up=True))
         self._do(qdisc.replace_bucket(ifb.ifindex, limit))
         self._do(qdisc.delete_ingress(link.ifindex), _GONE)
         self._do(qdisc.add_ingress(link.ifindex))
@@ -125,7 +125,8 @@ class ShapingTarget:
     def _release(self, name: str, link: Link | None) -> None:
         """Packets take the direct way before the other one ends."""
         device = device_name(name)
-        if links.get(self._netlink, device) is None:
+        ifb = links.get(self._netlink, device)
+        if ifb is None or ifb.kind != _KIND:
             return
         if link is not None:
             self._do(qdisc.delete_ingress(link.ifindex), _GONE)
