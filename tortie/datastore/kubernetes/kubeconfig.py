@@ -77,7 +77,10 @@ def _overridden(server: Server, config: DatastoreConfig) -> Server:
 def _of_this_pod(env: Mapping[str, str], account: str) -> Server:
     host, port = env.get("KUBERNETES_SERVICE_HOST", ""), env.get("KUBERNETES_SERVICE_PORT", "")
     if not host or not port:
-        reason = "no kubeconfig and no API endpoint are given, and this is no pod with a service account"
+        reason = (
+            "no kubeconfig and no API endpoint are given, and this is no pod with a service account; "
+            "for etcd set datastoreType to etcdv3 and etcdEndpoints"
+        )
         raise ConfigError("KUBERNETES_SERVICE_HOST", host, reason)
     return Server(
         f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
