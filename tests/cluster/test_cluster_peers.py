@@ -356,7 +356,9 @@ def test_a_killed_bird_keeps_its_routes_for_its_restart_time(pods: Lab, bird: Bi
     await_status(pods, node, f"{UNDERLAY}.{_BIRD}", "global", "start")
     _everywhere(pods, present=inside, absent=set(), timeout=0)
     bird.recover(restart_time=2)  # in time: nothing was lost, and nothing is stale once it has said all
-    await_status(pods, node, f"{UNDERLAY}.{_BIRD}", "global", "up", "Established")
+    for node in pods.nodes.values():  # each must have heard of the new restart time
+        for address in (f"{UNDERLAY}.{_BIRD}", f"{UNDERLAY6}::{_BIRD:x}"):
+            await_status(pods, node, address, "global", "up", "Established")
     _everywhere(pods, present=inside, absent=set(), timeout=0)
     bird.kill()  # for good
     _everywhere(pods, present=set(), absent=inside, timeout=30)
