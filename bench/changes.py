@@ -9,14 +9,13 @@ two sets it belongs to then (some 20 members, and a quarter of all); after one r
 port, the policy's new chain for IPv4 and for IPv6. CPU is that of felix and the tools it runs.
 """
 
-import asyncio
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -24,10 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.parts import world
 from bench.parts.probe import Probe
 from bench.parts.world import NODE, World
-from tortie.datastore.config import DatastoreConfig
-from tortie.datastore.etcd import EtcdBackend
-from tortie.datastore.keys import Key
-from tortie.datastore.types.meta import Resource
+from bench.parts.writer import Writer
 from tortie.felix.calc.model import PolicyId
 from tortie.felix.rules import ir, names
 from tortie.felix.rules.nftables import TABLE, chain_key
@@ -80,34 +76,6 @@ def measure_in(folder: Path, size: World) -> None:
 def wipe() -> None:
     for command in (["nft", "flush", "ruleset"], ["ipset", "destroy"]):
         subprocess.run(command, check=True)
-
-
-class Writer:
-    """A connection to etcd that stays open: opening one takes longer than what is measured."""
-
-    def __init__(self, etcd: Etcd) -> None:
-        self._loop = asyncio.Runner()
-        self._backend = self._loop.run(self._open(etcd))
-
-    async def _open(self, etcd: Etcd) -> EtcdBackend:
-        return EtcdBackend(DatastoreConfig(etcdEndpoints=(etcd.endpoint,)))
-
-    def put(self, *objects: tuple[Key, Resource]) -> None:
-        self._loop.run(self._put(objects))
-
-    async def _put(self, objects: Iterable[tuple[Key, Resource]]) -> None:
-        """Several at a time, as each waits for the disk."""
-        waiting = iter(objects)
-
-        async def work() -> None:
-            for key, value in waiting:
-                await self._backend.apply(key, value)
-
-        await asyncio.gather(*(work() for _ in range(16)))
-
-    def close(self) -> None:
-        self._loop.run(self._backend.close())
-        self._loop.close()
 
 
 class Felix:

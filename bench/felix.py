@@ -22,8 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tortie.datastore.config import DatastoreConfig
-from tortie.datastore.etcd import EtcdBackend
+from bench.parts.writer import Writer
 from tortie.datastore.keys import Key, ResourceKey
 from tortie.datastore.types.endpoint import WorkloadEndpoint, WorkloadEndpointSpec
 from tortie.datastore.types.meta import ObjectMeta
@@ -284,28 +283,6 @@ def start(root: str, etcd: Etcd, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "tortie.felix.daemon"], env=environment, stdout=log, stderr=log
         )
-
-
-class Writer:
-    """A connection to etcd that stays open: opening one takes longer than what is measured."""
-
-    def __init__(self, etcd: Etcd) -> None:
-        self._loop = asyncio.Runner()
-        self._backend = self._loop.run(self._open(etcd))
-
-    async def _open(self, etcd: Etcd) -> EtcdBackend:
-        return EtcdBackend(DatastoreConfig(etcdEndpoints=(etcd.endpoint,)))
-
-    def put(self, *objects: tuple[Key, Any]) -> None:
-        for key, value in objects:
-            self._loop.run(self._apply(key, value))
-
-    async def _apply(self, key: Key, value: Any) -> None:
-        await self._backend.apply(key, value)
-
-    def close(self) -> None:
-        self._loop.run(self._backend.close())
-        self._loop.close()
 
 
 def measure(process: subprocess.Popen[bytes], writer: Writer, folder: Path, importing: float) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tortie.lab import isolation
+from bench.parts import isolated
 from tortie.lab.cluster import Lab, LabNode, wait_until
 from tortie.linux import netns
 
@@ -55,10 +55,7 @@ _ENTRIES = {  # process -> the modules it imports to start; calicoctl's is the f
 
 
 def main() -> None:
-    if not isolation.is_isolated():
-        command = [sys.executable, "-m", "tortie.lab.isolation", sys.executable, *sys.argv]
-        root = str(Path(__file__).resolve().parent.parent)
-        sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, check=False).returncode)
+    isolated.ensure()
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else _IDLE
     print(f"Linux {os.uname().release}, Python {sys.version.split()[0]}, {os.cpu_count()} CPUs\n")
     folder = Path(tempfile.mkdtemp(prefix="bench-node-"))

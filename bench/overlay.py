@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.parts import isolated
 from tortie.datastore.config import DatastoreConfig
 from tortie.datastore.etcd import EtcdBackend
 from tortie.datastore.keys import AffinityKey, BlockKey, Key, ResourceKey
@@ -30,7 +31,6 @@ from tortie.datastore.types.ipam import Affinity, Block
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
 from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.node import Node, NodeBGPSpec, NodeSpec
-from tortie.lab import isolation
 from tortie.lab.box import Box
 from tortie.lab.cluster import Lab, wait_until
 from tortie.lab.etcd import Etcd
@@ -44,10 +44,7 @@ _MODES = {"none": {}, "VXLAN": {"CALICO_IPV4POOL_VXLAN": "Always"}}  # name -> e
 
 
 def main() -> None:
-    if not isolation.is_isolated():
-        command = [sys.executable, "-m", "tortie.lab.isolation", sys.executable, *sys.argv]
-        root = str(Path(__file__).resolve().parent.parent)
-        sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, check=False).returncode)
+    isolated.ensure()
     count = int(sys.argv[1]) if len(sys.argv) > 1 else _NODES
     print(f"Linux {os.uname().release}, Python {sys.version.split()[0]}, {os.cpu_count()} CPUs\n")
     folder = Path(tempfile.mkdtemp(prefix="bench-overlay-"))

@@ -4,6 +4,7 @@ from msgspec import structs
 
 from tortie.calicoctl.errors import CommandError
 from tortie.core.errors import DatastoreError
+from tortie.datastore import initialize
 from tortie.datastore.client import Client
 from tortie.datastore.types.cluster import ClusterInformation
 
@@ -25,6 +26,17 @@ async def require(client: Client, purpose: str) -> None:
 def is_locked(cluster: ClusterInformation) -> bool:
     """Unset is open, as for CNI of a cluster older than the setting."""
     return cluster.spec.datastoreReady is False
+
+
+async def put_for_migration(client: Client) -> None:
+    """Lock, also a datastore that nobody has used before. Raises CommandError."""
+    try:
+        await initialize.ensure_initialized(client, "", "")
+    except DatastoreError as err:
+        raise CommandError(
+            f"unable to initialize cluster information for the datastore migration: {err}"
+        ) from err
+    await put(client, locked=True)
 
 
 async def put(client: Client, *, locked: bool) -> None:

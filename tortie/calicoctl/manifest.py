@@ -53,7 +53,7 @@ def _files(directory: str, recursive: bool) -> Iterator[str]:
     try:
         names = sorted(os.listdir(directory), key=os.fsencode)
     except OSError as err:
-        raise CommandError(f"open {directory}: {_reason(err)}") from err
+        raise CommandError(f"open {directory}: {reason(err)}") from err
     for name in names:
         path = os.path.join(directory, name)
         if os.path.isdir(path) and not os.path.islink(path):
@@ -64,16 +64,22 @@ def _files(directory: str, recursive: bool) -> Iterator[str]:
 
 
 def _bytes(path: str, stdin: BinaryIO) -> bytes:
+    try:
+        return content(path, stdin)
+    except OSError as err:
+        raise InvalidFile(f"open {path}: {reason(err)}") from err
+
+
+def content(path: str, stdin: BinaryIO) -> bytes:
+    """A file's bytes, or standard input's for `-`. Raises OSError."""
     if path == "-":
         return stdin.read()
-    try:
-        with open(path, "rb") as source:
-            return source.read()
-    except OSError as err:
-        raise InvalidFile(f"open {path}: {_reason(err)}") from err
+    with open(path, "rb") as source:
+        return source.read()
 
 
-def _reason(err: OSError) -> str:
+def reason(err: OSError) -> str:
+    """As Go words it."""
     return (err.strerror or str(err)).lower()
 
 

@@ -4,8 +4,8 @@ from tortie.calicoctl import clusterlock, session
 from tortie.calicoctl.call import Call
 from tortie.calicoctl.errors import CommandError
 from tortie.calicoctl.session import Session
-from tortie.core.errors import DatastoreError, ResourceAlreadyExists, TortieError
-from tortie.datastore import initialize, rules
+from tortie.core.errors import ResourceAlreadyExists, TortieError
+from tortie.datastore import rules
 from tortie.datastore.backend import KV
 from tortie.datastore.client import Client
 from tortie.datastore.keys import ResourceKey, ResourceList, key_of
@@ -20,13 +20,7 @@ def lock(call: Call) -> None:
     async def work(current: Session) -> None:
         await current.check_version()
         client = current.client()
-        try:
-            await initialize.ensure_initialized(client, "", "")
-        except DatastoreError as err:
-            raise CommandError(
-                f"unable to initialize cluster information for the datastore migration: {err}"
-            ) from err
-        await clusterlock.put(client, locked=True)
+        await clusterlock.put_for_migration(client)
         call.out("Datastore locked.\n")
 
     session.run(call, work)

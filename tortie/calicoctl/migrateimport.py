@@ -16,7 +16,7 @@ from tortie.calicoctl.errors import CommandError, printable
 from tortie.calicoctl.migrateexport import KINDS_IN_ORDER
 from tortie.calicoctl.session import Session
 from tortie.core.errors import DatastoreError, ResourceDoesNotExist, TortieError, ValidationError
-from tortie.datastore import codec, initialize, keys
+from tortie.datastore import codec, keys
 from tortie.datastore.client import Client
 from tortie.datastore.keys import BlockList, HandleList, Key
 from tortie.datastore.kinds import KINDS
@@ -47,13 +47,10 @@ def import_resources(call: Call) -> None:
 
 def read(path: str, stdin: BinaryIO) -> bytes:
     """Raises CommandError."""
-    if path == "-":
-        return stdin.read()
     try:
-        with open(path, "rb") as source:
-            return source.read()
+        return manifest.content(path, stdin)
     except OSError as err:
-        reason = (err.strerror or str(err)).lower()
+        reason = manifest.reason(err)
         raise CommandError(f"error while reading migration file: open {path}: {reason}") from err
 
 
@@ -109,13 +106,7 @@ async def carry_out(client: Client, found: Parts, tell: Tell) -> None:
             f"datastore already has Calico resources: {reason}. "
             "Clear out all Calico resources by deleting all Calico CRDs"
         )
-    try:
-        await initialize.ensure_initialized(client, "", "")
-    except DatastoreError as err:
-        raise CommandError(
-            f"unable to initialize cluster information for the datastore migration: {err}"
-        ) from err
-    await clusterlock.put(client, locked=True)
+    await clusterlock.put_for_migration(client)
     tell("Datastore locked.\n")
     await _apply(client, found.resources, tell)
     await _inform(client, found)

@@ -20,7 +20,7 @@ from tortie.linux import netns
 _TOTAL_RETRANS = slice(100, 104)  # bytes of struct tcp_info, linux/tcp.h: tcpi_total_retrans
 
 
-class _Running:
+class Running:
     """A thread that runs `_loop` until the `with` block ends."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _Running:
         self._thread.join()
 
 
-class Flow(_Running):
+class Flow(Running):
     """Numbered UDP packets from one pod to another; `lost` after the `with` block."""
 
     def __init__(self, client: Pod, server: Pod, *, version: int = 4, interval: float = 0.005) -> None:
@@ -87,7 +87,7 @@ class Flow(_Running):
             self.answered.add(int(answer.rpartition(b"\n")[2]))
 
 
-class Stream(_Running):
+class Stream(Running):
     """One TCP connection, always with a small message on its way; `failure` and `retransmitted` after.
 
     An answer carries the acknowledgement of its question, so a loss either way has the kernel repeat the

@@ -6,12 +6,13 @@ question needs: who talks to whom inside, and what is around it.
 
 import socket
 import struct
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
+
+from tortie.lab.traffic import Running
 
 _ALL = 3  # ETH_P_ALL
 _IPV4, _IPV6 = 0x0800, 0x86DD
@@ -72,7 +73,7 @@ def _ip(data: bytes) -> _Packet | None:
     return None
 
 
-class Capture:
+class Capture(Running):
     """A context manager; afterwards `seen` has what there was between the addresses of interest."""
 
     def __init__(self, addresses: Collection[str]) -> None:
@@ -81,23 +82,17 @@ class Capture:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self._socket.settimeout(0.05)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
+        super().__init__()
 
     @property
     def seen(self) -> Mapping[tuple[str, str], frozenset[Wrapping]]:
         """(source, destination) -> every wrapping in which a packet went that way."""
         return {pair: frozenset(found) for pair, found in self._seen.items()}
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__exit__(kind, err, trace)
         self._socket.close()
 
     def _loop(self) -> None:
