@@ -135,6 +135,56 @@ def test_what_was_under_way_when_it_was_cancelled_is_looked_at_again() -> None:
     assert kernel.objects == {"a": 1}
 
 
+def test_what_was_under_way_when_it_broke_is_looked_at_again() -> None:
+    class Broken(FakeKernel):
+        async def apply(self, update: Mapping[str, int], delete: Collection[str]) -> Mapping[str, str]:
+            failed = await super().apply(update, delete)
+            if self.applies == 1:
+                raise RuntimeError("a mistake of ours")
+            return failed
+
+    kernel = Broken({"old": 0})
+    reconciler = make(kernel)
+    reconciler.want({"a": 1})
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        sync(reconciler)
+    assert sync(reconciler).ok
+    status = reconciler.status("a")
+    assert kernel.objects == {"a": 1} and status is not None and status.state is State.DONE
+
+
+@pytest.mark.parametrize("call", ["read", "apply"])
+def test_what_is_forgotten_in_the_middle_of_a_sync_is_listed_again(call: str) -> None:
+    """As when an event, or the listing every 90 s, comes while thousands of routes are being written."""
+
+    class Disturbed(FakeKernel):
+        async def read(self) -> Mapping[str, int]:
+            found = await super().read()
+            self.disturb("read")
+            return found
+
+        async def apply(self, update: Mapping[str, int], delete: Collection[str]) -> Mapping[str, str]:
+            failed = await super().apply(update, delete)
+            self.disturb("apply")
+            return failed
+
+        def disturb(self, during: str) -> None:
+            if during == call and self.lists == 1:
+                self.objects.pop("a", None)
+                reconciler.forget()
+
+    kernel = Disturbed({"a": 1})
+    reconciler = make(kernel)
+    reconciler.want({"a": 1, "b": 2})
+    doubts = []
+    for _ in range(2):
+        assert sync(reconciler).ok
+        doubts.append(reconciler.in_doubt)
+    assert doubts == [True, False]
+    assert kernel.objects == {"a": 1, "b": 2}
+    assert {status.state for status in reconciler.statuses().values()} == {State.DONE}
+
+
 def test_a_refused_object_waits_while_others_go_on() -> None:
     kernel, clock = FakeKernel(), Clock()
     kernel.refuse = {"bad": "no such device"}

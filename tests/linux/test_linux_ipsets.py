@@ -5,30 +5,22 @@ from random import Random
 
 import pytest
 
+from tests.linux.reconciled import Reconciled
 from tests.netns_lab import Namespace
 from tortie.core.errors import KernelError
-from tortie.core.reconcile import Outcome, Reconciler
+from tortie.core.reconcile import Outcome
 from tortie.linux.ipsets import IPSet, SetTarget
 
 pytestmark = pytest.mark.kernel
 
 
-class Host:
+class Host(Reconciled):
     def __init__(self, ns: Namespace, version: int = 4) -> None:
-        self.ns, self.now = ns, 0.0
         self.target = SetTarget(version)
-        self.reconciler = Reconciler("sets", self.target, clock=lambda: self.now, rand=lambda: 0.5)
+        super().__init__(ns, "sets", self.target)
 
     def want(self, **sets: IPSet) -> Outcome:
         self.reconciler.want({name.replace("_", ":"): value for name, value in sets.items()})
-        return self.sync()
-
-    def sync(self) -> Outcome:
-        self.now += 100
-        return self.ns.call(asyncio.run, self.reconciler.sync())
-
-    def resync(self) -> Outcome:
-        self.reconciler.forget()
         return self.sync()
 
     def there(self) -> dict[str, set[str]]:

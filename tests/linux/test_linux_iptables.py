@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.linux.reconciled import Reconciled
 from tests.netns_lab import Namespace
 from tortie.core.errors import KernelError
-from tortie.core.reconcile import Outcome, Reconciler
+from tortie.core.reconcile import Outcome
 from tortie.linux import iptables, iptables_backend, process
 from tortie.linux.iptables import (
     Content,
@@ -105,30 +106,19 @@ def test_our_place_in_a_kernel_chain(append: bool, hashes: tuple[str, ...], expe
 # --- against the kernel -------------------------------------------------------------------------
 
 
-class Host:
-    """A namespace, the target for one family and back-end, and its reconciler."""
+class Host(Reconciled):
+    """The rules of one family and back-end."""
 
     def __init__(self, ns: Namespace, backend: str, version: int, **options: Any) -> None:
-        self.ns, self.version = ns, version
+        self.version = version
         name = "iptables" if version == 4 else "ip6tables"
         self.save, self.restore = f"{name}-{backend}-save", f"{name}-{backend}-restore"
         tools = iptables_backend.tools(version, "nft" if backend == "nft" else "legacy")
-        self.now = 0.0
         self.target = TableTarget(tools, **options)
-        self.reconciler: Reconciler[Key, Content] = Reconciler(
-            "chains", self.target, clock=lambda: self.now, rand=lambda: 0.5
-        )
+        super().__init__(ns, "chains", self.target)
 
     def want(self, desired: dict[Key, Content]) -> Outcome:
         self.reconciler.want(desired)
-        return self.sync()
-
-    def sync(self) -> Outcome:
-        self.now += 100
-        return self.ns.call(asyncio.run, self.reconciler.sync())
-
-    def resync(self) -> Outcome:
-        self.reconciler.forget()
         return self.sync()
 
     def rules(self, *grep: str) -> list[str]:
@@ -334,6 +324,27 @@ def test_rules_that_cannot_be_read_never_hold_up_the_rest_however_many(netns: Na
     bad = {("filter", f"cali-pi-{number}"): chain("-p 1 " * 130) for number in range(20)}
     assert host.want({**WISH, **bad}).failed.keys() == bad.keys()
     assert len(host.rules("-j DROP")) == len(bad)
+
+
+@kernel
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_many_refused_chains_hold_up_neither_the_table_nor_each_other(netns: Namespace, backend: str) -> None:
+    """One in three is refused: first of those that nothing stands of yet, then of those that are open."""
+    host = Host(netns, backend, 4, expendable=lambda name: name.startswith("cali-pi-"))
+    all_of_them = [("filter", f"cali-pi-{number}") for number in range(150)]
+    open_ones: dict[Key, Content] = dict.fromkeys(all_of_them, chain("--jump ACCEPT"))
+    refused = dict.fromkeys(all_of_them[::3], chain("-m set --match-set nosuch src --jump ACCEPT"))
+    for others in ("--jump ACCEPT", "--jump RETURN"):
+        top = {("filter", "cali-INPUT"): chain(others)}
+        good = {key: chain(others) for key in open_ones.keys() - refused.keys()}
+        outcome = host.want({**WISH, **top, **good, **refused})
+        assert outcome.failed.keys() == refused.keys()
+        assert all("nosuch" in why for why in outcome.failed.values())
+        lines = host.rules("-A cali-pi-")
+        assert len(lines) == len(all_of_them)
+        assert {line for line in lines if "DROP" in line} == {f"-A {name} -j DROP" for _, name in refused}
+        assert host.rules("-A cali-INPUT")[0].endswith(others.removeprefix("--jump "))
+    assert host.want({**WISH, **open_ones}).ok
 
 
 @kernel

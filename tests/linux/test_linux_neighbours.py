@@ -1,4 +1,4 @@
-"""Neighbour, proxy and forwarding entries in a real kernel, as `ip`, `bridge` and pyroute2 see them."""
+"""Neighbour and forwarding entries in a real kernel, as `ip`, `bridge` and pyroute2 see them."""
 
 import errno
 import json
@@ -50,28 +50,6 @@ def test_a_learned_entry_becomes_permanent(netns: Namespace, link: int) -> None:
     assert (found.state, found.permanent) == (neighbours.STATE_STALE, False)
     netns.netlink.execute(neighbours.replace(link, "10.0.0.9", MAC2))
     assert settled(netns) == [Neighbour("10.0.0.9", link, MAC2)]
-
-
-def test_proxy_entries_come_and_go(netns: Namespace, link: int) -> None:
-    netns.netlink.execute(
-        neighbours.replace_proxy(link, "10.0.0.9"),
-        neighbours.replace_proxy(link, "fd00::9"),
-        neighbours.replace_proxy(link, "fd00::9"),
-        neighbours.replace(link, "10.0.0.8", MAC),
-    )
-    shown_by_ip = [(one["dst"], one["dev"]) for one in netns.ip("neigh", "show", "proxy")]
-    assert shown_by_ip == [("10.0.0.9", "a"), ("fd00::9", "a")]
-    found = neighbours.dump(netns.netlink, proxy=True)
-    assert [(one.address, one.ifindex, one.flags) for one in found] == [
-        ("10.0.0.9", link, neighbours.FLAG_PROXY),
-        ("fd00::9", link, neighbours.FLAG_PROXY),
-    ]
-    assert neighbours.dump(netns.netlink, AF_INET6, proxy=True) == found[1:]
-    assert [one.address for one in settled(netns)] == ["10.0.0.8"]
-    netns.netlink.execute(*(neighbours.delete_proxy(link, one.address) for one in found))
-    assert netns.ip("neigh", "show", "proxy") == []
-    (error,) = netns.netlink.request([neighbours.delete_proxy(link, "fd00::9")])
-    assert error is not None and error.errno == errno.ENOENT
 
 
 def test_neighbour_dumps_are_filtered(netns: Namespace, link: int) -> None:

@@ -5,9 +5,9 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from tests.netns_lab import Namespace
 from tortie.core.errors import KernelError

@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
 
 import pytest
@@ -15,21 +18,12 @@ from hypothesis import strategies as st
 from tests.netns_lab import Namespace
 from tortie.core.errors import KernelError
 from tortie.core.reconcile import Outcome, Reconciler
-from tortie.linux import generation, nft_sets, nft_usable, nftables
+from tortie.linux import generation, nft_sets, nft_usable
 from tortie.linux.ipsets import IPSet
 from tortie.linux.nft_elements import span
 from tortie.linux.nft_sets import uncovered
-from tortie.linux.nftables import (
-    Base,
-    Chain,
-    Found,
-    Map,
-    Rule,
-    StrayTable,
-    TableTarget,
-    parse_map,
-    parse_table,
-)
+from tortie.linux.nft_table import Base, Chain, Family, Found, Map, Rule, parse_map, parse_table
+from tortie.linux.nftables import StrayTable, TableTarget
 
 unit, kernel = pytest.mark.unit, pytest.mark.kernel
 FORWARD = Base("filter", "forward", 0)
@@ -47,7 +41,7 @@ def chain(*texts: str, base: Base | None = None) -> Chain:
 class Table:
     """A target and the sets beside it, driven as felix drives them."""
 
-    def __init__(self, ns: Namespace, family: nftables.Family = "ip") -> None:
+    def __init__(self, ns: Namespace, family: Family = "ip") -> None:
         self.ns, self.now = ns, 0.0
         self.sets = nft_sets.SetTarget(family, "calico")
         self.target = TableTarget(family, "calico", self.sets, expendable=lambda name: "pi-" in name)
@@ -211,12 +205,16 @@ def test_reading_the_sets_tells_that_everything_is_gone(table: Table) -> None:
 
 
 @kernel
-def test_a_chain_that_hangs_elsewhere_is_put_where_it_belongs(table: Table) -> None:
-    table.ns.sh("nft add table ip calico")
-    table.ns.run(
-        "nft", "-f", "-",
-        stdin="add chain ip calico filter-FORWARD { type filter hook output priority 5; policy drop; }\n",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "chain filter-FORWARD { type filter hook output priority 5; policy drop; }",
+        "chain filter-FORWARD { type filter hook output priority 5; drop; }",
+        "chain filter-FORWARD { drop; }; chain b { type filter hook input priority 5; jump filter-FORWARD; }",
+    ],
+)
+def test_a_chain_that_hangs_elsewhere_is_put_where_it_belongs(table: Table, content: str) -> None:
+    table.ns.run("nft", "-f", "-", stdin=f"table ip calico {{ {content}; }}\n")
     standing(table)
     assert "type filter hook forward priority filter; policy accept;" in table.shown()
 
@@ -247,6 +245,64 @@ def test_tables_of_others_stay_byte_for_byte(table: Table) -> None:
     assert table.ns.run("nft", "-a", "list", "ruleset") == before
 
 
+@kernel
+def test_packets_do_not_feel_a_table_go(table: Table) -> None:
+    """What enforces in its stead stands already; all that its own rules could do is drop too much."""
+    rules = "{ ip saddr 10.0.0.1 accept; ip saddr 10.0.0.2 drop; }"
+    large = "\n".join(f"chain c{number} {rules}" for number in range(2000))
+    words = f"""table ip calico {{
+      map m {{ type ifname : verdict; elements = {{ "lo" : goto own }} }}
+      {large}
+      chain own {{ accept; }}
+      chain out {{ type filter hook output priority 0; oifname vmap @m
+        drop; }}
+    }}"""
+    stray = Reconciler("stray", StrayTable("ip", "calico"), clock=lambda: 0)
+    with table.ns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(10):
+            table.ns.run("nft", "-f", "-", stdin=words)
+            stray.forget()
+            with ThreadPoolExecutor(1) as pool:
+                going = pool.submit(table.sync, stray)
+                while not going.done():
+                    for _ in range(50):
+                        sender.sendto(b"", ("127.0.0.1", 9))  # PermissionError, where it is dropped
+            assert going.result().deleted == 1
+
+
+@kernel
+def test_packets_hardly_feel_a_table_built_anew(table: Table) -> None:
+    """Of a table that goes with its hooks, hundreds would be dropped; so one that is just on its way."""
+
+    def content(priority: int) -> dict[tuple[str, str], Any]:
+        large = {("chain", f"filter-cali-{number}"): chain("counter accept") for number in range(2000)}
+        return large | {
+            ("chain", "filter-OUTPUT"): chain(
+                "oifname vmap @filter-m", "counter drop", base=Base("filter", "output", priority)
+            ),
+            ("map", "filter-m"): Map(frozenset({("lo", "filter-cali-0")})),
+        }
+
+    dropped: list[int] = []
+    table.tables.want(content(0))
+    assert table.sync().ok
+    with table.ns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for priority in (5, 0) * 4:
+            table.tables.want(content(priority))
+            table.tables.forget()  # it is known to hang elsewhere when it has been looked at
+            dropped.append(0)
+            with ThreadPoolExecutor(1) as pool:
+                going = pool.submit(table.sync)
+                while not going.done():
+                    for _ in range(50):
+                        try:
+                            sender.sendto(b"", ("127.0.0.1", 9))
+                        except PermissionError:
+                            dropped[-1] += 1
+            assert going.result().ok
+    assert median(dropped) <= 5, dropped  # the kernel may be interrupted amid one or the other
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -273,6 +329,25 @@ def test_a_chain_the_kernel_refuses_drops_and_holds_nobody_up(table: Table) -> N
 
 
 @kernel
+def test_many_refused_chains_hold_up_neither_the_table_nor_each_other(table: Table) -> None:
+    all_of_them = [("chain", f"filter-cali-pi-{number}") for number in range(150)]
+    refused = dict.fromkeys(all_of_them[::3], chain("ip saddr @cali40missing counter accept"))
+    standing(table)
+    for words in ("accept", "return"):
+        good = {key: chain(f"counter {words}") for key in all_of_them if key not in refused}
+        table.tables.want({**CONTENT, **good, **refused})
+        outcome = table.sync()
+        assert outcome.failed.keys() == refused.keys()
+        assert all("cali40missing" in why or "No such" in why for why in outcome.failed.values())
+        shown = table.shown()
+        for key in all_of_them:
+            body = shown.partition(f"chain {key[1]} {{")[2].partition("}")[0]
+            assert ("drop" if key in refused else words) in body, body
+    table.tables.want({**CONTENT, **dict.fromkeys(all_of_them, chain("counter accept"))})
+    assert table.sync().ok
+
+
+@kernel
 def test_what_may_not_be_replaced_leaves_everything_as_it_was(table: Table) -> None:
     standing(table)
     before = table.shown()
@@ -284,10 +359,10 @@ def test_what_may_not_be_replaced_leaves_everything_as_it_was(table: Table) -> N
 
 
 @kernel
-def test_after_five_failures_the_table_is_built_anew(table: Table) -> None:
+def test_after_five_failures_the_table_is_built_anew(table: Table, tmp_path: Path) -> None:
     """Something of another's inside our table keeps a chain from going; rebuilt, nothing is lost."""
     standing(table)
-    refusing = Refusing()
+    refusing = Refusing(tmp_path)
     table.ns.sh("nft add chain ip calico stray")
     for number in range(5):
         table.tables.forget()
@@ -307,12 +382,10 @@ def test_after_five_failures_the_table_is_built_anew(table: Table) -> None:
 class Refusing:
     """An `nft` that says no to every change, before the true one on PATH."""
 
-    def __init__(self) -> None:
-        self._path = os.environ["PATH"]
-        self.folder = Path("/tmp") / f"nft-refusing-{os.getpid()}"
+    def __init__(self, folder: Path) -> None:
+        self._path, self.folder = os.environ["PATH"], folder
 
     def __enter__(self) -> None:
-        self.folder.mkdir(exist_ok=True)
         fake = self.folder / "nft"
         fake.write_text(
             '#!/bin/sh\nfor a; do [ "$a" = list ] && exec /usr/sbin/nft "$@"; done\necho no >&2; exit 1\n'
@@ -322,8 +395,6 @@ class Refusing:
 
     def __exit__(self, *_: object) -> None:
         os.environ["PATH"] = self._path
-        (self.folder / "nft").unlink()
-        self.folder.rmdir()
 
 
 # --- sets ----------------------------------------------------------------------------------------

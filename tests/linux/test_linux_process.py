@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tortie.core.errors import KernelError
-from tortie.linux.process import run
+from tortie.linux.process import ran, run
 
 pytestmark = pytest.mark.unit
 
@@ -38,3 +38,20 @@ def test_a_late_program_is_killed() -> None:
 
 def test_a_program_that_does_not_read_its_input_is_no_trouble() -> None:
     assert asyncio.run(run("true", given="x" * 1_000_000)).status == 0
+
+
+def test_runs_are_counted_whatever_became_of_them() -> None:
+    ran.clear()
+    for shell in ("sh", "/bin/sh"):
+        asyncio.run(run(shell, "-c", ":"))
+    asyncio.run(run("false"))
+    for command, deadline in ((("sleep", "60"), 0.05), (("no-such-program",), 60.0)):
+        with pytest.raises(KernelError):
+            asyncio.run(run(*command, deadline=deadline))
+    assert {command: (one.calls, one.failures) for command, one in ran.items()} == {
+        ("sh", "-c", ":"): (2, 0),
+        ("false",): (1, 1),
+        ("sleep", "60"): (1, 1),
+        ("no-such-program",): (1, 1),
+    }
+    assert ran["sleep", "60"].seconds >= 0.05

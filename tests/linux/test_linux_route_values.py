@@ -1,12 +1,12 @@
 """Routes as values: their wire form, agreement with pyroute2, and when two are the same."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from tortie.core.errors import KernelError

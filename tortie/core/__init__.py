@@ -1,4 +1,5 @@
-"""What every room may import: errors, the reconciler, back-off, atomic files, logging, tasks.
+"""What every room may import: errors, the reconciler, back-off, tasks, logging, health, atomic files.
 
-Nothing here knows Calico, the kernel or a datastore.
+And what several of them show or read alike: HTTP ports and metrics, tables, durations, the node's paths,
+who speaks BGP. Nothing here knows a resource of Calico's, the kernel or a datastore.
 """

@@ -55,7 +55,11 @@ class ResourceDoesNotExist(DatastoreError):
 class ResourceAlreadyExists(DatastoreError):
     def __init__(self, identifier: object, err: object = None, current: Any = None) -> None:
         super().__init__(f"resource already exists: {identifier} with error: {err or '<nil>'}")
-        self.identifier, self.current = identifier, current  # current: what is stored, when known
+        self.identifier, self.err, self.current = (
+            identifier,
+            err,
+            current,
+        )  # current: what is stored, if known
 
 
 class UpdateConflict(DatastoreError):

@@ -43,6 +43,11 @@ def level(name: str) -> int:
     return _LEVELS.get(name.lower(), logging.INFO)
 
 
+def known(name: str) -> bool:
+    """Whether it is a severity name that a person may give."""
+    return name.lower() in _LEVELS
+
+
 def setup(severity: str = "info", stream: object = None) -> None:
     """Send all log records to stderr (or `stream`); call once, at the start of a process."""
     handler = logging.StreamHandler(stream or sys.stderr)  # type: ignore[arg-type]

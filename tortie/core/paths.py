@@ -70,6 +70,11 @@ class Paths:
         return f"{self.run}/warm-addresses"
 
     @property
+    def owed_endpoints(self) -> str:
+        """The folder in which CNI notes the endpoints whose ADD has answered and that are not written yet."""
+        return f"{self.run}/owed-endpoints"
+
+    @property
     def warm_metrics(self) -> str:
         """CNI's metrics of ready addresses, in Prometheus' text format."""
         return f"{self.run}/warm-addresses.prom"
@@ -89,6 +94,16 @@ class Paths:
         """A datagram here, of any content, makes the BGP agent read its configuration again."""
         return f"{self.run}/bgp.sock"
 
+    @property
+    def bird_ctl(self) -> str:
+        """Where BIRD takes birdcl's commands, IPv4."""
+        return f"{self.run}/bird.ctl"
+
+    @property
+    def bird6_ctl(self) -> str:
+        """Where BIRD takes birdcl's commands, IPv6."""
+        return f"{self.run}/bird6.ctl"
+
     # --- in confd -------------------------------------------------------------------------------
 
     @property
@@ -100,6 +115,16 @@ class Paths:
     def bgp_json(self) -> str:
         """The BGP agent's configuration."""
         return f"{self.confd}/bgp.json"
+
+    @property
+    def bird_cfg(self) -> str:
+        """BIRD's configuration, IPv4."""
+        return f"{self.confd}/bird.cfg"
+
+    @property
+    def bird6_cfg(self) -> str:
+        """BIRD's configuration, IPv6."""
+        return f"{self.confd}/bird6.cfg"
 
     def create(self) -> None:
         """Make the folders that are missing. Raises ConfigError."""

@@ -14,7 +14,6 @@ Invariants:
 It does not know the kernel, does no I/O itself and never sleeps: sync() returns when to come again.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -118,7 +117,9 @@ class Reconciler(Generic[K, V]):
         self._backoff = backoff or Backoff()
         self._spare = spare or (lambda _key, _value: 0.0)
         self._desired: dict[K, V] = {}
-        self._actual: dict[K, V] | None = None  # None: not known, the next sync lists
+        self._actual: dict[K, V] = {}  # as last listed, and written since
+        self._forgotten = 0  # how often
+        self._listed = -1  # how often it had been forgotten when the last listing began
         self._doubted: set[K] = set()  # where wished and actual may differ, though nothing failed
         self._status: dict[K, Status] = {}
         self._failures: dict[K, _Failure] = {}  # includes keys whose deletion failed
@@ -135,32 +136,40 @@ class Reconciler(Generic[K, V]):
 
     def want(self, desired: Mapping[K, V]) -> None:
         """Replace the whole desired set."""
-        for key in self._desired.keys() - desired.keys():
-            self.drop(key)
-        for key, value in desired.items():
-            self.put(key, value)
+        self.drop_all(self._desired.keys() - desired.keys())
+        self.put_all(desired)
 
     def put(self, key: K, value: V) -> None:
         """Want `key` to be `value`. A changed wish forgets earlier failures."""
-        if key in self._desired and self._desired[key] == value:
-            return
-        self._desired[key] = value
-        self._doubted.add(key)
-        self._failures.pop(key, None)
-        self._status[key] = Status(State.PENDING, self._clock())
+        self.put_all({key: value})
+
+    def put_all(self, wanted: Mapping[K, V]) -> None:
+        """As put(), for thousands at once."""
+        known = self._desired
+        changed = {key: value for key, value in wanted.items() if key not in known or known[key] != value}
+        known.update(changed)
+        self._doubt(changed.keys())
+        self._status.update(dict.fromkeys(changed, Status(State.PENDING, self._clock())))
 
     def drop(self, key: K) -> None:
         """Want `key` no more; it is deleted by the next sync."""
-        self._desired.pop(key, None)
-        self._doubted.add(key)
-        self._status.pop(key, None)
-        self._failures.pop(key, None)
+        self.drop_all((key,))
+
+    def drop_all(self, keys: Collection[K]) -> None:
+        for key in keys:
+            self._desired.pop(key, None)
+            self._status.pop(key, None)
+        self._doubt(keys)
+
+    def _doubt(self, keys: Collection[K]) -> None:
+        self._doubted.update(keys)
+        self._forgive(keys)
 
     # --- what is --------------------------------------------------------------------------------
 
     def observe(self, key: K, value: V | None) -> None:
         """Take over what an event said about one object (None: it is gone)."""
-        if self._actual is None:
+        if not self._known:
             return
         if value is None:
             self._actual.pop(key, None)
@@ -170,15 +179,21 @@ class Reconciler(Generic[K, V]):
         self._mark_if_drifted(key)
 
     def forget(self) -> None:
-        """Trust nothing that was listed before: the next sync lists again."""
-        self._actual = None
+        """Trust nothing that was listed before: the next sync lists again, also if one is under way."""
+        self._forgotten += 1
+        self._actual = {}  # at once: a full table twice is much memory
+
+    @property
+    def _known(self) -> bool:
+        """Whether what was listed still counts."""
+        return self._listed == self._forgotten
 
     async def refresh(self) -> bool:
         """List while sync() may run beside it, for targets whose read() fails when a write overtakes it.
 
         Whether the list could be used; if not, what was known before still counts.
         """
-        if self._actual is None:
+        if not self._known:
             return False  # the next sync lists anyway
         try:
             self._take_list(await self._target.read())
@@ -189,7 +204,7 @@ class Reconciler(Generic[K, V]):
     @property
     def in_doubt(self) -> bool:
         """Whether there may be something for sync() to do."""
-        return self._actual is None or bool(self._doubted)
+        return not self._known or bool(self._doubted)
 
     def status(self, key: K) -> Status | None:
         return self._status.get(key)
@@ -203,36 +218,32 @@ class Reconciler(Generic[K, V]):
         """Apply what is due. Never raises for a refusal of the kernel: that is in the outcome."""
         now = self._clock()
         outcome = Outcome()
-        if self._actual is None and not await self._list(now, outcome):
+        if not self._known and not await self._list(now, outcome):
             return self._finish(outcome)
-        assert self._actual is not None
-        update, delete, settled = self._differing(self._actual)
-        for key in settled:
-            if key in self._desired:
-                self._succeeded(key)
-            else:
-                self._failures.pop(key, None)  # it went away by itself
+        update, delete, settled = self._differing()
+        self._forgive(settled)  # what is not desired went away by itself
+        self._succeeded(settled & self._desired.keys())
         spared = self._spared(delete, now, outcome)
         self._doubted = set(spared)  # until their time has come; what fails is looked at anyway
         delete -= spared
-        update = {key: value for key, value in update.items() if self._due(key, now)}
-        delete = {key for key in delete if self._due(key, now)}
+        if self._failures:
+            update = {key: value for key, value in update.items() if self._due(key, now)}
+            delete = {key for key in delete if self._due(key, now)}
         waiting = self._failures.keys() - update.keys() - delete
         outcome.failed.update({key: self._failures[key].reason for key in waiting})
         if update or delete:
             await self._apply(update, delete, outcome)
         return self._finish(outcome)
 
-    def _differing(self, actual: Mapping[K, V]) -> tuple[dict[K, V], set[K], set[K]]:
+    def _differing(self) -> tuple[dict[K, V], set[K], set[K]]:
         """What to write, what to delete, and what of all that was in doubt is as it should be."""
         looked_at = self._doubted | self._failures.keys()
         desired = {key: self._desired[key] for key in looked_at if key in self._desired}
-        there = {key: actual[key] for key in looked_at if key in actual}
+        there = {key: self._actual[key] for key in looked_at if key in self._actual}
         update, delete = difference(desired, there, self._target.same)
         return update, delete, looked_at - update.keys() - delete
 
     def _spared(self, delete: Collection[K], now: float, outcome: Outcome) -> set[K]:
-        assert self._actual is not None
         waits = {key: wait for key in delete if (wait := self._spare(key, self._actual[key])) > 0}
         if finite := [wait for wait in waits.values() if wait != inf]:
             outcome.retry_at = now + min(finite)
@@ -243,6 +254,7 @@ class Reconciler(Generic[K, V]):
             outcome.failed[_LISTING] = "waiting to list again"
             outcome.retry_at = self._listing_retry_at
             return False
+        forgotten = self._forgotten
         try:
             self._take_list(await self._target.read())
         except KernelError as err:
@@ -251,6 +263,7 @@ class Reconciler(Generic[K, V]):
             outcome.failed[_LISTING] = str(err)
             outcome.retry_at = self._listing_retry_at
             return False
+        self._listed = forgotten
         self._listing_failures, self._listing_retry_at = 0, 0.0
         return True
 
@@ -262,44 +275,46 @@ class Reconciler(Generic[K, V]):
         for key, status in self._status.items():
             if key in update and status.state is State.DONE:
                 self._status[key] = Status(State.PENDING, self._clock(), "changed behind our back")
-        for key in self._desired.keys() - update.keys():
-            self._succeeded(key)
+        self._succeeded(self._desired.keys() - update.keys())
 
     async def _apply(self, update: Mapping[K, V], delete: Collection[K], outcome: Outcome) -> None:
-        assert self._actual is not None
         try:
             failed = await self._target.apply(update, delete)
         except KernelError as err:
             failed = dict.fromkeys([*update, *delete], str(err))
-        except asyncio.CancelledError:
-            self._actual = None  # nobody knows how far it came
+        except BaseException:
+            self.forget()  # nobody knows how far it came
             raise
-        for key, value in update.items():
-            if key in failed:
-                self._failed(key, failed[key])
-            else:
-                self._actual[key] = value
-                self._succeeded(key)
-                outcome.updated += 1
-        for key in delete:
-            if key in failed:
-                self._failed(key, failed[key])
-            else:
-                self._actual.pop(key, None)
-                self._failures.pop(key, None)
-                outcome.deleted += 1
+        carried_out = {key: value for key, value in update.items() if key not in failed}
+        gone = [key for key in delete if key not in failed]
+        self._actual.update(carried_out)
+        for key in gone:
+            self._actual.pop(key, None)
+        self._succeeded(carried_out.keys())
+        self._forgive(gone)
+        for key, reason in failed.items():
+            self._failed(key, reason)
+        outcome.updated += len(carried_out)
+        outcome.deleted += len(gone)
         outcome.failed.update(failed)
         if failed:
-            self._actual = None  # a refused write may have been half carried out: look again first
+            self.forget()  # a refused write may have been half carried out: look again first
 
     def _due(self, key: K, now: float) -> bool:
         failure = self._failures.get(key)
         return failure is None or failure.retry_at <= now
 
-    def _succeeded(self, key: K) -> None:
-        self._failures.pop(key, None)
-        if (status := self._status.get(key)) is None or status.state is not State.DONE:
-            self._status[key] = Status(State.DONE, self._clock())
+    def _succeeded(self, keys: Collection[K]) -> None:
+        self._forgive(keys)
+        done = Status(State.DONE, self._clock())
+        for key in keys:
+            if (status := self._status.get(key)) is None or status.state is not State.DONE:
+                self._status[key] = done
+
+    def _forgive(self, keys: Collection[K]) -> None:
+        if self._failures:
+            for key in keys:
+                self._failures.pop(key, None)
 
     def _failed(self, key: K, reason: str) -> None:
         count = self._failures[key].count + 1 if key in self._failures else 1
@@ -313,7 +328,6 @@ class Reconciler(Generic[K, V]):
 
     def _mark_if_drifted(self, key: K) -> None:
         """A done object that is no longer as wished is pending again, from now on."""
-        assert self._actual is not None
         status = self._status.get(key)
         if status is None or status.state is not State.DONE:
             return

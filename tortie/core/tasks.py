@@ -3,19 +3,25 @@
 A process is a handful of long-lived loops. Each runs under `supervise`: if it ends by an
 exception, that is logged - with its traceback, unless we raised it on purpose - and the loop starts
 again after a back-off; cancellation ends it for good. Anything that must not be restarted is a
-plain task instead.
+plain task instead. For what is done together, or need not succeed, see together() and best_effort().
 """
 
 import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar, overload
 
 from tortie.core.backoff import Backoff, Retry
 from tortie.core.errors import TortieError
 
 _log = logging.getLogger(__name__)
+
 _HEALTHY_AFTER = 60.0  # seconds a loop must have run before a new failure counts as its first
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 
 
 async def supervise(name: str, loop: Callable[[], Awaitable[None]], policy: Backoff | None = None) -> None:
@@ -70,3 +76,34 @@ def spawn(coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (err := task.exception()) is not None:
         _log.error("%s failed", task.get_name(), exc_info=err)
+
+
+@overload
+async def together(a: Coroutine[Any, Any, A], b: Coroutine[Any, Any, B], /) -> tuple[A, B]: ...
+
+
+@overload
+async def together(
+    a: Coroutine[Any, Any, A], b: Coroutine[Any, Any, B], c: Coroutine[Any, Any, C], /
+) -> tuple[A, B, C]: ...
+
+
+@overload
+async def together(*coroutines: Coroutine[Any, Any, A]) -> tuple[A, ...]: ...
+
+
+async def together(*coroutines: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
+    """Run all at once and wait for all; the first error in the order given is raised."""
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return tuple(results)
+
+
+async def best_effort(what: str, action: Awaitable[object]) -> None:
+    """Do something whose failure must not hide the outcome of what was done before; it is only logged."""
+    try:
+        await action
+    except TortieError as err:
+        _log.warning("%s failed: %s", what, err)

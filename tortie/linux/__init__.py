@@ -1,6 +1,6 @@
 """Thin typed edges to the kernel; no policy and no datastore here.
 
-Netlink: `netlink` (the socket), `routes`, `route_target`, `links`, `addresses`, `neighbours` (the
-objects), `monitor` (events), `codec` (the wire format below them). Beside it: network namespaces,
-sysctls, iptables, ip sets, conntrack.
+Netlink: `netlink` and `genetlink` (the sockets), `routes`, `route_target`, `iprules`, `links`, `addresses`,
+`neighbours`, `qdisc`, `wireguard` (the objects), `monitor` (events), `codec` (the wire format below them).
+Beside it: network namespaces, sysctls, `ethtool`, iptables, ip sets, `nftables`, conntrack.
 """

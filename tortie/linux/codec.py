@@ -95,6 +95,11 @@ def attribute(kind: int, data: bytes) -> bytes:
     return _ATTRIBUTE.pack(size, kind) + data + _PADDING[size & 3]
 
 
+def attribute_head(kind: int, size: int) -> bytes:
+    """What comes before a payload of `size` bytes, a multiple of four."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + size, kind)
+
+
 def attribute_u8(kind: int, value: int) -> bytes:
     return _ATTRIBUTE_U8.pack(5, kind, value)
 

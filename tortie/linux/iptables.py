@@ -13,7 +13,8 @@ What it relies on and gives:
 - Rules of others are never part of a transaction. In a kernel chain ours are deleted by their full text
   and inserted anew, so that others' rules keep their order and counters.
 - A chain that the kernel refuses and that may be replaced (`expendable`) is written as a single drop, so
-  that it neither opens nor holds up the rest; its key fails with the kernel's reason.
+  that it neither opens nor holds up the rest; its key fails with the kernel's reason. Where many are refused,
+  all that may be are closed so with the rest of the table, and then opened in small transactions.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tortie.core.errors import KernelError
+from tortie.linux import refused
 from tortie.linux.generation import generation
 from tortie.linux.iptables_backend import Tools
 from tortie.linux.overtaken import Writes
@@ -73,7 +75,6 @@ _OLD = "<no hash>"  # stands for a rule of ours that carries none
 _LINE = re.compile(r"line:? (\d+)")
 _INCOMPATIBLE = re.compile(r"# Table `(\w+)' (?:is|contains) incompatible")
 _DROP: Rules = (RuleText("", "--jump DROP"),)
-_MAX_REPLACED = 16  # chains replaced in one transaction; more means that something else is wrong
 # `*-restore` reads 10239 bytes as a line and what follows as the next one, which could be anything; of
 # words it takes 251.
 _LONGEST_LINE = 10_000
@@ -216,23 +217,30 @@ class TableTarget:
         if not changing and not unhooked:
             return
         replaced = self._unreadable(changing)  # chains that are refused -> the reason
-        most = len(replaced) + _MAX_REPLACED
+        most = len(replaced) + refused.MAX_REPLACED
+        closed: list[Key] = []  # without having been tried
         while True:
             lines = list(self._change_lines(changing, unhooked, replaced))
             refusal, line = await self._restore(table, lines)
             if not refusal:
                 break
             culprit = lines[line - 1][0] if 0 < line <= len(lines) else None
-            if (
-                culprit is None
-                or culprit in replaced
-                or len(replaced) == most
-                or not self._may_replace(culprit)
-            ):
+            if culprit is None or culprit in replaced or not self._may_replace(culprit):
                 where = f" (chain {culprit[1]})" if culprit else ""
                 failed.update(dict.fromkeys([*changing, *unhooked], f"{refusal}{where}"))
                 return
             replaced[culprit] = refusal
+            if len(replaced) == most:
+                closed = [key for key in changing if key not in replaced and self._may_replace(key)]
+                refused.close(closed, replaced)
+
+        async def write(keys: Collection[Key]) -> Mapping[Key, str]:
+            lines = list(self._change_lines({key: changing[key] for key in keys}, (), ()))
+            refusal, line = await self._restore(table, lines)
+            culprits = [lines[line - 1][0]] if 0 < line <= len(lines) else keys
+            return dict.fromkeys(culprits, refusal) if refusal else {}
+
+        await refused.open_again(closed, replaced, write)
         failed.update({key: f"drops everything instead: {why}" for key, why in replaced.items()})
         for key, content in changing.items():
             self._known[key] = _as_found(content)

@@ -1,4 +1,4 @@
-"""Neighbour entries: permanent ARP and ND entries, proxy entries, and bridge forwarding entries."""
+"""Neighbour entries: permanent ARP and ND entries, and bridge forwarding entries."""
 
 import errno
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from tortie.linux.codec import (
 from tortie.linux.netlink import NetlinkSocket
 
 AF_BRIDGE = 7
-STATE_REACHABLE, STATE_STALE, STATE_FAILED, STATE_NOARP, STATE_PERMANENT = 0x02, 0x04, 0x20, 0x40, 0x80
-FLAG_SELF, FLAG_MASTER, FLAG_PROXY = 0x02, 0x04, 0x08
+STATE_STALE, STATE_PERMANENT = 0x04, 0x80
+FLAG_SELF = 0x02
 
 _NDMSG = Struct("=BxxxiHBB")  # family, interface, state, flags, type
 _DST, _LLADDR, _VLAN, _IFINDEX = 1, 2, 5, 8
@@ -35,7 +35,7 @@ _DST, _LLADDR, _VLAN, _IFINDEX = 1, 2, 5, 8
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """`address` is at `mac` on the interface; `mac` is "" while unresolved and in proxy entries."""
+    """`address` is at `mac` on the interface; `mac` is "" while unresolved."""
 
     address: str
     ifindex: int
@@ -84,26 +84,9 @@ def delete(ifindex: int, address: str) -> Message:
     return Message(RTM_DELNEIGH, 0, _head(ifindex, address), "delete", f"neighbour {address}")
 
 
-@codec.encoder("neighbour")
-def replace_proxy(ifindex: int, address: str) -> Message:
-    """Answer ARP requests or neighbour solicitations for `address` on the interface."""
-    body = _head(ifindex, address, STATE_PERMANENT, FLAG_PROXY)
-    return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, "replace", f"proxy entry {address}")
-
-
-@codec.encoder("neighbour")
-def delete_proxy(ifindex: int, address: str) -> Message:
-    """ENOENT means that it was gone."""
-    return Message(
-        RTM_DELNEIGH, 0, _head(ifindex, address, 0, FLAG_PROXY), "delete", f"proxy entry {address}"
-    )
-
-
-def dump(
-    netlink: NetlinkSocket, family: int = AF_UNSPEC, ifindex: int = 0, *, proxy: bool = False
-) -> list[Neighbour]:
-    """ARP and ND entries, or the proxy entries instead; filtered by the kernel."""
-    body = _NDMSG.pack(family, 0, 0, FLAG_PROXY if proxy else 0, 0)
+def dump(netlink: NetlinkSocket, family: int = AF_UNSPEC, ifindex: int = 0) -> list[Neighbour]:
+    """ARP and ND entries; filtered by the kernel."""
+    body = _NDMSG.pack(family, 0, 0, 0, 0)
     found = [decode(one) for one in _dump(netlink, body, ifindex)]
     return [one for one in found if isinstance(one, Neighbour) and ifindex in (0, one.ifindex)]
 
@@ -150,10 +133,10 @@ def decode(body: bytes) -> Neighbour | ForwardingEntry | None:
     return Neighbour(dst, ifindex, mac, state, flags)
 
 
-def _head(ifindex: int, address: str, state: int = 0, flags: int = 0) -> bytes:
+def _head(ifindex: int, address: str, state: int = 0) -> bytes:
     packed = pack_address(address)
     family = AF_INET if len(packed) == 4 else AF_INET6
-    return _NDMSG.pack(family, ifindex, state, flags, 0) + attribute(_DST, packed)
+    return _NDMSG.pack(family, ifindex, state, 0, 0) + attribute(_DST, packed)
 
 
 def _forwarding_body(ifindex: int, mac: str, dst: str | None, state: int) -> bytes:

@@ -24,7 +24,7 @@ from tortie.core.errors import KernelError
 from tortie.linux.generation import generation
 from tortie.linux.ipsets import IPSet, SetType
 from tortie.linux.nft_elements import Change, change, span
-from tortie.linux.nftables import LINE, Family, listing, nft
+from tortie.linux.nft_table import LINE, Family, listing, nft
 from tortie.linux.overtaken import Writes
 
 _AT_ONCE = 1000  # members in one line: enough to be fast, and short enough to read in an error

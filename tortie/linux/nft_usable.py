@@ -7,7 +7,7 @@ import shutil
 import msgspec
 
 from tortie.core.errors import KernelError
-from tortie.linux.nftables import listing, nft
+from tortie.linux.nft_table import listing, nft
 
 _OLDEST_NFT = (1, 0, 1)  # Calico's; before it, maps of verdicts and comments are not all there
 _OLDEST_KERNEL = (5, 13)  # Calico's

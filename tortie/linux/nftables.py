@@ -12,164 +12,39 @@ What it relies on and gives:
   a whole or leaves everything as it was. A changed chain is flushed and filled again within it. Once all is
   written, only what is asked for can differ, and nothing else is looked at.
 - After five failures in a row the table is deleted and built anew, sets included, in that same transaction:
-  packets meet the old rules or the new ones, and nothing that stood in the way survives.
+  packets meet the old rules or the new ones, single ones amid the kernel's work a drop, and nothing that
+  stood in the way survives.
 - A chain that the kernel refuses and that may be replaced (`expendable`) is written as a single drop, so
   that it neither opens nor holds up the rest; its key fails with the kernel's reason.
 """
 
 import asyncio
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Protocol
 
-import msgspec
-
-from tortie.core.errors import KernelError
+from tortie.linux import refused
 from tortie.linux.generation import generation
+from tortie.linux.nft_table import (
+    LINE,
+    STRANGE,
+    Chain,
+    Content,
+    Family,
+    Found,
+    Key,
+    Map,
+    Rule,
+    listing,
+    nft,
+    parse_map,
+    parse_table,
+)
 from tortie.linux.overtaken import Writes
-from tortie.linux.process import Finished, run
+from tortie.linux.process import Finished
 
-Family = Literal["ip", "ip6", "arp"]
-Key = tuple[str, str]
-
-
-class Rule(NamedTuple):
-    """The hash in its comment, and the rule's whole text (comment included)."""
-
-    hash: str
-    text: str
-
-
-class Base(NamedTuple):
-    """What ties a chain to a hook of the kernel; its policy is always accept."""
-
-    type: str
-    hook: str
-    priority: int
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    rules: tuple[Rule, ...] = ()
-    base: Base | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Map:
-    """From interface to the chain to go to: (interface, chain) of each."""
-
-    elements: frozenset[tuple[str, str]] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A chain as read: the hash of each rule, "" for one without."""
-
-    hashes: tuple[str, ...]
-    base: Base | None = None
-    policy: str = "accept"
-
-
-Content = Chain | Map | Found
-
-_HASH = re.compile(r"cali:([A-Za-z0-9_-]{16})(?:;|$)")
-LINE = re.compile(r"stdin:(\d+):")
-_MISSING = "No such file or directory"
 _DROP = (Rule("", "drop"),)
-_STRANGE = ("", "")  # stands for a map's element that none of ours could be
 _NONE: frozenset[tuple[str, str]] = frozenset()
-_MAX_REPLACED = 16  # chains replaced in one transaction; more means that something else is wrong
 _PATIENCE = 5  # failures in a row before the table is built anew, Calico's
-_DEADLINE = 60.0  # seconds; a hundred thousand lines take about three
-
-
-# --- reading ------------------------------------------------------------------------------------
-
-
-class _ListedChain(msgspec.Struct):
-    name: str
-    type: str = ""
-    hook: str = ""
-    prio: int = 0
-    policy: str = "accept"
-
-
-class _ListedRule(msgspec.Struct):
-    chain: str
-    comment: str = ""
-
-
-class _Named(msgspec.Struct):
-    name: str
-    elem: list[msgspec.Raw] = []
-
-
-class _Listed(msgspec.Struct):
-    chain: _ListedChain | None = None
-    rule: _ListedRule | None = None
-    map: _Named | None = None
-    set: _Named | None = None
-
-
-class _Listing(msgspec.Struct):
-    nftables: list[_Listed]
-
-
-async def nft(*command: str, given: str = "") -> Finished:
-    """Raises KernelError if nft is missing or does not answer."""
-    return await run("nft", *command, given=given, deadline=_DEADLINE)
-
-
-async def listing(*command: str) -> bytes | None:
-    """What `nft -j list …` says; None if there is no such thing. Raises KernelError."""
-    done = await nft("-j", *command)
-    if done.status == 0:
-        return done.output.encode("utf-8", "surrogateescape")
-    if _MISSING in done.complaint:
-        return None
-    raise KernelError("read", "nftables", text=done.reason)
-
-
-def _decode(text: bytes) -> list[_Listed]:
-    try:
-        return msgspec.json.decode(text, type=_Listing).nftables
-    except msgspec.DecodeError as err:
-        raise KernelError("read", "nftables", text=f"nft lists what cannot be understood: {err}") from err
-
-
-def parse_table(text: bytes) -> tuple[dict[Key, Found], list[str], list[str]]:
-    """The chains of a table as `nft -j -t list table` shows it, and the names of its maps and sets."""
-    listed = _decode(text)
-    hashes: dict[str, list[str]] = {one.chain.name: [] for one in listed if one.chain is not None}
-    for one in listed:
-        if one.rule is not None:
-            match = _HASH.match(one.rule.comment)
-            hashes[one.rule.chain].append(match[1] if match else "")
-    chains: dict[Key, Found] = {}
-    for chain in (one.chain for one in listed if one.chain is not None):
-        base = Base(chain.type, chain.hook, chain.prio) if chain.hook else None
-        chains["chain", chain.name] = Found(tuple(hashes[chain.name]), base, chain.policy)
-    maps = [one.map.name for one in listed if one.map is not None]
-    return chains, maps, [one.set.name for one in listed if one.set is not None]
-
-
-def parse_map(text: bytes) -> Map:
-    """What `nft -j list map` shows of one of ours; elements of other kinds make it unlike any of ours."""
-    elements: set[tuple[str, str]] = set()
-    for one in _decode(text):
-        for raw in one.map.elem if one.map else ():
-            try:
-                interface, verdict = msgspec.json.decode(
-                    raw, type=tuple[str, dict[str, dict[str, str] | None]]
-                )
-                elements.add((interface, (verdict.get("goto") or {}).get("target", "")))
-            except msgspec.ValidationError:
-                elements.add(_STRANGE)
-    return Map(frozenset(elements))
-
-
-# --- the target ---------------------------------------------------------------------------------
 
 
 class TableSets(Protocol):
@@ -250,25 +125,43 @@ class TableTarget:
         self._generation = None
         touched = dict.fromkeys([*update, *delete] if self._settled else [*wanted, *self._known])
         self._settled = False
+        closed: list[Key] = []  # without having been tried
         while True:
             lines = list(self._transaction(wanted, touched, replaced))
-            with self._writes.under_way():
-                done = await nft("-f", "-", given="".join(f"{line}\n" for _, line in lines))
+            done = await self._run(lines)
             if done.status == 0:
                 break
-            refused = self._refused(done, lines)
-            if not all(self._may_replace(key, replaced) for key in refused) or not refused:
+            culprits = self._refused(done, lines)
+            if not all(self._may_replace(key, replaced) for key in culprits) or not culprits:
                 self._failures += 1
                 return dict.fromkeys([*update, *delete], " ".join(done.reason.split()))
-            replaced.update(refused)
+            replaced.update(culprits)
+            if len(replaced) >= refused.MAX_REPLACED and not closed:
+                written = dict.fromkeys(key for key, _ in lines if key is not None and key in wanted)
+                closed = [key for key in written if self._may_replace(key, replaced)]
+                refused.close(closed, replaced)
         self._failures, self._lost = 0, []
-        self._settled = self.wanted is not None and not replaced
         for key in touched:
             if key in wanted:
                 self._known[key] = Found(("",)) if key in replaced else wanted[key]
             else:
                 self._known.pop(key, None)
+
+        async def write(keys: Collection[Key]) -> Mapping[Key, str]:
+            lines = list(self._transaction(wanted, keys, ()))
+            done = await self._run(lines)
+            if done.status == 0:
+                self._known.update((key, wanted[key]) for key in keys)
+                return {}
+            return self._refused(done, lines) or dict.fromkeys(keys, " ".join(done.reason.split()))
+
+        await refused.open_again(closed, replaced, write)
+        self._settled = self.wanted is not None and not replaced
         return {key: f"drops everything instead: {why}" for key, why in replaced.items()}
+
+    async def _run(self, lines: Iterable[tuple[Key | None, str]]) -> Finished:
+        with self._writes.under_way():
+            return await nft("-f", "-", given="".join(f"{line}\n" for _, line in lines))
 
     def same(self, desired: Content, actual: Content) -> bool:
         if desired is actual or desired == actual:
@@ -282,19 +175,17 @@ class TableTarget:
 
     def _refused(self, done: Finished, lines: list[tuple[Key | None, str]]) -> dict[Key, str]:
         """The chains whose lines the kernel complains about; empty if it is about anything else."""
-        refused: dict[Key, str] = {}
+        found: dict[Key, str] = {}
         for match in LINE.finditer(done.complaint):
             number = int(match[1])
             key = lines[number - 1][0] if 0 < number <= len(lines) else None
             if key is None:
                 return {}
-            refused.setdefault(key, " ".join(done.complaint[match.end() :].split("\n")[0].split()))
-        return refused
+            found.setdefault(key, " ".join(done.complaint[match.end() :].split("\n")[0].split()))
+        return found
 
     def _may_replace(self, key: Key, replaced: Mapping[Key, str]) -> bool:
-        if key[0] != "chain" or key in replaced or len(replaced) >= _MAX_REPLACED:
-            return False
-        return self._expendable(key[1])
+        return key[0] == "chain" and key not in replaced and self._expendable(key[1])
 
     # --- the transaction ------------------------------------------------------------------------
 
@@ -306,6 +197,7 @@ class TableTarget:
         known: Mapping[Key, Content] = {} if rebuild else self._known
         yield None, f"add table {self._table}"
         if rebuild:
+            yield from self._unhooking()
             yield None, f"delete table {self._table}"
             yield None, f"add table {self._table}"
         dirty = {
@@ -327,6 +219,16 @@ class TableTarget:
         yield from self._map_additions(maps, known)
         yield from self._removals(gone)
 
+    def _unhooking(self) -> Iterator[tuple[None, str]]:
+        """Base chains first: the kernel (6.18) empties maps at once, but rules stay till their hook goes.
+
+        With a large table as a whole that is a millisecond in which every packet falls through to a drop.
+        """
+        for key, content in self._known.items():
+            if not isinstance(content, Map) and content.base is not None:
+                yield None, f"add chain {self._table} {key[1]}"
+                yield None, f"delete chain {self._table} {key[1]}"
+
     def _rehooked(self, wanted: Mapping[Key, Content], touched: Collection[Key]) -> bool:
         """Whether a base chain stands at the wrong hook, which only a new table can mend."""
         pairs = ((wanted.get(key), self._known.get(key)) for key in touched)
@@ -342,7 +244,7 @@ class TableTarget:
             before = known.get(key)
             if not isinstance(before, Map):
                 yield key, f"add map {self._table} {key[1]} {{ type ifname : verdict; }}"
-            elif _STRANGE in before.elements:
+            elif STRANGE in before.elements:
                 yield key, f"flush map {self._table} {key[1]}"
             elif stale := before.elements - wanted.elements:
                 yield key, f"delete element {self._table} {key[1]} {{ {_listed_keys(stale)} }}"
@@ -353,7 +255,7 @@ class TableTarget:
         for key, wanted in maps.items():
             before = known.get(key)
             kept = before.elements if isinstance(before, Map) else _NONE
-            kept = _NONE if _STRANGE in kept else kept
+            kept = _NONE if STRANGE in kept else kept
             if new := sorted(wanted.elements - kept):
                 text = ", ".join(f'"{interface}" : goto {chain}' for interface, chain in new)
                 yield key, f"add element {self._table} {key[1]} {{ {text} }}"
@@ -401,8 +303,15 @@ class StrayTable:
         return {} if found is None else {self._table: None}
 
     async def apply(self, _update: Mapping[str, None], delete: Collection[str]) -> Mapping[str, str]:
-        done = await nft("-f", "-", given="".join(f"add table {one}\ndelete table {one}\n" for one in delete))
-        return {} if done.status == 0 else dict.fromkeys(delete, done.reason)
+        """Rules go before the rest: of a table that goes as a whole, the kernel (6.18) empties the maps
+        at once, and what its rules still see falls through to a drop."""
+        for verb in ("flush", "delete"):
+            done = await nft(
+                "-f", "-", given="".join(f"add table {one}\n{verb} table {one}\n" for one in delete)
+            )
+            if done.status != 0:
+                return dict.fromkeys(delete, done.reason)
+        return {}
 
     def same(self, _desired: None, _actual: None) -> bool:
         return True

@@ -15,6 +15,9 @@ What the kernel adds to the task (tests/linux/test_linux_route_target.py shows e
 - A key can hold several routes: by append in both families, and in IPv6 because replace looks for a
   route that likewise has, or has not, a gateway and lets the other kind stand. Replace then hits an
   arbitrary one, so all ours are deleted one by one and the wish is created anew.
+- Of these the dump leaves out what stands between two ways of an IPv6 multipath route: it goes on behind
+  the last way (fib6_dump_node() in net/ipv6/ip6_fib.c). A wish without a gateway could hit just that
+  unseen route for ever, so a multipath route in its place is deleted first.
 - In IPv6 a gateway within the route's own destination (a VXLAN tunnel's far end) must not be reached by
   another interface: not even by the route that is to be replaced, which therefore goes first.
 - Deleting metric 0 in IPv4 matches any metric. If ours with a higher metric stand under the same
@@ -42,7 +45,8 @@ Step = tuple[RouteKey, Message]
 class RouteTarget:
     """A reconcile.Target[RouteKey, Route] for the routes that `owns` says are ours.
 
-    `table` None reads all tables; `protocol` lets the kernel filter when all ours have the same one.
+    `table` None reads all tables; `protocol` lets the kernel filter when all ours have the same one;
+    `one_each`: no two of ours have the same destination.
     """
 
     def __init__(
@@ -53,12 +57,14 @@ class RouteTarget:
         families: Iterable[int] = (AF_INET, AF_INET6),
         table: int | None = routes.TABLE_MAIN,
         protocol: int = 0,
+        one_each: bool = False,
     ) -> None:
         self._netlink = netlink
         self._owns = owns
         self._families = tuple(families)
         self._table = table
         self._protocol = protocol
+        self._one_each = one_each
         self._known: dict[RouteKey, Route] = {}  # key -> ours, as read or written last
         self._crowded: dict[RouteKey, list[Route]] = {}  # key -> all of ours, where there are several
 
@@ -85,7 +91,7 @@ class RouteTarget:
         if not self._known.keys() >= set(delete):
             await self.read()  # keys learned from events: see what stands there before deleting it
         failed: dict[RouteKey, str] = {}
-        making_room = [key for key in update if key in self._crowded]
+        making_room = [key for key, wish in update.items() if self._must_make_room(key, wish)]
         await self._carry_out(self._deletions(delete, update), failed)
         await self._carry_out(self._deletions(making_room, update), failed)
         await self._carry_out(self._replacements(update, failed), failed)
@@ -96,9 +102,8 @@ class RouteTarget:
         for key in delete:
             self._known.pop(key, None)
         self._known.update({key: route for key, route in update.items() if key not in failed})
-        for key in [*delete, *making_room]:
-            if key not in failed:
-                self._crowded.pop(key, None)
+        for key in self._crowded.keys() & {*delete, *making_room} - failed.keys():
+            del self._crowded[key]
         return failed
 
     def same(self, desired: Route, actual: Route) -> bool:
@@ -115,14 +120,26 @@ class RouteTarget:
             if route is not None and self._owns(route):
                 yield route
 
+    def _must_make_room(self, key: RouteKey, wish: Route) -> bool:
+        """Whether the kernel's replace may let stand what is there, as listed or written."""
+        if key in self._crowded:
+            return True
+        there = self._known.get(key)
+        if there is None or not there.nexthops or ":" not in key.dst:
+            return False
+        return not any(hop.gateway for hop in wish.hops)
+
     def _deletions(self, keys: Collection[RouteKey], update: Mapping[RouteKey, Route]) -> Iterator[Step]:
         for key in keys:
-            for route in self._crowded.get(key) or filter(None, [self._known.get(key)]):
-                yield key, delete_message(key, route.protocol, _only_hop(route))
+            if (route := self._known.get(key)) is not None:
+                for one in self._crowded.get(key, (route,)):
+                    yield key, delete_message(key, one.protocol, _only_hop(one))
         yield from self._collateral(keys, update)
 
     def _collateral(self, keys: Collection[RouteKey], update: Mapping[RouteKey, Route]) -> Iterator[Step]:
         """Ours that an IPv4 deletion of metric 0 hits when its own target has just gone."""
+        if self._one_each:
+            return
         endangered = {(key.dst, key.table, key.tos) for key in keys if key.metric == 0}
         if not endangered:
             return

@@ -12,12 +12,14 @@ What the kernel does (seen on Linux 6.18; shared wording with Calico's felix/rou
 
 import errno
 from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from tortie.core.errors import KernelError
 from tortie.linux import codec
@@ -70,6 +72,12 @@ _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH, _TABLE, _VIA = 
 _METRIC_MTU = 2  # RTAX_MTU
 _MTU_MAX = 65520  # ip_metrics_convert() in net/ipv4/metrics.c cuts down to this
 _VIA_FAMILY = Struct("=H")
+_LENGTHS = {  # family -> prefix length as written, without leading zeros -> its number, bits of hosts in it
+    family: {str(length): (length, (1 << (bits - length)) - 1) for length in range(bits + 1)}
+    for family, bits in ((AF_INET, 32), (AF_INET6, 128))
+}
+_NO_LENGTH = -1, 0
+_REPLACE = codec.NLM_F_CREATE | codec.NLM_F_REPLACE
 _ALIKE = 1024  # encoded next hops remembered: a cluster's nodes, twice as many as Calico advises for a mesh
 
 
@@ -82,8 +90,7 @@ class RouteKey(NamedTuple):
     tos: int
 
 
-@dataclass(frozen=True, slots=True)
-class NextHop:
+class NextHop(msgspec.Struct, frozen=True, gc=False):
     """One way of a multipath route; `weight` is 1 to 256."""
 
     gateway: str | None = None
@@ -92,8 +99,11 @@ class NextHop:
     onlink: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class _To(msgspec.Struct, frozen=True):
+    dst: str  # the one field that may be given without its name
+
+
+class Route(_To, frozen=True, kw_only=True, gc=False):
     """A route as wished for or as read. `dst` is a canonical CIDR: `10.0.0.0/26`, `fd00::/8`, `::/0`.
 
     `ifindex` None: no interface, or for a wish with a gateway: whichever the kernel finds.
@@ -101,8 +111,6 @@ class Route:
     Two or more `nexthops` make it multipath; gateway, ifindex and onlink are then unused.
     """
 
-    dst: str
-    _: KW_ONLY
     ifindex: int | None = None
     gateway: str | None = None
     onlink: bool = False
@@ -137,6 +145,11 @@ class Route:
         return (NextHop(self.gateway, self.ifindex, onlink=self.onlink),)
 
 
+def key_of(dst: str) -> RouteKey:
+    """The key of a route to `dst` that says no more, without making one: Route(dst).key."""
+    return RouteKey(dst, TABLE_MAIN, IPV6_DEFAULT_METRIC if ":" in dst else 0, 0)
+
+
 # --- sameness -----------------------------------------------------------------------------------
 
 
@@ -168,7 +181,7 @@ def same(desired: Route, actual: Route) -> bool:
     if len(wanted) != len(found) or not all(map(_same_hop, wanted, found)):
         return False
     plain = {"ifindex": None, "gateway": None, "onlink": False, "nexthops": ()}
-    return replace(desired, **plain) == replace(actual, **plain)  # type: ignore[arg-type]
+    return replace(desired, **plain) == replace(actual, **plain)
 
 
 def _same_hop(wanted: NextHop, found: NextHop) -> bool:
@@ -185,7 +198,6 @@ def _hop_order(hop: NextHop) -> tuple[str, int, int]:
 # --- wire form ----------------------------------------------------------------------------------
 
 
-@codec.encoder("route")
 def replace_message(route: Route) -> Message:
     """Create the route or, atomically, replace what holds its (dst, table, metric, tos).
 
@@ -193,33 +205,21 @@ def replace_message(route: Route) -> Message:
     Raises KernelError (EINVAL) for a value that has no wire form.
     """
     family, prefix, dst = _pack_dst(route.dst)
-    flags, rest = _rest(
-        family, route.type, route.table, route.metric, route.ifindex, route.gateway, route.onlink,
-        route.nexthops, route.src, route.mtu,
+    head, rest = _around(
+        family, prefix, route.tos, route.table, route.protocol, route.scope, route.type, route.metric,
+        route.ifindex, route.gateway, route.onlink, route.nexthops, route.src, route.mtu,
     )  # fmt: skip
-    head = _RTMSG.pack(
-        family,
-        prefix,
-        0,
-        route.tos,
-        _short_table(route.table),
-        route.protocol,
-        route.scope,
-        route.type,
-        flags,
-    )
-    create = codec.NLM_F_CREATE | codec.NLM_F_REPLACE
-    return Message(
-        RTM_NEWROUTE, create, head + _attribute_dst(dst, prefix) + rest, "replace", f"route {route.dst}"
-    )
+    return Message(RTM_NEWROUTE, _REPLACE, head + dst + rest, "replace", f"route {route.dst}")
 
 
 @lru_cache(_ALIKE)
-def _rest(
-    family: int, kind: RouteType, table: int, metric: int, ifindex: int | None, gateway: str | None,
-    onlink: bool, nexthops: tuple[NextHop, ...], src: str | None, mtu: int,
-) -> tuple[int, bytes]:  # fmt: skip
-    """(flags, attributes) of a route besides its destination; thousands have the same."""
+@codec.encoder("route")
+def _around(
+    family: int, prefix: int, tos: int, table: int, protocol: int, scope: int, kind: RouteType, metric: int,
+    ifindex: int | None, gateway: str | None, onlink: bool, nexthops: tuple[NextHop, ...], src: str | None,
+    mtu: int,
+) -> tuple[bytes, bytes]:  # fmt: skip
+    """What comes before a route's destination and what after; thousands have the same."""
     parts = [_attribute_table(table)]
     if metric:
         parts.append(attribute_u32(_PRIORITY, metric))
@@ -234,10 +234,10 @@ def _rest(
         parts.append(attribute(_PREFSRC, pack_address(src)))
     if mtu:
         parts.append(nested(_METRICS, attribute_u32(_METRIC_MTU, mtu)))
-    return flags, b"".join(parts)
+    head = _RTMSG.pack(family, prefix, 0, tos, _short_table(table), protocol, scope, kind, flags)
+    return head + _head_dst(family, prefix), b"".join(parts)
 
 
-@codec.encoder("route")
 def delete_message(key: RouteKey, protocol: int = 0, hop: NextHop | None = None) -> Message:
     """Delete by key, whatever else the route is; ESRCH means that it was gone.
 
@@ -246,13 +246,22 @@ def delete_message(key: RouteKey, protocol: int = 0, hop: NextHop | None = None)
     away that way only.
     """
     family, prefix, dst = _pack_dst(key.dst)
-    parts = [_attribute_dst(dst, prefix), _attribute_table(key.table)]
-    if key.metric:
-        parts.append(attribute_u32(_PRIORITY, key.metric))
+    head, rest = _around_deleted(family, prefix, key.tos, key.table, key.metric, protocol, hop)
+    return Message(RTM_DELROUTE, 0, head + dst + rest, "delete", f"route {key.dst}")
+
+
+@lru_cache(_ALIKE)
+@codec.encoder("route")
+def _around_deleted(
+    family: int, prefix: int, tos: int, table: int, metric: int, protocol: int, hop: NextHop | None
+) -> tuple[bytes, bytes]:
+    parts = [_attribute_table(table)]
+    if metric:
+        parts.append(attribute_u32(_PRIORITY, metric))
     if hop is not None:
         parts.append(_attributes_way(hop, family))
-    head = _RTMSG.pack(family, prefix, 0, key.tos, _short_table(key.table), protocol, SCOPE_NOWHERE, 0, 0)
-    return Message(RTM_DELROUTE, 0, head + b"".join(parts), "delete", f"route {key.dst}")
+    head = _RTMSG.pack(family, prefix, 0, tos, _short_table(table), protocol, SCOPE_NOWHERE, 0, 0)
+    return head + _head_dst(family, prefix), b"".join(parts)
 
 
 @codec.decoder("route")
@@ -300,23 +309,25 @@ def decode(body: bytes) -> Route | None:
 
 
 def _pack_dst(cidr: str) -> tuple[int, int, bytes]:
-    """(family, prefix length, address). Raises KernelError unless `cidr` is in canonical form.
+    """(family, prefix length, address); of a default route nothing is sent.
 
-    IPv6 in the kernel drops host bits without a word; the route would then never be found again.
+    Raises KernelError unless `cidr` is in canonical form: IPv6 in the kernel drops host bits without a
+    word, and the route would then never be found again.
     """
-    address, slash, length = cidr.partition("/")
+    address, _, length = cidr.partition("/")
     packed = pack_address(address)
-    bits = len(packed) * 8
-    if not slash or not length.isdecimal() or int(length) > bits or str(int(length)) != length:
+    family = AF_INET6 if ":" in address else AF_INET
+    prefix, host_bits = _LENGTHS[family].get(length, _NO_LENGTH)
+    if prefix < 0:
         raise KernelError("encode", f"route {cidr!r}", errno.EINVAL, "not a CIDR")
-    prefix = int(length)
-    if int.from_bytes(packed, "big") & ((1 << (bits - prefix)) - 1) or unpack_address(packed) != address:
+    if int.from_bytes(packed) & host_bits or (family == AF_INET6 and unpack_address(packed) != address):
         raise KernelError("encode", f"route {cidr!r}", errno.EINVAL, "not in canonical form")
-    return (AF_INET if bits == 32 else AF_INET6), prefix, packed
+    return family, prefix, packed if prefix else b""
 
 
-def _attribute_dst(dst: bytes, prefix: int) -> bytes:
-    return attribute(_DST, dst) if prefix else b""
+def _head_dst(family: int, prefix: int) -> bytes:
+    """Of the attribute that the address completes."""
+    return codec.attribute_head(_DST, 4 if family == AF_INET else 16) if prefix else b""
 
 
 def _short_table(table: int) -> int:
