@@ -16,6 +16,7 @@ from tests.support.aio import run
 from tests.support.etcd import Etcd
 from tests.support.kubernetes import ApiServer
 from tests.support.memory_backend import MemoryBackend
+from tests.support.replay import next_events
 from tests.support.resources import resource
 from tortie.core.errors import (
     OperationNotSupported,
@@ -159,15 +160,8 @@ def pool(name: str, cidr: str = "10.0.0.0/24") -> IPPool:
 
 async def events(backend: Backend, revision: str, count: int) -> list[WatchEvent]:
     """The next `count` events that are not bookmarks."""
-    found: list[WatchEvent] = []
-    watch: Any = backend.watch(POOLS, revision)
-    async with asyncio.timeout(10), aclosing(watch):
-        async for event in watch:
-            if event.type != "bookmark":
-                found.append(event)
-            if len(found) == count:
-                break
-    return found
+    async with asyncio.timeout(200):
+        return await next_events(backend.watch(POOLS, revision), count)
 
 
 # --- the backend contract -----------------------------------------------------------------------
@@ -238,6 +232,24 @@ def test_lists_are_in_key_order_and_name_what_is_broken(store: Open) -> None:
         with pytest.raises(ValidationError):
             await backend.get(pool_key("broken"))
         assert (await backend.delete(pool_key("broken"))).value is None
+        await backend.close()
+
+    run(scenario())
+
+
+def test_one_object_is_listed_and_watched_alone(store: Open) -> None:
+    async def scenario() -> None:
+        backend = store().backend
+        for name in ("one", "one-more", "two"):
+            await backend.create(pool_key(name), pool(name))
+        alone = ResourceList("IPPool", name="one")
+        listed = await backend.list(alone)
+        assert [kv.key for kv in listed.items] == [pool_key("one")]
+        await backend.delete(pool_key("one-more"))
+        await backend.delete(pool_key("one"))
+        async with aclosing(backend.watch(alone, listed.revision)) as found:  # type: ignore[type-var]
+            event = await anext(event async for event in found if event.type != "bookmark")
+        assert (event.type, _key(event)) == ("deleted", pool_key("one"))
         await backend.close()
 
     run(scenario())

@@ -346,18 +346,20 @@ def test_with_a_ttl_an_object_lives_only_as_long_as_it_is_applied(etcd: Etcd, ba
     status = ProcessStatus(time="2026-01-01T00:00:00Z", uptime=1.5, first_update=True)
 
     def leases() -> list[Any]:
-        return list(etcd.ask("lease/leases").get("leases", []))
+        return [one for one in etcd.ask("lease/leases").get("leases", []) if one not in before]
 
-    before = leases()
-    run(backend.apply(key, status, ttl=1.2))
-    granted = [lease for lease in leases() if lease not in before]
-    remaining = etcd.ask("lease/timetolive", ID=granted[0]["ID"], keys=True)
-    assert remaining["grantedTTL"] == "2"  # never sooner than asked; etcd counts whole seconds
+    before: list[Any] = []
+    before = leases()  # others' may end meanwhile
+    run(backend.apply(key, status, ttl=500.2))
+    (granted,) = leases()
+    remaining = etcd.ask("lease/timetolive", ID=granted["ID"], keys=True)
+    assert remaining["grantedTTL"] == "501"  # never sooner than asked; etcd counts whole seconds
     assert len(remaining["keys"]) == 1
+    run(backend.apply(key, status, ttl=4.2))
     wait_until(lambda: not etcd.entries(), what="the lease to end")
-    run(backend.apply(key, status, ttl=1))
+    run(backend.apply(key, status, ttl=5))
     run(backend.apply(key, status))  # leaves the lease behind: now it stays
-    wait_until(lambda: leases() == before, what="the lease to end")
+    wait_until(lambda: leases() == [granted], what="the lease to end")
     assert list(etcd.entries()) == [key.path()]
 
 

@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from tests.support.aio import eventually, others, run
 from tests.support.etcd import Etcd
+from tests.support.links import PATIENT, QUICK, wait_for
 from tests.support.pools import BROKEN, POOL_PATH, POOLS, PREFIX, backend_on, pool_json, pool_key
 from tests.support.proxy import Proxy
+from tests.support.replay import next_events
 from tortie.core.errors import (
     DatastoreUnreachable,
     RevisionGone,
@@ -19,7 +22,6 @@ from tortie.core.errors import (
 from tortie.datastore.backend import WatchEvent
 from tortie.datastore.config import DatastoreConfig
 from tortie.datastore.etcd import EtcdBackend
-from tortie.datastore.etcdchannel import Timing
 from tortie.datastore.keys import (
     Key,
 )
@@ -29,14 +31,7 @@ pytestmark = pytest.mark.kernel
 
 async def collect(backend: EtcdBackend, revision: str, count: int) -> list[WatchEvent]:
     """The first `count` events that are not bookmarks."""
-    found: list[WatchEvent] = []
-    async with aclosing(backend.watch(POOLS, revision)) as events:  # type: ignore[type-var]
-        async for event in events:
-            if event.type != "bookmark":
-                found.append(event)
-            if len(found) == count:
-                break
-    return found
+    return await next_events(backend.watch(POOLS, revision), count)
 
 
 def test_a_watch_sees_every_change_of_its_listing_once_in_order(etcd: Etcd, backend: EtcdBackend) -> None:
@@ -110,7 +105,7 @@ def test_a_watch_falls_behind_without_filling_memory(make_etcd: Callable[..., Et
                 assert proxy.answered > 25_000_000
             await backend.close()
 
-    run(scenario(), 100)
+    run(scenario())
 
 
 def test_events_in_fragments_arrive_whole(make_etcd: Callable[..., Etcd]) -> None:
@@ -129,11 +124,11 @@ def test_events_in_fragments_arrive_whole(make_etcd: Callable[..., Etcd]) -> Non
 
 def test_a_quiet_watch_lives_on_signs_of_life(etcd: Etcd) -> None:
     async def scenario() -> None:
-        backend = backend_on(etcd, Timing(quiet=0.1, silent=1.5))
+        backend = backend_on(etcd, replace(PATIENT, quiet=0.1, silent=4.0))
         async with aclosing(backend.watch(POOLS, str(etcd.revision))) as events:  # type: ignore[type-var]
             await anext(events)
             news = asyncio.ensure_future(anext(events))
-            await asyncio.sleep(2)
+            await asyncio.sleep(4.5)
             assert (
                 not news.done()
             )  # nor given up; answers to progress requests are no bookmarks: they may overtake
@@ -165,15 +160,17 @@ def test_etcds_own_progress_reports_move_the_revision_on(make_etcd: Callable[...
 
 def test_a_server_that_stops_answering_is_noticed(etcd: Etcd) -> None:
     async def scenario() -> None:
-        backend = backend_on(etcd, Timing(quiet=0.2, silent=0.3, dial=0.3))
+        backend = backend_on(etcd, PATIENT)
         async with aclosing(backend.watch(POOLS, str(etcd.revision))) as events:  # type: ignore[type-var]
             await anext(events)
             etcd.stop_answering()
+            wait_for(backend._link, **asdict(QUICK))
             with pytest.raises(DatastoreUnreachable, match="silent"):
                 await anext(events)
         with pytest.raises(DatastoreUnreachable, match="no answer"):
             await backend.get(pool_key("a"))
         etcd.resume()
+        wait_for(backend._link, **asdict(PATIENT))
         assert (await backend.list(POOLS)).items == []
         await backend.close()
 

@@ -131,6 +131,26 @@ def test_a_token_is_read_again_after_a_minute(tmp_path: Path) -> None:
         identity.authorization(162)
 
 
+def test_a_token_in_a_kubeconfig_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "calico-kubeconfig"
+
+    def write(token: str) -> None:
+        user = {"name": "token", "user": {"token": token}}
+        path.write_text(yaml.safe_dump(kubeconfig(**{"current-context": "two", "users": [user]})))
+
+    write("old")
+    identity = Identity(locate(DatastoreConfig(kubeconfig=str(path)), {}))
+    assert identity.authorization(100) == "Bearer old"
+    write("new")
+    assert identity.authorization(120) == "Bearer old"
+    assert identity.authorization(161) == "Bearer new"
+    write("newer")
+    assert identity.refused()
+    assert identity.authorization(162) == "Bearer newer"
+    given = DatastoreConfig(kubeconfig=str(path), k8sAPIToken="given")
+    assert not Identity(locate(given, {})).refused()
+
+
 def test_a_fixed_token_and_a_password() -> None:
     assert Identity(Server("https://x", token="t")).authorization(0) == "Bearer t"
     assert not Identity(Server("https://x", token="t")).refused()

@@ -19,9 +19,10 @@ from tortie.core.errors import (
 from tortie.datastore.client import Client
 from tortie.datastore.keys import ProcessStatusKey, ResourceKey, ResourceList
 from tortie.datastore.kubernetes.backend import KubernetesBackend
-from tortie.datastore.types.endpoint import WorkloadEndpoint
+from tortie.datastore.types.endpoint import WorkloadEndpoint, WorkloadEndpointSpec
 from tortie.datastore.types.ipam import ProcessStatus
 from tortie.datastore.types.ippool import IPPool
+from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.node import CalicoNodeStatus, Node, NodeBGPSpec, NodeStatus
 from tortie.datastore.types.policy import NetworkPolicy, Profile
 
@@ -139,6 +140,15 @@ def test_an_endpoint_of_another_node_is_not_this_one(apiserver: ApiServer) -> No
         await here.pod()
         with pytest.raises(ResourceDoesNotExist):
             await here.client.get(WorkloadEndpoint, "n2-k8s-web--0-eth0", "default")
+        spec = WorkloadEndpointSpec(
+            orchestrator="k8s", node="n2", pod="web-0", endpoint="eth0", ipNetworks=("10.0.0.1/32",),
+            interfaceName="cali1", containerID="c0ffee",
+        )  # fmt: skip
+        meta = ObjectMeta(name="n2-k8s-web--0-eth0", namespace="default")
+        with pytest.raises(ResourceDoesNotExist, match="on another node"):
+            await here.client.create(WorkloadEndpoint(metadata=meta, spec=spec))
+        pod = await here.ask("GET", "/api/v1/namespaces/default/pods/web-0")
+        assert "annotations" not in pod["metadata"]
         await here.client.close()
 
     run(scenario())
@@ -262,11 +272,11 @@ def test_a_kind_whose_definition_comes_later(apiserver: ApiServer, monkeypatch: 
                 seen.append(event.type)
 
         task = asyncio.create_task(follow())
-        await eventually(lambda: seen == ["bookmark"], 30)
+        await eventually(lambda: "bookmark" in seen)
         body = {"apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy",
                 "metadata": {"name": "g"}, "spec": {"selector": "all()"}}  # fmt: skip
         await here.ask("POST", f"{CRD}/globalnetworkpolicies", body)
-        await eventually(lambda: "set" in seen, 30)
+        await eventually(lambda: "set" in seen)
         task.cancel()
         await asyncio.wait([task])
         await here.client.close()

@@ -1,6 +1,7 @@
 """The API client against a server that plays every trick: over real sockets, with answers by hand."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -18,7 +19,8 @@ from tortie.datastore.kubernetes.kubeconfig import Server
 
 pytestmark = pytest.mark.kernel
 
-QUICK = Timing(dial=2.0, call=2.0, quiet=0.05)
+PATIENT = Timing(dial=90.0, call=90.0, quiet=0.05)
+QUICK = Timing(dial=1.0, call=1.0)  # for what is never answered
 Play = Callable[[str, dict[str, str], bytes], Awaitable[bytes | None]]  # request -> bytes; None hangs up
 
 
@@ -53,11 +55,11 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(play: Play, **server: Any) -> AsyncIterator[tuple[Api, Stage]]:
+async def staged(play: Play, timing: Timing = PATIENT, **server: Any) -> AsyncIterator[tuple[Api, Stage]]:
     stage = Stage(play)
     listening = await asyncio.start_server(stage.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    api = Api(Server(url, **server), timing=QUICK)
+    api = Api(Server(url, **server), timing=timing)
     try:
         yield api, stage
     finally:
@@ -98,6 +100,24 @@ def in_turn(*replies: bytes | None) -> Play:
 
 
 # --- answers ------------------------------------------------------------------------------------
+
+
+def test_a_long_answer_comes_zipped() -> None:
+    whole = gzip.compress(json.dumps({"items": ["x" * 1000]}).encode())
+    bodies = {"/whole": whole, "/cut": whole[:-9], "/none": b"not gzip"}
+
+    async def play(request: str, headers: dict[str, str], _body: bytes) -> bytes:
+        assert headers["accept-encoding"] == "gzip"
+        return answer(bodies[request.removeprefix("GET ")], 200, "Content-Encoding: gzip")
+
+    async def scenario() -> None:
+        async with staged(play) as (api, _):
+            assert json.loads(await api.get("/whole")) == {"items": ["x" * 1000]}
+            for path, reason in (("/cut", "cut off"), ("/none", "unzipped")):
+                with pytest.raises(DatastoreUnreachable, match=reason):
+                    await api.get(path)
+
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -158,7 +178,7 @@ def test_a_server_that_hangs_is_given_up() -> None:
             await asyncio.Event().wait()
             return None
 
-        async with staged(hang) as (api, _stage):
+        async with staged(hang, QUICK) as (api, _stage):
             with pytest.raises(DatastoreUnreachable, match="no answer in time"):
                 await api.get("/x")
 
@@ -248,6 +268,19 @@ def test_a_rotated_token_is_read_again(tmp_path: Path) -> None:
                 await api.get("/x")
 
     run(scenario())
+
+
+def test_a_certificate_that_is_missing_for_a_moment_is_no_end(tmp_path: Path) -> None:
+    """Who follows the datastore for good tries again after every failure, of this class alone."""
+
+    async def story() -> None:
+        api = Api(Server("https://127.0.0.1:1", ca_file=str(tmp_path / "ca.crt")))
+        with pytest.raises(DatastoreUnreachable, match="k8sCAFile"):
+            await api.get("/x")
+        with pytest.raises(DatastoreUnreachable, match="k8sCAFile"):
+            await watched(api)
+
+    run(story())
 
 
 def test_only_http_addresses() -> None:

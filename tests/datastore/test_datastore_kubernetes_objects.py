@@ -16,13 +16,20 @@ from tortie.datastore.keys import AffinityKey, BlockKey, HandleKey, IPAMConfigKe
 from tortie.datastore.kubernetes import nodes
 from tortie.datastore.kubernetes.customresource import from_custom_resource, to_custom_resource
 from tortie.datastore.kubernetes.ipamresource import affinity_name, custom_resource, host_hash, resource_name
-from tortie.datastore.kubernetes.podqos import qos_controls
-from tortie.datastore.kubernetes.quantities import parse_quantity
 from tortie.datastore.kubernetes.sources import Source, Sources, interpret
+from tortie.datastore.podqos import qos_controls
+from tortie.datastore.quantities import parse_quantity
+from tortie.datastore.selector import parse
 from tortie.datastore.types import ipam
-from tortie.datastore.types.endpoint import QoSControls, WorkloadEndpoint
+from tortie.datastore.types.endpoint import (
+    LiveMigrationSource,
+    QoSControls,
+    WorkloadEndpoint,
+    WorkloadIdentifier,
+)
 from tortie.datastore.types.meta import ASNumber
 from tortie.datastore.types.node import Node, NodeBGPSpec, NodeInterface, NodeSpec, NodeStatus
+from tortie.datastore.validate import check_stored
 
 pytestmark = pytest.mark.unit
 
@@ -379,6 +386,46 @@ def test_annotations_that_make_no_sense_count_as_absent() -> None:
     assert found.spec.bgp is None and found.spec.interfaces == () and found.labels == {}
 
 
+# --- migrations ---------------------------------------------------------------------------------
+
+
+def migration(phase: str, source: str = "", *, name: str = "vm", uid: str = UID) -> Any:
+    state = {"migrationState": {"sourcePod": source, "targetPod": "t"}} if source else {}
+    return {
+        "metadata": {"name": "m", "namespace": "shop", "uid": uid, "labels": {"a": "b"}},
+        "spec": {"vmiName": name},
+        "status": {"phase": phase, **state, "phaseTransitionTimestamps": []},
+    }
+
+
+def test_a_vms_migration_selects_its_targets_pod_and_names_the_source() -> None:
+    found = read(SOURCES.custom["LiveMigration"], migration("Scheduling"))
+    assert found.key == ResourceKey("LiveMigration", "m", "shop")
+    assert found.value.spec.source is None and found.value.spec.target.workloadEndpoint is None
+    selects = parse(found.value.spec.target.selector).evaluate
+    job = {"kubevirt.io/migrationJobUID": UID}
+    assert selects({"vmi.kubevirt.io/id": "vm", **job}) and selects({"vm.kubevirt.io/name": "vm", **job})
+    assert not selects({"vmi.kubevirt.io/id": "vm"}) and not selects(job)
+    assert not selects({"vmi.kubevirt.io/id": "vm", "kubevirt.io/migrationJobUID": "other"})
+    found = read(SOURCES.custom["LiveMigration"], migration("Running", "virt-launcher-vm-x"))
+    pod = WorkloadIdentifier(orchestratorID="k8s", workloadID="shop/virt-launcher-vm-x")
+    assert found.value.spec.source == LiveMigrationSource(workload=pod)
+    check_stored(found.value)
+
+
+@pytest.mark.parametrize("phase", ["", "Pending", "PendingTargetAttachment", "Synchronizing", "Succeeded"])
+def test_a_migration_counts_from_its_targets_pod_to_its_success(phase: str) -> None:
+    assert read(SOURCES.custom["LiveMigration"], migration(phase)).value is None
+    assert read(SOURCES.custom["LiveMigration"], migration("Failed")).value is not None
+    assert read(SOURCES.custom["LiveMigration"], migration("Running", name="")).value is None
+
+
+@pytest.mark.parametrize("name", ["x' || all() || 'x", 'x" ', "x'", "-x", "x" * 300, "ä"])
+def test_no_name_says_more_than_a_name(name: str) -> None:
+    found = interpret(SOURCES.custom["LiveMigration"], msgspec.json.encode(migration("Running", name=name)))
+    assert isinstance(found, Broken) and found.key == ResourceKey("LiveMigration", "m", "shop")
+
+
 # --- where things are ---------------------------------------------------------------------------
 
 
@@ -405,6 +452,10 @@ def test_annotations_that_make_no_sense_count_as_absent() -> None:
         (
             ResourceKey("GlobalNetworkPolicy", "kcnp.kube-admin.a.b"),
             "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies/a.b",
+        ),
+        (
+            ResourceKey("LiveMigration", "m", "shop"),
+            "/apis/kubevirt.io/v1/namespaces/shop/virtualmachineinstancemigrations/m",
         ),
         (ResourceKey("Profile", "mine"), None),
         (ResourceKey("WorkloadEndpoint", "n-cni-abc-eth0", "shop"), None),

@@ -46,6 +46,12 @@ def test_pairs(felix: str | None, bgp: str | None, plain: Owner, ipip: Owner) ->
     assert (owner(_PLAIN, felix, bgp), owner(_IPIP, felix, bgp)) == (plain, ipip)
 
 
+def test_bird_has_no_way_into_tunnels() -> None:
+    for felix, bgp in product(_SETTINGS, _SETTINGS):
+        assert owner(_IPIP, felix, bgp, "bird") is Owner.FELIX
+        assert owner(_PLAIN, felix, bgp, "bird") is owner(_PLAIN, felix, bgp)
+
+
 def test_vxlan_is_felixs_and_load_balancers_are_nobodys() -> None:
     service = IPPoolSpec(cidr="192.168.0.0/16", allowedUses=("LoadBalancer",))
     mixed = IPPoolSpec(cidr="192.168.0.0/16", allowedUses=("LoadBalancer", "Workload"))

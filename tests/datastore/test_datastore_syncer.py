@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.aio import eventually, others, run
 from tests.support.memory_backend import MemoryBackend
-from tests.support.replay import Replay
+from tests.support.replay import Replay, consuming
 from tortie.core.backoff import Backoff
 from tortie.core.errors import (
     DatastoreError,
@@ -91,17 +91,8 @@ async def following(
 ) -> AsyncIterator[tuple[Syncer, Replay]]:
     """A syncer at work and what its consumer knows; in sync to begin with."""
     syncer, replay = Syncer(backend, listings or (POOLS,), **options), Replay(number)
-    task = asyncio.create_task(replay.consume(syncer))
-    try:
-        if synced:
-            await eventually(lambda: replay.in_sync or task.done())
+    async with consuming(syncer, replay, synced=synced):
         yield syncer, replay
-        assert not task.done(), task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
 
 
 def truth(backend: Store) -> dict[Key, Any]:
@@ -360,9 +351,10 @@ def test_one_outage_is_one_warning_and_one_all_clear(caplog: pytest.LogCaptureFi
         backend = Store()
         async with following(backend, *(ResourceList(kind) for kind in kinds)) as (syncer, replay):
             caplog.clear()
-            backend.fail_watches = [AWAY] * 30
+            backend.fail_watches = [AWAY] * 100_000
             backend.drop_watches()
             await eventually(lambda: len(syncer.problems()) == 5)
+            backend.fail_watches = []
             await eventually(lambda: not syncer.problems())
             assert replay.statuses[-1] is IN_SYNC
 

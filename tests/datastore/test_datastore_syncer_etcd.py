@@ -14,8 +14,9 @@ import pytest
 
 from tests.support.aio import eventually, run
 from tests.support.etcd import Etcd
+from tests.support.links import PATIENT
 from tests.support.proxy import Proxy
-from tests.support.replay import Replay
+from tests.support.replay import Replay, consuming
 from tortie.core.backoff import Backoff
 from tortie.core.errors import FieldError, ValidationError
 from tortie.datastore import syncer as syncer_module
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.kernel
 
 PREFIX = "/calico/resources/v3/projectcalico.org/"
 POOLS, NODES = ResourceList("IPPool"), ResourceList("Node")
-QUICK = Timing(dial=0.4, call=0.4, quiet=0.2, silent=0.3)
+QUICK = Timing(dial=0.8, call=0.8, quiet=0.2, silent=0.8)
 
 
 @pytest.fixture(autouse=True)
@@ -38,20 +39,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def following(endpoint: str, *listings: Any, **options: Any) -> AsyncIterator[tuple[Syncer, Replay]]:
-    backend = EtcdBackend(DatastoreConfig(etcdEndpoints=(endpoint,)), QUICK)
+async def following(
+    endpoint: str, *listings: Any, timing: Timing = QUICK, **options: Any
+) -> AsyncIterator[tuple[Syncer, Replay]]:
+    backend = EtcdBackend(DatastoreConfig(etcdEndpoints=(endpoint,)), timing)
     syncer, replay = Syncer(backend, listings or (POOLS, NODES), **options), Replay()
-    task = asyncio.create_task(replay.consume(syncer))
     try:
-        await eventually(lambda: replay.in_sync or task.done())
-        yield syncer, replay
-        assert not task.done(), task
+        async with consuming(syncer, replay):
+            yield syncer, replay
     finally:
-        task.cancel()
-        await asyncio.wait([task])
         await backend.close()
-    if not task.cancelled():
-        task.result()
 
 
 def body(kind: str, name: str, mark: int) -> str:
@@ -178,7 +175,10 @@ def test_hostile_entries_stop_nothing(etcd: Etcd, caplog: pytest.LogCaptureFixtu
         for path, value in hostile[:6]:
             etcd.put(path, value)
         etcd.put(*pool("unlucky", 13))
-        async with following(etcd.endpoint, POOLS, BlockList(), check=check) as (syncer, replay):
+        async with following(etcd.endpoint, POOLS, BlockList(), timing=PATIENT, check=check) as (
+            syncer,
+            replay,
+        ):
             for path, value in hostile[6:]:
                 etcd.put(path, value)
             etcd.put(*pool("last", 1))
@@ -215,7 +215,7 @@ def test_chaos_ends_in_the_truth(etcd: Etcd, seed: int) -> None:
                     proxy.swallow_requests = proxy.swallow_replies = proxy.refuse = False
                     proxy.cut_every = 0
                     await eventually(
-                        lambda: replay.in_sync and marks(replay) == stored(etcd), 15, "the truth to be known"
+                        lambda: replay.in_sync and marks(replay) == stored(etcd), what="the truth to be known"
                     )
 
     def change(random: Random, mark: int) -> None:
@@ -247,4 +247,4 @@ def test_chaos_ends_in_the_truth(etcd: Etcd, seed: int) -> None:
         elif what < 16:
             await asyncio.sleep(random.random() * 0.1)
 
-    run(scenario(), 100)
+    run(scenario())

@@ -243,7 +243,10 @@ def test_host_endpoints(change: dict[str, Any], field: str | None) -> None:
         ({"source": {}}, "spec.source"),
         ({"target": {"selector": "a", "workloadEndpoint": {"endpointID": "x"}}}, "spec.target.selector"),
         ({"target": {"workloadEndpoint": {"workloadID": "a\nb"}}}, "spec.target.workloadEndpoint.workloadID"),
-        ({"source": {"workload": {"hostname": 7}}}, "spec.source.workload.hostname"),
+        ({"source": {"workload": {"hostname": 7}}}, "LiveMigration.spec.source.workload.hostname"),
+        ({"source": {"workload": {"workloadID": []}}}, "LiveMigration.spec.source.workload.workloadID"),
+        ({"target": {"workloadEndpoint": {"endpointID": {}}}},
+         "LiveMigration.spec.target.workloadEndpoint.endpointID"),
     ],
 )  # fmt: skip
 def test_live_migrations(spec: dict[str, Any], field: str | None) -> None:

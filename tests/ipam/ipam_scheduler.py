@@ -126,6 +126,8 @@ async def _as_actor(actor: Actor, script: Coroutine[Any, Any, None]) -> None:
 class ScheduledBackend:
     """Implements datastore.backend.Backend; each request waits for its turn."""
 
+    refused: frozenset[tuple[str, str]] = frozenset()
+
     def __init__(self, scheduler: Scheduler, memory: MemoryBackend) -> None:
         self._turn = scheduler.turn
         self._memory = memory
@@ -147,6 +149,9 @@ class ScheduledBackend:
 
     async def list(self, what: Listing, revision: str = "") -> Listed:
         return await self._turn("list", what, lambda: self._memory.list(what))  # type: ignore[no-any-return]
+
+    def serves(self, what: Listing) -> bool:
+        return self._memory.serves(what)
 
     def watch(self, what: Listing, revision: str) -> AsyncIterator[WatchEvent]:
         return self._memory.watch(what, revision)

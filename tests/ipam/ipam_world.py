@@ -1,19 +1,22 @@
 """A small cluster's IPAM for tests: pools and nodes made in one line, and everything it must keep true."""
 
 import asyncio
+import inspect
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any, Protocol
 
 import msgspec
+from msgspec import structs
 
 from tests.support.memory_backend import MemoryBackend
 from tortie.core.errors import ResourceDoesNotExist
 from tortie.datastore.backend import Backend
 from tortie.datastore.client import Client
 from tortie.datastore.keys import AffinityList, BlockKey, BlockList, HandleList
-from tortie.datastore.types.ipam import DEFAULT_IPAM_CONFIG, Block, Handle
+from tortie.datastore.types.ipam import DEFAULT_IPAM_CONFIG, AllocationAttribute, Block, Handle
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec, IPReservation, IPReservationSpec
 from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.node import Node
@@ -44,7 +47,13 @@ FIRST = "10.0.0.192/26"  # where host `a` starts in 10.0.0.0/24; `b` starts at 1
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(story)
+    async def told() -> None:
+        try:
+            await story
+        finally:
+            await _ground[-1].close()
+
+    asyncio.run(told())
 
 
 async def no_sleep(_seconds: float) -> None:
@@ -62,6 +71,9 @@ class Ground(Protocol):
     async def label(self, client: Client, name: str, labels: dict[str, str]) -> None:
         """These and no others."""
 
+    async def close(self) -> None:
+        """All clients that were made of it."""
+
 
 class InMemory:
     def backend(self) -> Backend:
@@ -73,6 +85,9 @@ class InMemory:
     async def label(self, client: Client, name: str, labels: dict[str, str]) -> None:
         node = await client.get(Node, name)
         await client.update(node.with_metadata(labels=labels))
+
+    async def close(self) -> None:
+        return None
 
 
 _ground: list[Ground] = [InMemory()]  # the last one counts
@@ -126,6 +141,12 @@ class World:
         defaults: dict[str, Any] = {"clock": self.clock, "sleep": no_sleep, "rand": lambda: 0.5}
         return Allocator(client or self.client, host, **(defaults | options))
 
+    async def raw(self, path: str) -> bytes:
+        """What is stored there, byte for byte as far as the datastore keeps bytes."""
+        found: Any = self.backend.raw(path)  # type: ignore[attr-defined]
+        data: bytes = await found if inspect.isawaitable(found) else found
+        return data
+
     # --- looking at it --------------------------------------------------------------------------
 
     async def blocks(self) -> dict[str, Block]:
@@ -170,10 +191,11 @@ async def cluster(cidr: str = "10.0.0.0/24", block_size: int = 26, *hosts: str, 
 def allocated(of: Iterable[Block]) -> dict[str, str]:
     found: dict[str, str] = {}
     for block in of:
+        net = ip_network(block.cidr)
         for ordinal in range(len(block.allocations)):
             attribute = blocks.attribute_at(block, ordinal)
             if attribute is not None and attribute.releasedAt is None:
-                address = blocks.address_at(block, ordinal)
+                address = str(net[ordinal])
                 assert address not in found, f"{address} is in two blocks"
                 found[address] = clean_handle(attribute.handle_id)
     return found
@@ -219,6 +241,19 @@ async def assert_at_rest(world: World, *, exact: bool = True, shared: Collection
         assert await world.affinities() == confirmed
 
 
+def of_windows(block: Block) -> Block:
+    """A new block of eight addresses as a Windows node has it: it keeps three and one for itself."""
+    attribute = AllocationAttribute(
+        handle_id=WINDOWS_RESERVED_HANDLE, secondary={"note": "windows host rsvd"}
+    )
+    return structs.replace(
+        block,
+        allocations=(0, 0, 0, None, None, None, None, 0),
+        unallocated=(3, 4, 5, 6),
+        attributes=(attribute,),
+    )
+
+
 async def assign(
     allocator: Allocator, count: int = 1, handle: str = "", version: int = 4, **options: Any
 ) -> tuple[str, ...]:
@@ -228,6 +263,17 @@ async def assign(
     found = got.v4 if version == 4 else got.v6
     assert found is not None
     return tuple(text.partition("/")[0] for text in found.addresses)
+
+
+async def assigned_at(number: int) -> tuple["World", Allocator, str]:
+    """An address of a block that has this sequence number, the handle h's; the node is a's."""
+    world = await cluster("10.0.0.0/30", 30)
+    allocator = world.allocator("a")
+    await allocator.claim_affinity("10.0.0.0/30")
+    kv = await world.backend.get(BlockKey("10.0.0.0/30"))
+    await world.backend.apply(kv.key, msgspec.structs.replace(kv.value, sequenceNumber=number))
+    (address,) = await assign(allocator, 1, "h")
+    return world, allocator, address
 
 
 async def try_assign(

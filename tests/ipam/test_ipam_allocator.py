@@ -1,5 +1,6 @@
 """The allocator's other services: reports, configuration, load balancers, reserves."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,10 @@ from tests.ipam.ipam_world import World, assert_at_rest, assign, gone, run, try_
 from tests.ipam.ipam_world import cluster as plain_cluster
 from tortie.datastore.keys import BlockKey, IPAMConfigKey
 from tortie.datastore.types.ipam import DEFAULT_IPAM_CONFIG, IPAMConfig
-from tortie.ipam import addresses, gotime, names
 from tortie.ipam import block as blocks
+from tortie.ipam import gotime, names
 from tortie.ipam.allocator import Allocator
-from tortie.ipam.block import HostReserve, Owner, ReleaseRequest
+from tortie.ipam.block import Owner, ReleaseRequest
 from tortie.ipam.errors import (
     BlockNotEmpty,
     IPAMError,
@@ -20,18 +21,34 @@ from tortie.ipam.errors import (
     TooManyConflicts,
 )
 from tortie.ipam.owners import OwnerChange
-from tortie.ipam.requests import AssignAddress
+from tortie.ipam.requests import AssignAddress, AutoAssign
 from tortie.ipam.store import RETRIES
 from tortie.ipam.utilisation import PoolUsage, Usage
 
 pytestmark = pytest.mark.unit
 
-WINDOWS = HostReserve(3, 1, names.WINDOWS_RESERVED_HANDLE, "windows host rsvd")
-
 
 async def cluster(cidr: str = "10.0.0.0/24", block_size: int = 26, **config: Any) -> tuple[World, Allocator]:
     world = await plain_cluster(cidr, block_size, **config)
     return world, world.allocator("a")
+
+
+def test_an_assignment_tells_what_its_handle_counts() -> None:
+    """Of both IP versions and all blocks: whoever got as many has nothing else."""
+
+    async def story() -> None:
+        world, a = await cluster("10.0.0.0/30", 31)
+        await world.pool("six", "fd00::/120")
+        one = AutoAssign(use="Workload", num4=1, num6=1, handle="h")
+        done = await a.auto_assign(one)
+        assert done.v4 is not None and done.v6 is not None
+        assert (done.v4.counted, done.v6.counted) == (1, 2)
+        again = await a.auto_assign(replace(one, num4=2, num6=0))
+        assert again.v4 is not None and again.v4.counted == 4
+        nobody = await a.auto_assign(replace(one, handle="", num4=1, num6=0))
+        assert nobody.v4 is not None and nobody.v4.counted == 0
+
+    run(story())
 
 
 # --- other owners, reserves, ranges -------------------------------------------------------------
@@ -50,46 +67,6 @@ def test_load_balancer_addresses_belong_to_a_virtual_owner_without_a_node() -> N
         await lb.release_pool_affinities("10.9.0.0/24")
         assert await world.affinities() == {}, "Calico's list misses these in etcd"
         assert await world.owners() == {address: handle}
-
-    run(story())
-
-
-def test_a_windows_host_gets_its_block_ahead_with_the_reserve_in_it() -> None:
-    async def story() -> None:
-        world, a = await cluster("10.0.0.0/24", 28, strict_affinity=True)
-        cidr, none = await a.ensure_block(reserve4=WINDOWS)
-        assert none is None and cidr is not None
-        assert await a.ensure_block(reserve4=WINDOWS) == (cidr, None)
-        given = await assign(a, 12, "h", reserve4=WINDOWS)
-        everything = [str(address) for address in addresses.network(cidr)]
-        assert list(given) == everything[3:15]
-        await a.release_by_handle("h")
-        await a.release_host_affinities(must_be_empty=True)
-        assert await world.blocks() == {}, "the reserve does not make a block used"
-
-    run(story())
-
-
-def test_blocks_too_small_for_the_reserve_do_not_qualify() -> None:
-    async def story() -> None:
-        _world, a = await cluster("10.0.0.0/24", 30)
-        got = await try_assign(a, 1, "h", reserve4=WINDOWS)
-        assert str(got.error) == "cannot find a qualified ippool"
-        got = await try_assign(a, 1, "h", reserve4=HostReserve(0, 0, "x", ""))
-        assert str(got.error) == "HostReservedAttr has wrong parameters"
-
-    run(story())
-
-
-def test_a_shortage_names_the_reserve() -> None:
-    async def story() -> None:
-        world, a = await cluster("10.0.0.0/28", 28)
-        got = await try_assign(a, 13, "h", reserve4=WINDOWS)
-        assert got.v4 is not None and got.v4.shortage == (
-            "Assigned 12 out of 13 requested IPv4 addresses; No IPs available in pools: [10.0.0.0/28]; "
-            "HostReservedAttr: windows-reserved-ipam-handle"
-        )
-        await assert_at_rest(world)
 
     run(story())
 

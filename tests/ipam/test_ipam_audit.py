@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from tests.ipam.ipam_world import of_windows
 from tortie.core.errors import ConfigError
 from tortie.datastore.types.cluster import ClusterInformation, ClusterInformationSpec
 from tortie.datastore.types.ipam import AllocationAttribute, Block
@@ -14,8 +15,7 @@ from tortie.datastore.types.meta import ObjectMeta
 from tortie.ipam import addresses, reports
 from tortie.ipam import block as blocks
 from tortie.ipam.audit import RESERVED_FOR_WINDOWS, Audit, Books, StoredBlock, Use, audit
-from tortie.ipam.block import HostReserve, Owner, ReleaseRequest
-from tortie.ipam.names import WINDOWS_RESERVED_HANDLE
+from tortie.ipam.block import Owner, ReleaseRequest
 
 pytestmark = pytest.mark.unit
 
@@ -85,8 +85,7 @@ def test_handles_without_addresses_are_leaked_and_addresses_without_handles_are_
 
 
 def test_what_windows_keeps_for_itself_is_in_use() -> None:
-    reserve = HostReserve(3, 1, WINDOWS_RESERVED_HANDLE, "for Windows")
-    found = look(blocks.new_block("10.0.0.0/29", NODE1, NOW, reserve), uses=[], handles={})
+    found = look(of_windows(block()), uses=[], handles={})
     assert (found.problems, found.uses["10.0.0.7"]) == (0, [RESERVED_FOR_WINDOWS])
     assert found.allocations["10.0.0.0"][0].in_use and found.allocations["10.0.0.0"][0].handle == ""
 
@@ -97,6 +96,16 @@ def test_ready_addresses_are_their_nodes_until_an_endpoint_has_them() -> None:
     assert found.uses == {"10.0.0.0": ["Warm pool of Node(node1)"], "10.0.0.1": ["pod"]}
     assert found.problems == 0
     assert look(ready, uses=[], nodes=set()).leaked == ["10.0.0.0", "10.0.0.1"]
+
+
+def test_a_stopped_vms_address_is_not_leaked() -> None:
+    """Else it would be released from a report, and the VM started with another."""
+    made, _ = blocks.assign(block("c"), 1, AllocationAttribute(handle_id="net.vmi.shop.vm"))
+    attributes = {"node": "node1", "vmi-name": "other"}
+    made, _ = blocks.assign(made, 1, AllocationAttribute(handle_id="other", secondary=attributes))
+    found = look(made, uses=[Use("10.0.0.2", "Workload(shop/virt-launcher-other)")])
+    assert (found.leaked, found.uses["10.0.0.1"]) == (["10.0.0.0"], ["VM of net.vmi.shop.vm"])
+    assert found.double == []
 
 
 @pytest.mark.parametrize(
@@ -166,17 +175,26 @@ def test_a_report_has_calicos_fields() -> None:
     }  # fmt: skip
 
 
-def test_only_what_every_report_calls_leaked_is_released_by_the_last_ones_guards() -> None:
-    first = look(block("a", "b", "c"), uses=[Use("10.0.0.2", "pod")], handles={"x": "1", "y": "1", "z": "1"})
-    again = structs.replace(block("a", "b"), sequenceNumberForAllocation={"0": 8, "1": 9})
+def test_only_what_every_report_calls_leaked_is_released() -> None:
+    """In the second report 10.0.0.3 has been given anew since, and 10.0.0.4 to somebody else."""
+    first = look(
+        block("a", "b", "c", "d", "e"),
+        uses=[Use("10.0.0.2", "pod")],
+        handles={"x": "1", "y": "1", "z": "1"},
+    )
+    again = block("a", "b", "c", "d", "f")
+    numbers = {**again.sequenceNumberForAllocation, "3": NOW + 1}
+    again = structs.replace(again, sequenceNumberForAllocation=numbers)
     second = look(again, uses=[Use("10.0.0.1", "pod")], handles={"x": "1", "y": "2"})
     agreed = reports.common([report(first), report(second)])
-    assert agreed.addresses == (ReleaseRequest("10.0.0.0", "a", 8),)
+    assert agreed.addresses == (ReleaseRequest("10.0.0.0", "a", NOW),)
     assert agreed.handles == {"x": "1"}
     assert reports.common([]).addresses == ()
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b'{"allocations":[]}', b'{"allocations":{"a":[{"ip":1}]}}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b'{"allocations":[]}', b'{"allocations":{"a":[{"ip":1}]}}', b'{"version":"\xff"}']
+)
 def test_what_is_no_report_is_refused(text: bytes) -> None:
     with pytest.raises(ConfigError):
         reports.load(text, "r.json")

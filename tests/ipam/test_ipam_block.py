@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, structs
 
+from tests.ipam.ipam_world import of_windows
 from tortie.core.errors import ResourceAlreadyExists, UpdateConflict, ValidationError
 from tortie.datastore import codec
 from tortie.datastore.types.ipam import AllocationAttribute, Block
 from tortie.ipam import addresses, soundness
 from tortie.ipam import block as blocks
-from tortie.ipam.block import HostReserve, Owner, ReleaseRequest
+from tortie.ipam.block import Owner, ReleaseRequest
 from tortie.ipam.errors import BadHandle, BadSequenceNumber, IPAMError
 
 pytestmark = pytest.mark.unit
@@ -256,15 +257,8 @@ def test_sequence_numbers_wrap_after_64_bits() -> None:
 
 
 def test_windows_reserve_is_no_use_of_the_block() -> None:
-    reserve = HostReserve(3, 1, "windows-reserved-ipam-handle", "windows host rsvd")
-    made = blocks.new_block("10.0.0.0/29", OWNER, NOW, reserve)
-    assert made.unallocated == (3, 4, 5, 6) and made.allocations == (0, 0, 0, None, None, None, None, 0)
-    assert made.attributes == (
-        AllocationAttribute(
-            handle_id="windows-reserved-ipam-handle", secondary={"note": "windows host rsvd"}
-        ),
-    )
-    assert blocks.is_empty(made) and made.sequenceNumberForAllocation == {}
+    made = of_windows(blocks.new_block("10.0.0.0/29", OWNER, NOW))
+    assert blocks.is_empty(made)
     assert soundness.violations(made) == []
 
 

@@ -165,7 +165,31 @@ def test_09_the_same_host_claims_one_range_four_times_at_once() -> None:
     run(story())
 
 
-# Row 10 is test_a_leftover_pending_affinity_is_removed_when_next_looked_at in test_ipam_races.py.
+def test_10_a_loser_that_cannot_take_its_pending_affinity_back_goes_elsewhere_and_removes_it_later() -> None:
+    async def story() -> None:
+        world = await cluster("10.0.0.0/29", 30, strict_affinity=True)
+        lost: list[str] = []
+
+        async def overtake(operation: str, what: Any) -> None:
+            if operation == "create" and isinstance(what, BlockKey) and not lost:
+                lost.append(what.cidr)
+                await world.allocator("b").claim_affinity(what.cidr)
+            if operation == "delete" and isinstance(what, AffinityKey) and what.host == "a":
+                raise DatastoreUnreachable("gone")
+
+        world.backend.before = overtake  # type: ignore[attr-defined]
+        a = world.allocator("a")
+        (address,) = await assign(a, 1, "h")
+        affinities = await world.affinities()
+        assert affinities["host:a", lost[0]] == "pending" and affinities["host:b", lost[0]] == "confirmed"
+        world.backend.before = None  # type: ignore[attr-defined]
+        await assign(a, 3, "rest")
+        assert (await try_assign(a, 1, "more")).v4.addresses == ()  # type: ignore[union-attr]
+        assert ("host:a", lost[0]) not in await world.affinities()
+        assert address in await world.owners()
+        await assert_at_rest(world)
+
+    run(story())
 
 
 @pytest.mark.parametrize(("cidr", "size", "version"), [("10.0.0.0/30", 32, 4), ("fd00::/126", 128, 6)])

@@ -9,6 +9,7 @@ from tests.ipam.ipam_world import World, assert_at_rest, assign, cluster, gone, 
 from tortie.core.errors import (
     ResourceAlreadyExists,
     ResourceDoesNotExist,
+    ValidationError,
 )
 from tortie.datastore.types.ippool import IPPool, IPReservation
 from tortie.ipam.block import ReleaseRequest
@@ -389,6 +390,20 @@ def test_41_a_specific_address_claims_its_block_beyond_all_limits() -> None:
         for n in range(4):
             await a.assign_ip(AssignAddress(f"10.0.0.{n * 4}", f"h{n}"))
         assert len(await world.affinities()) == 4
+        await assert_at_rest(world)
+
+    run(story())
+
+
+def test_71_a_pool_over_live_blocks_of_another_size_is_refused() -> None:
+    async def story() -> None:
+        world = await cluster()
+        await assign(world.allocator("a"), 1, "h")
+        await world.client.delete(IPPool, "pool")
+        with pytest.raises(ValidationError, match="blocksSize conflicts with existing allocations"):
+            await world.pool("again", "10.0.0.0/24", 28)
+        await world.pool("again", "10.0.0.0/24", 26)
+        assert len(await assign(world.allocator("a"), 1, "h2")) == 1
         await assert_at_rest(world)
 
     run(story())

@@ -300,6 +300,23 @@ def test_a_node_that_lost_its_address_does_not_leak_it() -> None:
     run(story())
 
 
+def test_an_address_that_was_released_and_rests_is_replaced() -> None:
+    """As after an update of the Node that failed: it still names what was released for the new address."""
+
+    async def story() -> None:
+        world = await cluster(ipipMode="Always")
+        a = world.allocator("a")
+        await world.configure(ipCooldownSeconds=600)
+        await reconcile_tunnels(world.client, a, "a")
+        resting = await tunnel_address(world)
+        await a.release_by_handle("ipip-tunnel-addr-a")
+        await reconcile_tunnels(world.client, a, "a")
+        assert (await world.owners()) == {await tunnel_address(world): "ipip-tunnel-addr-a"}
+        assert await tunnel_address(world) != resting
+
+    run(story())
+
+
 @pytest.mark.parametrize("handle", ["", "net.pod"])
 def test_an_address_without_attributes_is_taken_over_or_left_to_its_pod(handle: str) -> None:
     async def story() -> None:

@@ -1,7 +1,6 @@
 """The stories of IPAM once more, with custom resources on a real kube-apiserver.
 
-The same functions as in the modules that they come from: what they promise is promised here too. Only
-those stay away that look into the memory of the datastore in memory.
+The same functions as in the modules that they come from: what they promise is promised here too.
 """
 
 import asyncio
@@ -9,42 +8,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ipam import test_ipam_cases_blocks, test_ipam_cases_pools, test_ipam_cases_release
-from tests.ipam.ipam_world import World, assert_at_rest, assign, on
+from tests.ipam.ipam_grounds import OnKubernetes, stories
+from tests.ipam.ipam_world import World, assert_at_rest, assign, assigned_at, on
+from tests.ipam.ipam_world import run as tell
 from tests.support.aio import run
 from tests.support.kubernetes import ApiServer
 from tortie.core.errors import ResourceDoesNotExist
-from tortie.datastore.backend import KV, Backend
+from tortie.datastore.backend import KV
 from tortie.datastore.client import Client
 from tortie.datastore.keys import AffinityKey, AffinityList, BlockKey, BlockList, HandleKey
 from tortie.datastore.kubernetes.backend import KubernetesBackend
 from tortie.datastore.types import ipam
 from tortie.datastore.types.ippool import IPAMConfiguration
-from tortie.datastore.types.node import Node
+from tortie.ipam.block import ReleaseRequest
+from tortie.ipam.errors import BadSequenceNumber
 
 pytestmark = pytest.mark.kernel
 
 _CRD = "/apis/crd.projectcalico.org/v1"
-
-
-class OnKubernetes:
-    def __init__(self, server: ApiServer) -> None:
-        self._server = server
-
-    def backend(self) -> Backend:
-        return KubernetesBackend(self._server.config())
-
-    async def node(self, client: Client, name: str, labels: dict[str, str]) -> Node:
-        body = {"metadata": {"name": name, "labels": labels}}
-        await asyncio.to_thread(self._server.ask, "POST", "/api/v1/nodes", body)
-        return await client.get(Node, name)
-
-    async def label(self, _client: Client, name: str, labels: dict[str, str]) -> None:
-        """Where they come from: what a node has of Kubernetes' own is not ours to take away."""
-        path = f"/api/v1/nodes/{name}"
-        old = (await asyncio.to_thread(self._server.ask, "GET", path))["metadata"].get("labels", {})
-        patch = {"metadata": {"labels": dict.fromkeys(old) | labels}}
-        await asyncio.to_thread(self._server.ask, "PATCH", path, patch, "application/merge-patch+json")
 
 
 @pytest.fixture(autouse=True)
@@ -53,27 +34,25 @@ def ground(apiserver: ApiServer) -> Iterator[None]:
         yield
 
 
-_ELSEWHERE = {
-    # They step in before a write, or put bytes that the API server would not hold.
-    "test_13_a_failing_reclaim_goes_on_with_the_next_block",
-    "test_13_a_silent_datastore_ends_reclaiming_with_its_error",
-    "test_23_an_invalid_pool_is_used_by_nobody_and_named_where_there_is_no_other",
-    "test_35_the_last_address_of_an_ownerless_block_takes_it_along",
-    "test_38_reserved_addresses_are_passed_over",
-    "test_68_old_data_reads_as_host_confirmed_old_and_empty",
-    "test_removing_a_host_removes_its_old_directory",
-    # JSON's integers end at 2^63 in the API server; sequence numbers are times in ns, until 2262.
-    "test_27_sequence_numbers_are_exact_up_to_64_bits_and_wrap",
-}
-
-for _module in (test_ipam_cases_blocks, test_ipam_cases_pools, test_ipam_cases_release):
-    globals().update(
-        {
-            name: story
-            for name, story in vars(_module).items()
-            if name[:5] == "test_" and name not in _ELSEWHERE
-        }
+globals().update(
+    stories(
+        "test_removing_a_host_removes_its_old_directory",  # which only etcd can have
+        # JSON's integers end at 2^63 in the API server; sequence numbers are times in ns, until 2262.
+        "test_27_sequence_numbers_are_exact_up_to_64_bits_and_wrap",
     )
+)
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63 - 3])
+def test_27_sequence_numbers_are_exact_as_far_as_the_api_server_goes(number: int) -> None:
+    async def story() -> None:
+        world, a, address = await assigned_at(number)
+        assert (await world.block("10.0.0.0/30")).sequenceNumber == number + 1
+        near = await a.release_ips([ReleaseRequest(address, "h", number - 1)])
+        assert isinstance(near.error, BadSequenceNumber)
+        assert (await a.release_ips([ReleaseRequest(address, "h", number)])).error is None
+
+    tell(story())
 
 
 # --- what is Kubernetes' own --------------------------------------------------------------------

@@ -4,8 +4,9 @@ import pytest
 from msgspec import structs
 
 from tests.ipam.ipam_world import World, assert_at_rest, assign, cluster, no_sleep, run, try_assign
+from tortie.datastore.keys import ResourceKey
 from tortie.datastore.types.ippool import IPPool
-from tortie.ipam.block import Owner
+from tortie.ipam.block import Owner, ReleaseRequest
 from tortie.ipam.cluster import delete_pool
 from tortie.ipam.errors import IPAMError
 from tortie.ipam.requests import AutoAssign
@@ -53,6 +54,30 @@ def test_a_pool_deleted_before_its_pods_were_moved_leaves_them_their_addresses()
         assert (await world.owners()) == {old: "old", fresh: "new"}
         await a.release_by_handle("old")
         assert all(cidr.startswith("10.1.") for cidr in await world.blocks())
+        await assert_at_rest(world)
+
+    run(story())
+
+
+def test_what_is_in_blocks_of_an_earlier_size_is_still_found_and_released() -> None:
+    """Nothing keeps `kubectl edit ippool` from another blockSize."""
+
+    async def story() -> None:
+        world = await cluster("10.0.0.0/28", 30)
+        a = world.allocator("a")
+        first, second, third = await assign(a, 3, "pod")
+        pool = await world.client.get(IPPool, "pool")
+        await world.client.backend.apply(
+            ResourceKey("IPPool", "pool"),
+            structs.replace(pool, spec=structs.replace(pool.spec, blockSize=29)),
+        )
+        assert (await a.attributes(first)).handle_id == "pod"
+        outcome = await a.release_ips([ReleaseRequest(first), ReleaseRequest("10.9.9.9")])
+        assert (outcome.unallocated, outcome.done) == (("10.9.9.9",), (ReleaseRequest(first),))
+        assert set(await world.owners()) == {second, third}
+        await world.client.delete(IPPool, "pool")
+        await a.release_ips([ReleaseRequest(second)])
+        assert set(await world.owners()) == {third}
         await assert_at_rest(world)
 
     run(story())

@@ -94,7 +94,6 @@ POOLS = [
         (Wish(4, "Workload", "n"), {"rack": "1"}, "abg"),
         (Wish(4, "Tunnel", "n"), {}, "adg"),
         (Wish(4, "Workload", "n", namespace_labels={"x": ""}), {}, "afg"),
-        (Wish(4, "Workload", "n", longest_prefix=29), {}, "a"),
         (Wish(4, "Workload", "n", ("10.2.0.0/16", "10.0.0.0/16", "10.1.0.0/16")), {}, "cab"),
     ],
 )
@@ -107,7 +106,6 @@ def test_choosing(wish: Wish, labels: dict[str, str], names: str) -> None:
     [
         ([], Wish(4, "Workload", "n"), "cannot find a qualified ippool"),
         (POOLS[7:], Wish(4, "Workload", "n"), "cannot find a qualified ippool"),
-        (POOLS[6:7], Wish(4, "Workload", "n", longest_prefix=29), "cannot find a qualified ippool"),
         (POOLS[1:2], Wish(4, "Workload", "n"), "no configured Calico pools for node n"),
         (
             POOLS[3:4],

@@ -40,7 +40,7 @@ async def with_view(story: Callable[[World, SyncedView], Coroutine[Any, Any, Non
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -71,7 +71,7 @@ def test_a_synced_view_says_what_a_direct_one_says() -> None:
             mine, read = await view.facts(), await DirectView(world.client).facts()
             return mine.config == read.config and mine.pools == read.pools
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not await same() or dict(await view.labels("a")) != {"rack": "2"}:
                 await asyncio.sleep(0.001)
         assert [pool.name for pool in (await view.facts()).pools] == ["another", "pool"]
@@ -109,7 +109,7 @@ def test_deletions_reach_the_view() -> None:
     async def story(world: World, view: SyncedView) -> None:
         await world.client.delete(IPPool, "pool")
         await world.client.delete(Node, "a")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while (await view.facts()).pools or not await gone(view.labels("a")):
                 await asyncio.sleep(0.001)
 

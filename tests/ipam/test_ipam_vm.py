@@ -3,12 +3,14 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.ipam.ipam_world import World, assert_at_rest, assign, run, try_assign
 from tests.ipam.ipam_world import cluster as plain_cluster
 from tortie.core.errors import ResourceDoesNotExist
 from tortie.datastore.keys import BlockKey
 from tortie.datastore.types.ipam import AllocationAttribute, Block
+from tortie.datastore.types.ippool import IPPool
 from tortie.ipam import block as blocks
 from tortie.ipam.allocator import Allocator
 from tortie.ipam.errors import (
@@ -86,6 +88,23 @@ def test_demands_are_checked_before_anything_changes() -> None:
         with pytest.raises(IPAMError, match="is not in a configured pool"):
             await a.set_owners("192.0.2.1", "vm", OwnerChange(active=TARGET))
         assert await world.block("10.0.0.0/26") == before
+
+    run(story())
+
+
+def test_owners_change_in_a_pool_that_is_disabled_or_gone() -> None:
+    """A VM is restarted in it, and its pods must be deletable."""
+
+    async def story() -> None:
+        world, a = await vm(SOURCE)
+        pool = await world.client.get(IPPool, "pool")
+        disabled = structs.replace(pool.spec, disabled=True)
+        pool = await world.client.update(structs.replace(pool, spec=disabled))
+        await a.set_owners("10.0.0.5", "vm", OwnerChange(alternate=TARGET))
+        await world.client.delete(IPPool, "pool")
+        await a.set_owners("10.0.0.5", "vm", OwnerChange(active={}))
+        (found,) = (await a.users_by_handle("vm")).values()
+        assert (found.secondary, found.alternateOwnerAttrs) == ({}, TARGET)
 
     run(story())
 

@@ -17,6 +17,8 @@ import msgspec
 from tortie.core.errors import ValidationError
 from tortie.datastore.keys import Key, Listing
 
+MANAGED_ELSEWHERE = "it is managed through the Kubernetes API"  # why an operation is in Backend.refused
+
 
 @dataclass(frozen=True, slots=True)
 class KV:
@@ -65,6 +67,10 @@ class WatchEvent:
 
 
 class Backend(Protocol):
+    @property
+    def refused(self) -> frozenset[tuple[str, str]]:
+        """(Create, Update or Delete; kind) that is never supported here: somebody else makes such objects."""
+
     async def create(self, key: Key, value: msgspec.Struct) -> KV:
         """Store a new object. Raises ResourceAlreadyExists (with the current value)."""
 
@@ -83,6 +89,9 @@ class Backend(Protocol):
     async def list(self, what: Listing, revision: str = "") -> Listed:
         """All objects of a listing, in key order, at one revision. Raises RevisionGone if it was given
         one that is compacted."""
+
+    def serves(self, what: Listing) -> bool:
+        """Whether there can be such objects here at all; the list of others is empty for ever."""
 
     def watch(self, what: Listing, revision: str) -> AsyncIterator[WatchEvent]:
         """Every change after `revision`, in order, without gaps, until closed.

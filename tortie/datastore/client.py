@@ -59,7 +59,7 @@ class Client:
         try:
             kv = await self.backend.create(key_of(resource), resource)
         except ResourceAlreadyExists as err:
-            raise ResourceAlreadyExists(key_of(resource), current=self._seen(err.current)) from None
+            raise ResourceAlreadyExists(key_of(resource), err.err, self._seen(err.current)) from None
         return self._after_read(cast(R, kv.value), kv)
 
     async def unsafe_create(self, resource: R) -> R:

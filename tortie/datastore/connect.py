@@ -1,10 +1,32 @@
 """A client for the configured datastore; backends are imported only when they are used."""
 
+import os
 import socket
 import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tortie.datastore.client import Client
 from tortie.datastore.config import DatastoreConfig
+
+if TYPE_CHECKING:
+    from tortie.datastore.kubernetes.backend import KubernetesBackend
+
+
+def kubernetes_beside(
+    config: DatastoreConfig, env: Mapping[str, str] = os.environ
+) -> "KubernetesBackend | None":
+    """A connection for Kubernetes' own objects: to the API that is the datastore, or stands beside an etcd.
+
+    None where nothing leads to an API server. Raises ConfigError for a kubeconfig that is wrong.
+    """
+    if config.type == "etcdv3" and not (
+        config.kubeconfig or config.k8sAPIEndpoint or env.get("KUBERNETES_SERVICE_HOST")
+    ):
+        return None
+    from tortie.datastore.kubernetes.backend import KubernetesBackend
+
+    return KubernetesBackend(config)
 
 
 def connect(config: DatastoreConfig) -> Client:

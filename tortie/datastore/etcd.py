@@ -37,6 +37,7 @@ from tortie.datastore.keys import (
     WorkloadStatusKey,
     parse,
 )
+from tortie.datastore.nativekeys import KUBERNETES_ONLY
 from tortie.datastore.types.meta import Resource
 
 # Entries per request of a list: bounds the memory of one answer and the time the loop is busy decoding
@@ -48,6 +49,8 @@ _MAX_REVISION = 2**63 - 1  # etcd's are int64
 
 class EtcdBackend:
     """Implements datastore.backend.Backend."""
+
+    refused: frozenset[tuple[str, str]] = frozenset()
 
     def __init__(self, config: DatastoreConfig, timing: Timing = TIMING, first: int = 0) -> None:
         """`first` numbers the endpoint to begin with; nodes that differ in it share the load."""
@@ -99,6 +102,13 @@ class EtcdBackend:
             raise ResourceDoesNotExist(key)
         return _kv(key, reply.entries[0])
 
+    async def compact(self, revision: str) -> None:
+        """Forget the history before a revision; whoever watches from it lists again.
+
+        Raises RevisionGone if it is forgotten already.
+        """
+        await self._link.call(proto.COMPACT, proto.compaction(_number(revision)))
+
     async def _txn(self, condition: list[bytes], success: bytes, failure: bytes) -> proto.TxnReply:
         return await self._link.call(proto.TXN, proto.txn(condition, success, failure))
 
@@ -130,6 +140,9 @@ class EtcdBackend:
             if more := reply.more:
                 start = reply.entries[-1].key + b"\0"
         return listed
+
+    def serves(self, what: Listing) -> bool:
+        return not isinstance(what, KUBERNETES_ONLY)
 
     async def watch(self, what: Listing, revision: str) -> AsyncIterator[WatchEvent]:
         start, end = _range(what)

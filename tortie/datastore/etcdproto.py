@@ -63,6 +63,11 @@ def lease_grant(ttl: int) -> bytes:
     return _message((1, ttl))
 
 
+def compaction(revision: int) -> bytes:
+    """Forget what was before a revision; only what is there keeps its value."""
+    return _message((1, revision))
+
+
 def watch(key: bytes, end: bytes, start_revision: int) -> bytes:
     """Follow [key, end) from a revision on; large replies come in fragments, quiet ones as progress."""
     return _field(1, _message((1, key), (2, end), (3, start_revision), (4, 1), (8, 1)))
@@ -223,6 +228,7 @@ RANGE = Method("range", "/etcdserverpb.KV/Range", read_range)
 PUT = Method("put", "/etcdserverpb.KV/Put", read_put)
 TXN = Method("txn", "/etcdserverpb.KV/Txn", read_txn)
 LEASE = Method("lease", "/etcdserverpb.Lease/LeaseGrant", read_lease)
+COMPACT = Method("compact", "/etcdserverpb.KV/Compact", bytes)
 LOGIN = Method("login", "/etcdserverpb.Auth/Authenticate", read_token)
 STATUS = Method("status", "/etcdserverpb.Maintenance/Status", bytes)  # only that it answers matters
 WATCH_PATH = "/etcdserverpb.Watch/Watch"  # a stream

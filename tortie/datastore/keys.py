@@ -3,6 +3,8 @@
 A key names one object in any datastore; `path()` is its etcd key and `parse()` the inverse
 (reference: Calico data model, etcd keys). A Listing names a set of objects; the etcd backend turns
 it into a prefix and re-checks each key, because `pod-` is also a prefix of `pod--1`.
+
+What is Kubernetes' own, and only there, has its keys in nativekeys.py.
 """
 
 import ipaddress
@@ -10,6 +12,24 @@ import re
 from dataclasses import dataclass
 
 from tortie.datastore.kinds import BY_PLURAL, KINDS
+from tortie.datastore.nativekeys import (
+    NamespaceKey,
+    NamespaceList,
+    NativePolicyList,
+    PodKey,
+    PodList,
+    SecretKey,
+    SecretList,
+    ServiceKey,
+    ServiceList,
+    SliceKey,
+    SliceList,
+    VirtualMachineInstanceKey,
+    VirtualMachineInstanceList,
+    VirtualMachineKey,
+    VirtualMachineList,
+    parse_native,
+)
 from tortie.datastore.types import ipam
 from tortie.datastore.types.meta import Resource
 
@@ -157,6 +177,13 @@ Key = (
     | WorkloadStatusKey
     | HostEndpointStatusKey
     | ProcessStatusKey
+    | ServiceKey
+    | SliceKey
+    | SecretKey
+    | PodKey
+    | NamespaceKey
+    | VirtualMachineKey
+    | VirtualMachineInstanceKey
 )
 
 
@@ -165,20 +192,21 @@ Key = (
 
 @dataclass(frozen=True, slots=True)
 class ResourceList:
-    """All resources of a kind, or those of a namespace, or those whose name starts with a prefix.
+    """All resources of a kind, or those of a namespace, or those whose name starts with a prefix, or one.
 
-    `name_prefix` needs the namespace of a namespaced kind, as in Calico.
+    `name_prefix` and `name` need the namespace of a namespaced kind, as in Calico.
     """
 
     kind: str
     namespace: str = ""
     name_prefix: str = ""
+    name: str = ""  # of the one that is wanted
 
     def prefix(self) -> str:
         path = f"{_RESOURCES}{KINDS[self.kind].plural}/"
         if self.namespace:
             path += f"{self.namespace}/"
-        return path + self.name_prefix
+        return path + (self.name or self.name_prefix)
 
     def contains(self, key: Key) -> bool:
         return (
@@ -186,18 +214,26 @@ class ResourceList:
             and key.kind == self.kind
             and self.namespace in ("", key.namespace)
             and key.name.startswith(self.name_prefix)
+            and self.name in ("", key.name)
         )
 
 
 @dataclass(frozen=True, slots=True)
 class BlockList:
     version: int = 0  # 4, 6 or 0 for both
+    cidr: str = ""  # of the one that is wanted
 
     def prefix(self) -> str:
+        if self.cidr:
+            return BlockKey(self.cidr).path()
         return f"{_IPAM}assignment/ipv{self.version}/block/" if self.version else f"{_IPAM}assignment/"
 
     def contains(self, key: Key) -> bool:
-        return isinstance(key, BlockKey) and self.version in (0, ip_version(key.cidr))
+        return (
+            isinstance(key, BlockKey)
+            and self.version in (0, ip_version(key.cidr))
+            and self.cidr in ("", key.cidr)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +314,14 @@ Listing = (
     | IPAMConfigList
     | WorkloadStatusList
     | HostEndpointStatusList
+    | ServiceList
+    | SliceList
+    | SecretList
+    | PodList
+    | NamespaceList
+    | NativePolicyList
+    | VirtualMachineList
+    | VirtualMachineInstanceList
 )
 
 
@@ -318,7 +362,7 @@ def parse(path: str) -> Key | None:
     if match := _PATTERNS["workload"].fullmatch(path):
         region, host, orchestrator, workload, endpoint = match.groups()
         return WorkloadStatusKey(host, unescape(orchestrator), unescape(workload), unescape(endpoint), region)
-    return None
+    return parse_native(path)
 
 
 def _cidr(version: str, segment: str) -> str:

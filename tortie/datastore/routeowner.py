@@ -6,11 +6,13 @@ FelixConfiguration and BGPConfiguration each have `programClusterRoutes` (refere
 2.4). Here a kind of pool that both claim, or neither, goes to its default owner.
 
 VXLAN is always felix's: its routes need neighbours and forwarding entries that only felix has. The
-defaults for the other kinds are those of released Calico, BGP for both.
+defaults for the other kinds are those of released Calico, BGP for both. With BIRD 2, IPIP is always
+felix's, too: Calico's BIRD 1.6 has a patch to send a path through tunl0, Debian's BIRD 2 has no way to.
 """
 
 from enum import Enum
 
+from tortie.core.speaker import Speaker
 from tortie.datastore.types.ippool import IPPoolSpec
 
 
@@ -44,12 +46,12 @@ def encapsulation(pool: IPPoolSpec) -> Encapsulation:
     return Encapsulation.NONE
 
 
-def owner(pool: IPPoolSpec, felix: str | None, bgp: str | None) -> Owner:
+def owner(pool: IPPoolSpec, felix: str | None, bgp: str | None, speaker: Speaker = "exabgp") -> Owner:
     """Who programs the pool's routes, given both `programClusterRoutes` (None or unknown: not said)."""
     if pool.allowedUses and set(pool.allowedUses) == {"LoadBalancer"}:
         return Owner.NOBODY
     kind = encapsulation(pool)
-    if kind is Encapsulation.VXLAN:
+    if kind is Encapsulation.VXLAN or (kind is Encapsulation.IPIP and speaker == "bird"):
         return Owner.FELIX
     felix_says, bgp_says = _opinion(felix, kind), _opinion(bgp, kind)
     if felix_says is not bgp_says:

@@ -25,7 +25,14 @@ from typing import Any, Literal
 
 from tortie.core import tasks
 from tortie.core.backoff import Backoff, Retry
-from tortie.core.errors import DatastoreError, DatastoreUnreachable, RevisionGone, ValidationError, printable
+from tortie.core.errors import (
+    DatastoreError,
+    DatastoreUnreachable,
+    RevisionGone,
+    Unauthorized,
+    ValidationError,
+    printable,
+)
 from tortie.datastore.backend import KV, Backend, Broken, WatchEvent
 from tortie.datastore.keys import Key, Listing
 
@@ -113,6 +120,11 @@ class Syncer:
     def status(self) -> SyncStatus:
         """Of the last batch: in sync when all listings are; waiting when all wait; else resyncing."""
         return _overall(self._told)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the datastore answers, and says that one of the listings is not for us."""
+        return any(isinstance(follow.problem, Unauthorized) for follow in self._follows)
 
     def problems(self) -> dict[str, str]:
         """What is wrong now, for status pages: path of a listing or of one object -> the reason."""

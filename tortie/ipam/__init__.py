@@ -3,7 +3,7 @@
 The face:
 - `allocator.Allocator`: assign and release addresses, claim and release blocks, configuration, reports.
 - `requests`: what is asked and answered (AutoAssign, AssignAddress, AutoAssigned, ReleaseOutcome);
-  `block`: Owner, HostReserve, ReleaseRequest; `owners`: OwnerChange, PodOwner.
+  `block`: Owner, ReleaseRequest; `owners`: OwnerChange, PodOwner.
 - `view`: where the allocator knows pools and configuration from: DirectView, SyncedView.
 - `cluster`: delete_pool, delete_node. `tunnels`: the addresses of a node's tunnel devices.
 - `names`: attribute keys and handle IDs. `pools.resolve`: pool names of annotations.

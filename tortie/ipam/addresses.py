@@ -4,6 +4,7 @@ Everything is Python's `ipaddress`. Text in canonical form (compressed, lower ca
 and handles contain. An IPv4-mapped IPv6 address is the IPv4 address, as in Go.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -41,3 +42,8 @@ def block_around(of: Address, block_size: int) -> str:
 def contains(net: Network, part: Network) -> bool:
     """Whether all of `part` is inside `net`; never across IP versions."""
     return net.version == part.version and net.prefixlen <= part.prefixlen and part.network_address in net
+
+
+def holder(cidrs: Iterable[str], of: Address) -> str | None:
+    """The first of these CIDRs that an address is in."""
+    return next((cidr for cidr in cidrs if of in network(cidr)), None)

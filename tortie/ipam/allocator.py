@@ -21,6 +21,7 @@ from tortie.core.errors import (
     UpdateConflict,
     ValidationError,
 )
+from tortie.core.tasks import together
 from tortie.datastore.backend import KV
 from tortie.datastore.client import Client
 from tortie.datastore.keys import IPAMHostKey
@@ -29,7 +30,7 @@ from tortie.datastore.types.node import Node
 from tortie.ipam import addresses, pools
 from tortie.ipam import block as blocks
 from tortie.ipam.assign import Assigner, wish_of
-from tortie.ipam.block import HostReserve, Owner, ReleaseRequest
+from tortie.ipam.block import Owner, ReleaseRequest
 from tortie.ipam.claim import Claimer
 from tortie.ipam.configure import set_config
 from tortie.ipam.errors import BlockClaimConflict, InCooldown, IPAMError, StaleAffinity, TooManyConflicts
@@ -38,12 +39,12 @@ from tortie.ipam.handles import Handles
 from tortie.ipam.held import HeldAddresses
 from tortie.ipam.names import clean_handle
 from tortie.ipam.owners import OwnerChange, with_owners
-from tortie.ipam.pools import WORKLOAD, Pool
+from tortie.ipam.pools import Pool
 from tortie.ipam.release import Releaser
 from tortie.ipam.requests import AssignAddress, AutoAssign, AutoAssigned, ReleaseOutcome
 from tortie.ipam.specific import AddressAssigner, parsed
-from tortie.ipam.store import RETRIES, Store, together
-from tortie.ipam.transfer import Transfer, Transferrer
+from tortie.ipam.store import RETRIES, Store
+from tortie.ipam.transfer import Missed, Transfer, Transferrer
 from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.utilisation import PoolUsage, utilisation
@@ -126,9 +127,13 @@ class Allocator:
         """Block CIDR -> the addresses of a handle in it. Raises ResourceDoesNotExist."""
         return await self._held.by_block(handle)
 
-    async def transfer(self, source: str, wanted: Sequence[Transfer]) -> None:
-        """Give addresses of one handle to others; those it does not hold any more are passed over."""
-        await self._transferrer.transfer(source, wanted)
+    async def users_by_handle(self, handle: str) -> dict[str, AllocationAttribute]:
+        """The addresses of a handle -> who uses each. Raises ResourceDoesNotExist."""
+        return await self._held.attributes(handle)
+
+    async def transfer(self, source: str, wanted: Sequence[Transfer]) -> list[Missed]:
+        """Give addresses of one handle to others; returns those that neither holds any more."""
+        return await self._transferrer.transfer(source, wanted)
 
     async def attributes(self, address: str) -> AllocationAttribute:
         """Who has an address.
@@ -140,7 +145,7 @@ class Allocator:
         pool = _enabled_pool(facts.pools, where)
         if pool is None:
             raise ResourceDoesNotExist(where, "No valid IPPool")
-        kv = await self._store.block(addresses.block_around(where, pool.block_size))
+        kv = await self._store.block_around(where, pool.block_size)
         block = blocks.normalise(kv.value, self._store.now(), facts.cooldown)
         attribute = blocks.attribute_at(block, blocks.ordinal_of(block, where))
         if attribute is None:
@@ -153,10 +158,7 @@ class Allocator:
         """Change who uses an address, the handle staying its holder. Raises as owners.with_owners."""
         where = parsed(address)
         facts = await self._view.facts()
-        pool = _enabled_pool(facts.pools, where)
-        if pool is None:
-            raise IPAMError(f"the provided IP address {where} is not in a configured pool")
-        kv = await self._store.block(addresses.block_around(where, pool.block_size))
+        kv = await self._block_with(where, handle, facts.pools)
         for attempt in range(RETRIES):
             await self._store.pause(attempt)
             block = blocks.normalise(kv.value, self._store.now(), facts.cooldown)
@@ -167,6 +169,15 @@ class Allocator:
             except UpdateConflict as err:
                 kv = await self._store.after_conflict(block.cidr, err.current)
         raise TooManyConflicts
+
+    async def _block_with(self, where: addresses.Address, handle: str, known: Iterable[Pool]) -> KV:
+        """The block of an address that a handle holds; its pool may be disabled or gone by now."""
+        if pool := pools.containing(known, where):
+            return await self._store.block_around(where, pool.block_size)
+        for cidr, held in (await self._held.by_block(handle)).items():
+            if str(where) in held:
+                return await self._store.block(cidr)
+        raise IPAMError(f"the provided IP address {where} is not in a configured pool")
 
     # --- blocks ---------------------------------------------------------------------------------
 
@@ -216,23 +227,6 @@ class Allocator:
         except ValueError as err:
             raise ValidationError([FieldError("IPPool.Spec.CIDR", cidr, str(err))]) from err
         await self._unclaimer.release_pool(pool, await self._terms(False))
-
-    async def ensure_block(
-        self,
-        *,
-        reserve4: HostReserve | None = None,
-        reserve6: HostReserve | None = None,
-        pools4: tuple[str, ...] = (),
-        pools6: tuple[str, ...] = (),
-        host: str = "",
-    ) -> tuple[str | None, str | None]:
-        """A block of each IP version that a reserve is given for; claimed if the host has none."""
-        request = AutoAssign(
-            use=WORKLOAD, pools4=pools4, pools6=pools6, host=host, reserve4=reserve4, reserve6=reserve6
-        )
-        v4 = await self._assigner.ensure_block(request, self.host, 4) if reserve4 is not None else None
-        v6 = await self._assigner.ensure_block(request, self.host, 6) if reserve6 is not None else None
-        return v4, v6
 
     async def remove_host(self, owner: Owner | None = None) -> None:
         """Release all blocks of an owner that is gone, and its directory; addresses stay."""

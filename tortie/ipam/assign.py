@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tortie.core.errors import ResourceDoesNotExist, TortieError, UpdateConflict, ValidationError
+from tortie.core.tasks import together
 from tortie.datastore.backend import KV
 from tortie.datastore.keys import BlockKey
 from tortie.datastore.types.ipam import AllocationAttribute
 from tortie.ipam import addresses, pools, walk
 from tortie.ipam import block as blocks
-from tortie.ipam.block import HostReserve, Owner
+from tortie.ipam.block import Owner
 from tortie.ipam.claim import Claimer
 from tortie.ipam.errors import (
     BlockClaimConflict,
@@ -36,7 +37,7 @@ from tortie.ipam.held import HeldAddresses
 from tortie.ipam.names import clean_handle
 from tortie.ipam.pools import LOAD_BALANCER, Pool, Wish
 from tortie.ipam.requests import Assigned, AutoAssign, AutoAssigned
-from tortie.ipam.store import RETRIES, Store, cidr_of, owner_of, together
+from tortie.ipam.store import RETRIES, Store, cidr_of, owner_of
 from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.view import Facts, View
@@ -57,10 +58,10 @@ class _Round:
     handle: str
     cap: int
     max_blocks: int
-    reserve: HostReserve | None
     addresses: list[str] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)  # in order, once each
     pools: tuple[Pool, ...] = ()  # those that may be used
+    counted: int = 0  # addresses that the handle counts since it was last written
 
     @property
     def missing(self) -> int:
@@ -71,7 +72,11 @@ class _Round:
 
     def result(self) -> Assigned:
         return Assigned(
-            self.wish.version, self.requested, tuple(self.addresses), tuple(self.notes), self.reserve
+            self.wish.version,
+            self.requested,
+            tuple(self.addresses),
+            tuple(self.notes),
+            self.counted,
         )
 
 
@@ -115,19 +120,6 @@ class Assigner:
             return AutoAssigned(done.get(4), done.get(6), err)
         return AutoAssigned(done.get(4), done.get(6))
 
-    async def ensure_block(self, request: AutoAssign, host: str, version: int) -> str:
-        """The CIDR of a block of the host, full or not; one is claimed if it has none."""
-        one = _round(request, host, version, 0)
-        kept, facts, seen = await self._own_blocks(one)
-        for affinity in kept:
-            if facts.reserved.covers(addresses.network(cidr_of(affinity))):
-                continue
-            if (kv := await self._reused(one, affinity, seen)) is not None:
-                return cidr_of(kv)
-        if not facts.config.auto_allocate_blocks:
-            raise NoBlockToUse
-        return cidr_of(await self._claimed(one, free=0))
-
     # --- one IP version -------------------------------------------------------------------------
 
     async def _run(self, one: _Round) -> None:
@@ -160,7 +152,7 @@ class Assigner:
             if not facts.config.auto_allocate_blocks:
                 raise NoBlockToUse
             try:
-                kv = await self._claimed(one, free=1)
+                kv = await self._claimed(one)
             except NoFreeBlocks:
                 break
             owned.add(cidr_of(kv))
@@ -224,21 +216,19 @@ class Assigner:
         """The block of an own affinity; None if it turned out not to be ours or cannot be used."""
         try:
             matching = seen if seen is not None and cidr_of(seen) == cidr_of(affinity) else None
-            return await self._claimer.reuse(affinity, one.reserve, matching)
+            return await self._claimer.reuse(affinity, matching)
         except (StaleAffinity, BlockClaimConflict, ResourceDoesNotExist, TooManyConflicts) as err:
             _log.info("no block behind %s: %s", affinity.key, err)
         except ValidationError as err:
             self._store.complain(BlockKey(cidr_of(affinity)).path(), err)
         return None
 
-    async def _claimed(self, one: _Round, free: int) -> KV:
+    async def _claimed(self, one: _Round) -> KV:
         labels = await self._labels(one.owner)
         return await self._claimer.claim_any(
             one.owner,
             one.wish.version,
             lambda facts: pools.choose(facts.pools, one.wish, labels),
-            free=free,
-            reserve=one.reserve,
         )
 
     async def _borrow(self, one: _Round, facts: Facts) -> None:
@@ -293,6 +283,7 @@ class Assigner:
                     return None
                 kv = await self._store.block(cidr)
             else:
+                one.counted = holding.counted
                 holding.keep()
                 one.addresses += [f"{net[ordinal]}/{net.prefixlen}" for ordinal in ordinals]
                 if own:
@@ -304,7 +295,6 @@ class Assigner:
 def _round(request: AutoAssign, host: str, version: int, count: int) -> _Round:
     """Raises IPAMError if pools of the other IP version are requested."""
     requested = request.pools4 if version == 4 else request.pools6
-    reserve = request.reserve4 if version == 4 else request.reserve6
     other = 10 - version
     if any((":" in cidr) == (version == 4) for cidr in requested):
         raise IPAMError(f"provided IPv{version} IPPools list contains one or more IPv{other} IPPools")
@@ -317,7 +307,6 @@ def _round(request: AutoAssign, host: str, version: int, count: int) -> _Round:
         handle=handle,
         cap=request.cap,
         max_blocks=request.max_blocks,
-        reserve=reserve,
     )
 
 
@@ -329,18 +318,7 @@ def wish_of(request: AutoAssign, host: str, version: int) -> Wish:
         host=request.host or host,
         requested=request.pools4 if version == 4 else request.pools6,
         namespace_labels=request.namespace_labels,
-        longest_prefix=_longest_prefix(version, request.reserve4 if version == 4 else request.reserve6),
     )
-
-
-def _longest_prefix(version: int, reserve: HostReserve | None) -> int:
-    """Blocks must be so large that the reserve leaves room. Raises IPAMError."""
-    if reserve is None:
-        return addresses.bits(version)
-    count = reserve.start + reserve.end
-    if count <= 0:
-        raise IPAMError("HostReservedAttr has wrong parameters")
-    return addresses.bits(version) - count.bit_length()
 
 
 def _block_limit(requested: int, configured: int) -> int:

@@ -24,6 +24,7 @@ from tortie.ipam.names import (
     clean_handle,
     is_warm,
 )
+from tortie.ipam.owners import is_machines
 from tortie.ipam.soundness import violations
 
 RESERVED_FOR_WINDOWS = "Reserved for Windows"
@@ -130,7 +131,7 @@ def audit(books: Books, now: int) -> Audit:
 
 def _uses(books: Books) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for use in (*_windows(books.blocks), *_warm(books), *books.uses):
+    for use in (*_windows(books.blocks), *_warm(books), *_machines(books), *books.uses):
         found.setdefault(use.address, []).append(use.owner)
     return found
 
@@ -153,6 +154,15 @@ def _warm(books: Books) -> Iterator[Use]:
         node, address = attribute.secondary.get(NODE, ""), blocks.address_at(block, ordinal)
         if node in books.nodes and address not in used:
             yield Use(address, f"Warm pool of Node({node})")
+
+
+def _machines(books: Books) -> Iterator[Use]:
+    """What KubeVirt's VMs have, with a pod or without: controllers see whether there is such a VM."""
+    used = {use.address for use in books.uses}
+    for block, ordinal, attribute in _allocated(books.blocks):
+        address = blocks.address_at(block, ordinal)
+        if is_machines(attribute) and address not in used:
+            yield Use(address, f"VM of {clean_handle(attribute.handle_id)}")
 
 
 def _allocated(stored: Iterable[StoredBlock]) -> Iterator[tuple[Block, int, AllocationAttribute]]:

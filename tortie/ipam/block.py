@@ -25,8 +25,8 @@ from msgspec import UNSET, structs
 from tortie.core.errors import ResourceAlreadyExists
 from tortie.datastore.types.ipam import AllocationAttribute, Block
 from tortie.ipam import addresses, gotime
-from tortie.ipam.errors import BadHandle, BadSequenceNumber, IPAMError
-from tortie.ipam.names import NOTE, WINDOWS_RESERVED_HANDLE, clean_handle
+from tortie.ipam.errors import BadHandle, BadSequenceNumber, ForeignBlock, IPAMError
+from tortie.ipam.names import WINDOWS_RESERVED_HANDLE, clean_handle
 
 _SEQUENCE_NUMBERS = 2**64  # Go's uint64: the number after the last is 0
 _SECOND = 1_000_000_000  # in nanoseconds
@@ -50,16 +50,6 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class HostReserve:
-    """Addresses at both ends of a new block that are never handed out (Windows networking)."""
-
-    start: int
-    end: int
-    handle: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
 class ReleaseRequest:
     """One address to give back, if it still has this handle and sequence number ('' / None: any)."""
 
@@ -80,28 +70,19 @@ class Released:
 # --- whole blocks -------------------------------------------------------------------------------
 
 
-def new_block(cidr: str, owner: Owner, now: int, reserve: HostReserve | None = None) -> Block:
+def new_block(cidr: str, owner: Owner, now: int) -> Block:
     """A block just claimed by `owner`, all free; `now` is Unix time in ns.
 
     The sequence number starts from the clock, so that a number remembered from an earlier block of
     this CIDR never matches.
     """
     size = addresses.network(cidr).num_addresses
-    free = range(size)
-    allocations: list[int | None] = [None] * size
-    attributes: tuple[AllocationAttribute, ...] = ()
-    if reserve is not None:
-        free = free[reserve.start : size - reserve.end]
-        for ordinal in set(range(size)) - set(free):
-            allocations[ordinal] = 0
-        attributes = (AllocationAttribute(handle_id=reserve.handle, secondary={NOTE: reserve.note}),)
     return Block(
         cidr=cidr,
         affinity=str(owner),
         affinity_claim_time=gotime.rfc3339(now),
-        allocations=tuple(allocations),
-        unallocated=tuple(free),
-        attributes=attributes,
+        allocations=(None,) * size,
+        unallocated=tuple(range(size)),
         sequenceNumber=now % _SEQUENCE_NUMBERS,
     )
 
@@ -192,13 +173,9 @@ def _pruned(block: Block) -> Block:
 
 
 def check_affinity(block: Block, owner: Owner, strict: bool) -> None:
-    """Under strict affinity only the owner of a block may take from it. Raises IPAMError."""
-    if not strict:
-        return
-    if block.affinity is None:
-        raise IPAMError(f"Attempt to assign from block {block.cidr} with no affinity")
-    if block.affinity != str(owner):
-        raise IPAMError("Block host affinity does not match")
+    """Under strict affinity only the owner of a block may take from it. Raises ForeignBlock."""
+    if strict and block.affinity != str(owner):
+        raise ForeignBlock(block.cidr, block.affinity)
 
 
 def assign(

@@ -17,24 +17,16 @@ from tortie.core.errors import (
     UpdateConflict,
     ValidationError,
 )
+from tortie.core.tasks import best_effort, together
 from tortie.datastore.backend import KV
 from tortie.datastore.keys import AffinityKey
 from tortie.ipam import addresses, walk
 from tortie.ipam import block as blocks
-from tortie.ipam.block import HostReserve, Owner
+from tortie.ipam.block import Owner
 from tortie.ipam.confirm import confirm, confirm_again
 from tortie.ipam.errors import BlockClaimConflict, NoFreeBlocks, StaleAffinity, TooManyConflicts
 from tortie.ipam.pools import Pool, containing
-from tortie.ipam.store import (
-    PENDING,
-    RETRIES,
-    Store,
-    best_effort,
-    cidr_of,
-    is_confirmed,
-    owner_of,
-    together,
-)
+from tortie.ipam.store import PENDING, RETRIES, Store, cidr_of, is_confirmed, owner_of
 from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.view import Facts, View
@@ -57,31 +49,29 @@ class Claimer:
 
     # --- a block of our own ---------------------------------------------------------------------
 
-    async def claim_any(
-        self, owner: Owner, version: int, pools: Pools, *, free: int, reserve: HostReserve | None
-    ) -> KV:
-        """A block of `owner` with at least `free` addresses: a new one, or one that just became its own.
+    async def claim_any(self, owner: Owner, version: int, pools: Pools) -> KV:
+        """A block of `owner` with a free address: a new one, or one that just became its own.
 
         Raises NoFreeBlocks, TooManyConflicts, and whatever `pools` raises.
         """
         async with self._turns.take((owner, version)) as turn:
-            if turn.last is not None and (kv := await self._left(turn.last, owner, pools, free)) is not None:
+            if turn.last is not None and (kv := await self._left(turn.last, owner, pools)) is not None:
                 return kv
             for attempt in range(RETRIES):
                 await self._store.pause(attempt)
                 cidr, facts = await self._find(owner, version, pools)
                 try:
-                    kv = await self.claim(owner, cidr, reserve)
+                    kv = await self.claim(owner, cidr)
                 except (BlockClaimConflict, StaleAffinity) as err:
                     _log.info("lost the race for %s, looking for another block: %s", cidr, err)
                     continue
-                if self._seen(kv, facts).free >= free:
+                if self._seen(kv, facts).free:
                     turn.last = kv
                     return kv
             raise TooManyConflicts
 
-    async def _left(self, last: KV, owner: Owner, pools: Pools, free: int) -> KV | None:
-        """The block that the one before us in the queue claimed, if it has enough for us too."""
+    async def _left(self, last: KV, owner: Owner, pools: Pools) -> KV | None:
+        """The block that the one before us in the queue claimed, if it has one for us too."""
         facts = await self._view.facts()
         try:
             kv = await self._store.find_block(cidr_of(last))
@@ -90,7 +80,7 @@ class Claimer:
         if kv is None or containing(pools(facts), addresses.network(cidr_of(kv))) is None:
             return None
         seen = self._seen(kv, facts)
-        return kv if seen.owner == str(owner) and seen.free >= free else None
+        return kv if seen.owner == str(owner) and seen.free else None
 
     async def _find(self, owner: Owner, version: int, pools: Pools) -> tuple[str, Facts]:
         facts, stored = await together(self._view.facts(fresh=True), self._store.blocks(version))
@@ -146,7 +136,7 @@ class Claimer:
 
     # --- one particular block -------------------------------------------------------------------
 
-    async def claim(self, owner: Owner, cidr: str, reserve: HostReserve | None = None) -> KV:
+    async def claim(self, owner: Owner, cidr: str) -> KV:
         """The block of this CIDR with a confirmed affinity to `owner`.
 
         Raises BlockClaimConflict or StaleAffinity if it is another's, TooManyConflicts.
@@ -157,11 +147,11 @@ class Claimer:
                 affinity = await self._store.create_affinity(owner, cidr)
             except ResourceAlreadyExists:
                 try:
-                    return await self.reuse(await self._own_affinity(owner, cidr), reserve)
+                    return await self.reuse(await self._own_affinity(owner, cidr))
                 except ResourceDoesNotExist:
                     continue
             with contextlib.suppress(UpdateConflict, ResourceDoesNotExist):
-                return await self._create(affinity, reserve)
+                return await self._create(affinity)
         raise TooManyConflicts
 
     async def _own_affinity(self, owner: Owner, cidr: str) -> KV:
@@ -177,7 +167,7 @@ class Claimer:
             await self._store.backend.delete(key)
             raise ResourceDoesNotExist(key) from err
 
-    async def reuse(self, affinity: KV, reserve: HostReserve | None = None, seen: KV | None = None) -> KV:
+    async def reuse(self, affinity: KV, seen: KV | None = None) -> KV:
         """The block an existing affinity promises; made so if a crash left it half done.
 
         `seen` is the block if it was read at the same time. Raises StaleAffinity or BlockClaimConflict if
@@ -190,26 +180,26 @@ class Claimer:
         for attempt in range(RETRIES):
             await self._store.pause(attempt)
             try:
-                return await self._block_of(affinity, reserve)
+                return await self._block_of(affinity)
             except (UpdateConflict, ResourceDoesNotExist) as err:
                 _log.debug("taking %s again: %s", cidr, err)
             affinity = await self._store.affinity(owner, cidr)
         raise TooManyConflicts
 
-    async def _block_of(self, affinity: KV, reserve: HostReserve | None) -> KV:
+    async def _block_of(self, affinity: KV) -> KV:
         block = await self._store.find_block(cidr_of(affinity))
         if block is None:
-            return await self._create(await self._store.set_affinity(affinity, PENDING), reserve)
+            return await self._create(await self._store.set_affinity(affinity, PENDING))
         if block.value.affinity != str(owner_of(affinity)):
             await self._store.delete_affinity(affinity)
             raise StaleAffinity(affinity.key)
         return block if is_confirmed(affinity) else await confirm_again(self._store, affinity, block)
 
-    async def _create(self, affinity: KV, reserve: HostReserve | None) -> KV:
+    async def _create(self, affinity: KV) -> KV:
         """Create the block of an affinity that says pending, and confirm."""
         owner, cidr = owner_of(affinity), cidr_of(affinity)
         try:
-            kv = await self._store.create_block(blocks.new_block(cidr, owner, self._store.now(), reserve))
+            kv = await self._store.create_block(blocks.new_block(cidr, owner, self._store.now()))
         except ResourceAlreadyExists as err:
             kv = await self._store.after_conflict(cidr, err.current)
             if kv.value.affinity == str(owner):  # another process of this host was faster

@@ -36,6 +36,18 @@ class BlockClaimConflict(IPAMError):
         self.cidr, self.affinity = cidr, affinity
 
 
+class ForeignBlock(IPAMError):
+    """Strict affinity keeps a block to its owner, and from everybody if it has none."""
+
+    def __init__(self, cidr: str, affinity: str | None) -> None:
+        super().__init__(
+            "Block host affinity does not match"
+            if affinity is not None
+            else f"Attempt to assign from block {cidr} with no affinity"
+        )
+        self.cidr, self.affinity = cidr, affinity
+
+
 class BlockNotEmpty(IPAMError):
     def __init__(self, cidr: str) -> None:
         super().__init__(f"block '{cidr}' is not empty")

@@ -62,8 +62,6 @@ def _closed(pool: Pool, wish: Wish, found: Situation) -> str:
         return "is disabled"
     if wish.use not in pool.uses:
         return f"is not for {wish.use} (allowedUses: {', '.join(map(printable, pool.uses))})"
-    if pool.block_size > wish.longest_prefix:
-        return f"has blocks of /{pool.block_size}, too small for what this host keeps of each for itself"
     if wish.requested:
         return ""
     if not pool.automatic:

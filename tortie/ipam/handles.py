@@ -74,6 +74,11 @@ class Holding:
         held, self._hold = self._hold, None
         self._hold = await self._handles.renew(held, count, self._cap)
 
+    @property
+    def counted(self) -> int:
+        """How many addresses the handle counts now, of all blocks; 0 without a handle."""
+        return sum(self._hold.kv.value.block.values()) if self._hold is not None else 0
+
     def keep(self) -> None:
         self._hold = None
 

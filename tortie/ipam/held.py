@@ -7,12 +7,14 @@ gets the addresses the first one got.
 import logging
 
 from tortie.core.errors import DatastoreUnreachable, ResourceDoesNotExist, TortieError, UpdateConflict
+from tortie.core.tasks import together
+from tortie.datastore.types.ipam import AllocationAttribute
 from tortie.ipam import addresses
 from tortie.ipam import block as blocks
 from tortie.ipam.handle import block_cidrs
 from tortie.ipam.handles import Handles
 from tortie.ipam.release import Releaser
-from tortie.ipam.store import Store, together
+from tortie.ipam.store import Store
 from tortie.ipam.view import View
 
 _log = logging.getLogger(__name__)
@@ -38,21 +40,30 @@ class HeldAddresses:
 
     async def by_block(self, handle: str) -> dict[str, list[str]]:
         """Block CIDR -> the addresses a handle holds in it. Raises as of()."""
+        return {cidr: list(found) for cidr, found in (await self._by_block(handle)).items()}
+
+    async def attributes(self, handle: str) -> dict[str, AllocationAttribute]:
+        """The addresses a handle holds -> who uses each. Raises as of()."""
+        found = await self._by_block(handle)
+        return {address: one for of_block in found.values() for address, one in of_block.items()}
+
+    async def _by_block(self, handle: str) -> dict[str, dict[str, AllocationAttribute]]:
         kv, facts = await together(self._handles.get(handle), self._view.facts())
         cidrs = sorted(block_cidrs(kv.value))
         found = await together(*(self._in_block(cidr, handle, facts.cooldown) for cidr in cidrs))
         return dict(zip(cidrs, found, strict=True))
 
-    async def _in_block(self, cidr: str, handle: str, cooldown: int) -> list[str]:
+    async def _in_block(self, cidr: str, handle: str, cooldown: int) -> dict[str, AllocationAttribute]:
         try:
             kv = await self._store.block(cidr)
         except DatastoreUnreachable:
             raise
         except TortieError as err:
             _log.warning("cannot read block %s that handle %s names: %s", cidr, handle, err)
-            return []
+            return {}
         block = blocks.normalise(kv.value, self._store.now(), cooldown)
-        return [blocks.address_at(block, ordinal) for ordinal in blocks.ordinals_of(block, handle)]
+        found = ((one, blocks.attribute_at(block, one)) for one in blocks.ordinals_of(block, handle))
+        return {blocks.address_at(block, one): attribute for one, attribute in found if attribute is not None}
 
     async def enough(self, handle: str, version: int, wanted: int, attempt: int) -> list[str]:
         """`wanted` addresses that a full handle holds, as /32 or /128; [] if it holds fewer: try again.

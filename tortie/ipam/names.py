@@ -36,6 +36,7 @@ _WARM_HANDLE = "warm-pool-"
 WINDOWS_RESERVED_HANDLE = "windows-reserved-ipam-handle"  # compared without regard to case
 LOAD_BALANCER_HOST = "load-balancer"  # the virtual owner of Service addresses
 
+VM_HANDLE = ".vmi."  # between the network's and the VM's name in a handle
 _VM_HANDLE_LENGTH = 128  # Calico's limit, so that the handle fits a Kubernetes name with room to spare
 
 
@@ -63,7 +64,7 @@ def is_warm(handle: str | None) -> bool:
 
 def vm_handle(network: str, namespace: str, vm: str) -> str:
     """The handle all pods of one KubeVirt VM share; a long one ends in a digest."""
-    prefix, suffix = f"{network or 'k8s-pod-network'}.vmi.", f"{namespace}.{vm}"
+    prefix, suffix = f"{network or 'k8s-pod-network'}{VM_HANDLE}", f"{namespace}.{vm}"
     length = len(prefix) + len(suffix)
     # Exactly as long as allowed and starting like a digest, it could be mistaken for one.
     if length < _VM_HANDLE_LENGTH or (length == _VM_HANDLE_LENGTH and not suffix.startswith("_")):

@@ -13,7 +13,7 @@ from tortie.core.errors import ResourceDoesNotExist
 from tortie.datastore.types.ipam import AllocationAttribute, Block
 from tortie.ipam import block as blocks
 from tortie.ipam.errors import IPAMError, OwnerMismatch
-from tortie.ipam.names import NAMESPACE, POD, clean_handle
+from tortie.ipam.names import NAMESPACE, POD, VM_HANDLE, VMI_NAME, clean_handle
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,17 @@ class OwnerChange:
     alternate: Mapping[str, str] | None = None
     expect_active: PodOwner | None = None
     expect_alternate: PodOwner | None = None
+
+
+def is_machines(attribute: AllocationAttribute) -> bool:
+    """Whether an address is a KubeVirt VM's, which outlives pods: of a stopped one only its handle tells.
+
+    Every other allocation names the pod, or what else it was made for.
+    """
+    users = [one for one in (attribute.secondary, attribute.alternateOwnerAttrs) if one]
+    if users:
+        return any(VMI_NAME in one for one in users)
+    return VM_HANDLE in clean_handle(attribute.handle_id)
 
 
 def with_owners(block: Block, ordinal: int, handle: str, change: OwnerChange) -> Block:

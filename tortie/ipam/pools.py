@@ -15,13 +15,12 @@ from tortie.core.errors import FieldError, ValidationError
 from tortie.datastore import validate
 from tortie.datastore.selector import Selector, parse
 from tortie.datastore.types.ippool import IPPool
+from tortie.datastore.validate.ippool import BLOCK_SIZES, DEFAULT_BLOCK_SIZE
 from tortie.ipam import addresses
 from tortie.ipam.errors import IPAMError
 
 WORKLOAD, TUNNEL, LOAD_BALANCER = "Workload", "Tunnel", "LoadBalancer"
 _DEFAULT_USES = (WORKLOAD, TUNNEL)
-_DEFAULT_BLOCK_SIZE = {4: 26, 6: 122}  # IP version -> prefix length
-_BLOCK_SIZES = {4: range(20, 33), 6: range(116, 129)}  # IP version -> allowed prefix lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,9 @@ def pool_of(resource: IPPool) -> Pool:
         net = ip_network(spec.cidr)
     except ValueError as err:
         raise _invalid(resource, "CIDR", spec.cidr, str(err)) from None
-    block_size = spec.blockSize or _DEFAULT_BLOCK_SIZE[net.version]
-    if block_size not in _BLOCK_SIZES[net.version]:
+    block_size = spec.blockSize or DEFAULT_BLOCK_SIZE[net.version]
+    smallest, largest = BLOCK_SIZES[net.version]
+    if not smallest <= block_size <= largest:
         raise _invalid(resource, "BlockSize", block_size, "not a block size of this IP version")
     try:
         validate.check(resource)
@@ -114,7 +114,6 @@ class Wish:
     host: str
     requested: tuple[str, ...] = ()
     namespace_labels: Mapping[str, str] | None = None  # None: no namespace known, same as no labels
-    longest_prefix: int = 128  # blocks with a longer one are too small for the host's reserve
 
 
 def choose(pools: Iterable[Pool], wish: Wish, node_labels: Mapping[str, str]) -> tuple[Pool, ...]:
@@ -125,7 +124,7 @@ def choose(pools: Iterable[Pool], wish: Wish, node_labels: Mapping[str, str]) ->
     """
     pools = tuple(pools)
     fault = next((f"; {p.fault}" for p in pools if p.fault and p.version == wish.version), "")
-    fit = [p for p in enabled(pools, wish.version) if p.block_size <= wish.longest_prefix]
+    fit = enabled(pools, wish.version)
     if not fit:
         raise IPAMError(f"cannot find a qualified ippool{fault}")
     if wish.requested:
@@ -159,6 +158,12 @@ def containing(pools: Iterable[Pool], where: addresses.Address | addresses.Netwo
     """The first pool that holds an address or a whole CIDR; pools do not overlap."""
     net = where if isinstance(where, addresses.Network) else ip_network(where)
     return next((pool for pool in pools if addresses.contains(pool.net, net)), None)
+
+
+def block_of(pools: Iterable[Pool], address: addresses.Address) -> str | None:
+    """The CIDR of the block that an address is in, unless its pool has changed the size of blocks since."""
+    pool = containing(pools, address)
+    return None if pool is None else addresses.block_around(address, pool.block_size)
 
 
 def resolve(names: Sequence[str], pools: Iterable[Pool], version: int) -> tuple[str, ...]:

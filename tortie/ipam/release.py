@@ -16,6 +16,7 @@ then we look again. For this a release by handle writes a block also when nothin
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 
 from tortie.core.errors import (
     DatastoreError,
@@ -24,16 +25,17 @@ from tortie.core.errors import (
     UpdateConflict,
     ValidationError,
 )
+from tortie.core.tasks import best_effort, together
 from tortie.datastore.backend import KV
 from tortie.datastore.types.ipam import Block
 from tortie.ipam import addresses, pools
 from tortie.ipam import block as blocks
-from tortie.ipam.block import Owner, ReleaseRequest
+from tortie.ipam.block import Owner, Released, ReleaseRequest
 from tortie.ipam.errors import BlockNotEmpty, IPAMError, TooManyConflicts
 from tortie.ipam.handle import block_cidrs
 from tortie.ipam.handles import Handles, handle_key, handle_of
 from tortie.ipam.requests import ReleaseOutcome
-from tortie.ipam.store import RETRIES, Store, best_effort, together
+from tortie.ipam.store import RETRIES, Store
 from tortie.ipam.turns import Turns
 from tortie.ipam.unclaim import Terms, Unclaimer
 from tortie.ipam.view import Facts, View
@@ -66,7 +68,7 @@ class Releaser:
         """
         requests = [_parsed(request) for request in requests]
         facts = await self._view.facts()
-        by_block, unallocated = await self._grouped(requests, facts)
+        by_block, astray = _grouped(requests, partial(pools.block_of, facts.pools))
         known = await self._handles.all() if len(requests) > _MANY else {}
         limit = asyncio.Semaphore(_BLOCKS_AT_ONCE)
 
@@ -74,44 +76,33 @@ class Releaser:
             async with limit:
                 try:
                     free = await self._release_in(cidr, of_block, known, facts)
+                except ResourceDoesNotExist:
+                    astray.extend(of_block)
+                    return ReleaseOutcome()
                 except TortieError as err:
                     return ReleaseOutcome(error=err)
                 return ReleaseOutcome(free, tuple(of_block))
 
         outcomes = await together(*(one(cidr, of_block) for cidr, of_block in by_block.items()))
+        if astray:  # their pool is gone, or makes blocks of another size now
+            by_block, astray = _grouped(astray, partial(addresses.holder, await self._store.blocks()))
+            outcomes += await together(*(one(cidr, of_block) for cidr, of_block in by_block.items()))
+        nowhere = dict.fromkeys(request.address for request in astray)
         return ReleaseOutcome(
-            unallocated=(*unallocated, *(a for outcome in outcomes for a in outcome.unallocated)),
+            unallocated=(*nowhere, *(a for outcome in outcomes for a in outcome.unallocated)),
             done=tuple(request for outcome in outcomes for request in outcome.done),
             error=next((outcome.error for outcome in outcomes if outcome.error is not None), None),
         )
 
-    async def _grouped(
-        self, requests: list[ReleaseRequest], facts: Facts
-    ) -> tuple[dict[str, list[ReleaseRequest]], list[str]]:
-        """Requests by block CIDR; and the addresses that are in no block."""
-        by_block: dict[str, list[ReleaseRequest]] = {}
-        unallocated: dict[str, None] = {}
-        existing: Mapping[str, KV | None] | None = None  # read at most once, for addresses in no pool
-        for request in requests:
-            address = addresses.address(request.address)
-            if pool := pools.containing(facts.pools, address):
-                by_block.setdefault(addresses.block_around(address, pool.block_size), []).append(request)
-                continue
-            if existing is None:
-                existing = await self._store.blocks()
-            cidr = next((c for c in existing if _holds(c, address)), None)
-            if cidr is None:
-                unallocated[request.address] = None
-            else:
-                by_block.setdefault(cidr, []).append(request)
-        return by_block, list(unallocated)
-
     async def _release_in(
         self, cidr: str, requests: list[ReleaseRequest], known: Mapping[str, KV], facts: Facts
     ) -> tuple[str, ...]:
-        """Release addresses of one block, all or none; returns those that were not allocated."""
+        """Release addresses of one block, all or none; returns those that were not allocated.
+
+        Raises ResourceDoesNotExist if there is no such block.
+        """
         handles: dict[str, KV | None] = dict(known)
-        released = None
+        released: Released  # by the last call of:
 
         async def change(block: Block) -> Block:
             nonlocal released
@@ -121,12 +112,7 @@ class Releaser:
             handles.update(zip(unread, found, strict=True))
             return released.block
 
-        try:
-            written = await self._rewrite(cidr, change, facts)
-        except ResourceDoesNotExist:
-            released = None
-        if released is None:
-            return tuple(dict.fromkeys(request.address for request in requests))
+        written = await self._rewrite(cidr, change, facts)
         for handle in released.handles:
             await self.count_down(handles[handle], written)
         await self.keep_consistent(written, facts)
@@ -295,6 +281,13 @@ def _parsed(request: ReleaseRequest) -> ReleaseRequest:
     return ReleaseRequest(text, request.handle, request.sequence_number)
 
 
-def _holds(cidr: str, address: addresses.Address) -> bool:
-    net = addresses.network(cidr)
-    return net.version == address.version and address in net
+def _grouped(
+    requests: Iterable[ReleaseRequest], block_of: Callable[[addresses.Address], str | None]
+) -> tuple[dict[str, list[ReleaseRequest]], list[ReleaseRequest]]:
+    """Requests by block CIDR; and those that are in none."""
+    by_block: dict[str, list[ReleaseRequest]] = {}
+    nowhere: list[ReleaseRequest] = []
+    for request in requests:
+        cidr = block_of(addresses.address(request.address))
+        (nowhere if cidr is None else by_block.setdefault(cidr, [])).append(request)
+    return by_block, nowhere

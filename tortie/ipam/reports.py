@@ -95,19 +95,22 @@ def load(text: bytes, path: str) -> Report:
     """Raises ConfigError if the file is no report."""
     try:
         return msgspec.json.decode(text, type=Report)
-    except (msgspec.DecodeError, RecursionError) as err:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise ConfigError(path, "report", str(err)) from err
 
 
 def common(reports: Sequence[Report]) -> Release:
-    """What every report calls unused, with the guards of the last one."""
+    """What every report calls unused, and is the same in all: an address may have been given anew between.
+
+    Calico compares addresses alone.
+    """
     addresses: dict[str, ReleaseRequest] | None = None
     handles: dict[str, str] | None = None
     for report in reports:
         unused = {one.ip: _request(one) for one in _listed(report) if not (one.in_use or one.cooling_down)}
         leaked = {handle.ID: handle.Revision for handle in report.leakedHandles}
         if addresses is not None and handles is not None:
-            unused = {ip: request for ip, request in unused.items() if ip in addresses}
+            unused = {ip: request for ip, request in unused.items() if addresses.get(ip) == request}
             leaked = {ID: rev for ID, rev in leaked.items() if handles.get(ID) == rev}
         addresses, handles = unused, leaked
     return Release(tuple((addresses or {}).values()), handles or {})

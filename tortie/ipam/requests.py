@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tortie.core.errors import TortieError
-from tortie.ipam.block import HostReserve, ReleaseRequest
+from tortie.ipam.block import ReleaseRequest
 from tortie.ipam.errors import AddressShortage
 
 
@@ -28,8 +28,6 @@ class AutoAssign:
     max_blocks: int = 0  # 0: only the global limit
     namespace_labels: Mapping[str, str] | None = None
     cap: int = 0  # addresses the handle may hold per IP version; 0: any number
-    reserve4: HostReserve | None = None
-    reserve6: HostReserve | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,6 @@ class AssignAddress:
     host: str = ""
     use: str = ""
     cap: int = 0
-    reserve: HostReserve | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +54,7 @@ class Assigned:
     requested: int
     addresses: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    reserve: HostReserve | None = None
+    counted: int = 0  # all addresses that the handle counted after the last write; 0: not known
 
     @property
     def shortage(self) -> str:
@@ -65,8 +62,7 @@ class Assigned:
         if len(self.addresses) >= self.requested:
             return ""
         text = f"Assigned {len(self.addresses)} out of {self.requested} requested IPv{self.version} addresses"
-        reserve = [f"HostReservedAttr: {self.reserve.handle}"] if self.reserve else []
-        return "; ".join([text, *self.notes, *reserve])
+        return "; ".join([text, *self.notes])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ means it. The pool must be enabled and, if a use is given, allow it.
 import logging
 
 from tortie.core.errors import ResourceAlreadyExists, ResourceDoesNotExist, UpdateConflict
+from tortie.core.tasks import together
 from tortie.datastore.backend import KV
 from tortie.datastore.types.ipam import AllocationAttribute, Block
 from tortie.ipam import addresses, pools, walk
@@ -19,7 +20,7 @@ from tortie.ipam.held import HeldAddresses
 from tortie.ipam.names import clean_handle
 from tortie.ipam.pools import LOAD_BALANCER, Pool
 from tortie.ipam.requests import AssignAddress
-from tortie.ipam.store import RETRIES, Store, together
+from tortie.ipam.store import RETRIES, Store
 from tortie.ipam.view import Facts, View
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class AddressAssigner:
         ):
             raise IPAMError(f"block {cidr} of address {address} overlaps a block of another size")
         try:
-            return await self._claimer.claim(owner, cidr, request.reserve)
+            return await self._claimer.claim(owner, cidr)
         except (BlockClaimConflict, StaleAffinity) as err:
             _log.info("somebody else claimed block %s first: %s", cidr, err)
             return await self._store.find_block(cidr)

@@ -1,22 +1,24 @@
 """IPAM's objects in the datastore: typed compare-and-swap access, and patience under contention.
 
-Every method is one request; none retries, none decides. What a datastore holds is checked here, so
-that above this line a block is one that block.py can work on.
+Hardly any method is more than one request; none retries, none decides. What a datastore holds is
+checked here, so that above this line a block is one that block.py can work on.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar, cast, overload
+from collections.abc import Awaitable, Callable
+from typing import cast
 
 from msgspec import structs
 
-from tortie.core.errors import ResourceDoesNotExist, TortieError, ValidationError
+from tortie.core.errors import ResourceDoesNotExist, ValidationError
+from tortie.core.tasks import together
 from tortie.datastore.backend import KV, Backend
 from tortie.datastore.keys import AffinityKey, AffinityList, BlockKey, BlockList
 from tortie.datastore.types.ipam import Affinity, Block
+from tortie.ipam import addresses
 from tortie.ipam import block as blocks
 from tortie.ipam.block import Owner
 from tortie.ipam.soundness import ensure_usable
@@ -30,10 +32,6 @@ RETRIES = 100  # Calico's bound on every loop that retries a lost compare-and-sw
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.1
 
 PENDING, CONFIRMED, PENDING_DELETION = "pending", "confirmed", "pendingDeletion"
-
-A = TypeVar("A")
-B = TypeVar("B")
-C = TypeVar("C")
 
 
 class Store:
@@ -74,6 +72,16 @@ class Store:
             return await self.block(cidr)
         except ResourceDoesNotExist:
             return None
+
+    async def block_around(self, address: addresses.Address, block_size: int) -> KV:
+        """The block that an address is in: one of this size, or one from when its pool had another size.
+
+        Raises as block().
+        """
+        cidr = addresses.block_around(address, block_size)
+        if (kv := await self.find_block(cidr)) is not None:
+            return kv
+        return await self.block(addresses.holder(await self.blocks(address.version), address) or cidr)
 
     async def after_conflict(self, cidr: str, current: object) -> KV:
         """The block as it is now; the conflict may have brought it along. Raises as block()."""
@@ -166,34 +174,3 @@ def is_confirmed(kv: KV) -> bool:
 def _checked(kv: KV) -> KV:
     ensure_usable(kv.value, cidr_of(kv))
     return kv
-
-
-@overload
-async def together(a: Coroutine[Any, Any, A], b: Coroutine[Any, Any, B], /) -> tuple[A, B]: ...
-
-
-@overload
-async def together(
-    a: Coroutine[Any, Any, A], b: Coroutine[Any, Any, B], c: Coroutine[Any, Any, C], /
-) -> tuple[A, B, C]: ...
-
-
-@overload
-async def together(*coroutines: Coroutine[Any, Any, A]) -> tuple[A, ...]: ...
-
-
-async def together(*coroutines: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
-    """Run all at once and wait for all; the first error in the order given is raised."""
-    results = await asyncio.gather(*coroutines, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return tuple(results)
-
-
-async def best_effort(what: str, action: Awaitable[object]) -> None:
-    """Do something whose failure must not hide the outcome of what was done before; it is only logged."""
-    try:
-        await action
-    except TortieError as err:
-        _log.warning("%s failed: %s", what, err)

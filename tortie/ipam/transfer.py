@@ -6,11 +6,17 @@ and never too low; done again, what is done already is passed over.
 """
 
 import contextlib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tortie.core.errors import ResourceDoesNotExist, UpdateConflict
+from tortie.core.errors import (
+    DatastoreUnreachable,
+    ResourceDoesNotExist,
+    TortieError,
+    Unauthorized,
+    UpdateConflict,
+)
+from tortie.core.tasks import together
 from tortie.datastore.types.ipam import AllocationAttribute, Block
 from tortie.ipam import addresses
 from tortie.ipam import block as blocks
@@ -18,11 +24,11 @@ from tortie.ipam.errors import TooManyConflicts
 from tortie.ipam.handles import Handles, Holding
 from tortie.ipam.names import clean_handle
 from tortie.ipam.release import Releaser
-from tortie.ipam.store import RETRIES, Store, together
+from tortie.ipam.store import RETRIES, Store
 from tortie.ipam.turns import Turns
 from tortie.ipam.view import View
 
-_log = logging.getLogger(__name__)
+_PASSING = (TooManyConflicts, UpdateConflict, DatastoreUnreachable, Unauthorized)  # tried again, it may go
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,23 @@ class Transfer:
     block: str  # CIDR
     handle: str
     attributes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: transfers are read from files, too."""
+        if addresses.address(self.address) not in addresses.network(self.block):
+            raise ValueError(f"{self.address} is not in {self.block}")
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A transfer that was not carried out, and the handle that has the address; '' if none has.
+
+    `refused`: the datastore would not have it so, and who has the address is not known.
+    """
+
+    wanted: Transfer
+    holder: str
+    refused: TortieError | None = None
 
 
 def transferred(block: Block, source: str, wanted: Iterable[Transfer]) -> tuple[Block, list[Transfer]]:
@@ -62,20 +85,40 @@ class Transferrer:
         self._releaser = releaser
         self._turns = turns
 
-    async def transfer(self, source: str, wanted: Sequence[Transfer]) -> None:
-        """Carry all out; what `source` does not hold any more is left alone. Raises TooManyConflicts."""
-        cidrs = dict.fromkeys(one.block for one in wanted)
-        await together(
-            *(self._in_block(cidr, source, [one for one in wanted if one.block == cidr]) for cidr in cidrs)
-        )
+    async def transfer(self, source: str, wanted: Sequence[Transfer]) -> list[Missed]:
+        """Carry all out; returns those that `source` did not hold, nor the new handle already.
 
-    async def _in_block(self, cidr: str, source: str, wanted: list[Transfer]) -> None:
+        Somebody released them behind their holder's back. Those that cannot be are among them; they keep
+        no others from it. Raises TooManyConflicts, DatastoreUnreachable, Unauthorized; some may be done.
+        """
+        cidrs = dict.fromkeys(one.block for one in wanted)
+        missed = await together(
+            *(self._or_refused(cidr, source, [one for one in wanted if one.block == cidr]) for cidr in cidrs)
+        )
+        return [one for of_block in missed for one in of_block]
+
+    async def _or_refused(self, cidr: str, source: str, wanted: list[Transfer]) -> list[Missed]:
+        """All of a block at once; if that is refused, by the handle, to know which one it is about."""
+        try:
+            return await self._in_block(cidr, source, wanted)
+        except _PASSING:
+            raise
+        except TortieError as err:
+            handles = dict.fromkeys(one.handle for one in wanted)
+            if len(handles) == 1:
+                return [Missed(one, "", err) for one in wanted]
+        missed = []
+        for handle in handles:
+            missed += await self._or_refused(cidr, source, [one for one in wanted if one.handle == handle])
+        return missed
+
+    async def _in_block(self, cidr: str, source: str, wanted: list[Transfer]) -> list[Missed]:
         try:
             read, before, facts = await together(
                 self._store.block(cidr), self._handles.find(source), self._view.facts()
             )
         except ResourceDoesNotExist:
-            return  # nobody holds anything there
+            return [Missed(one, "") for one in wanted]
         async with self._turns.take(cidr) as turn, contextlib.AsyncExitStack() as counted:
             holdings: dict[str, Holding] = {}
             kv = turn.newer(read)
@@ -83,12 +126,10 @@ class Transferrer:
                 await self._store.pause(attempt)
                 block = blocks.normalise(kv.value, self._store.now(), facts.cooldown)
                 written, done = transferred(block, source, wanted)
-                for one in wanted:
-                    if one not in done and (holder := holder_of(block, one.address)) != one.handle:
-                        # Somebody released it behind our back: there may be a second user by now.
-                        _log.error("%s is used by %s, but held by %r", one.address, one.handle, holder)
+                holders = [Missed(one, holder_of(block, one.address)) for one in wanted if one not in done]
+                missed = [one for one in holders if one.holder != one.wanted.handle]
                 if not done:
-                    return
+                    return missed
                 try:
                     await self._count(holdings, counted, cidr, done)
                     turn.last = await self._store.update_block(kv, written)
@@ -98,7 +139,7 @@ class Transferrer:
                 for holding in holdings.values():
                     holding.keep()
                 await self._releaser.count_down(before, written)
-                return
+                return missed
         raise TooManyConflicts
 
     async def _count(

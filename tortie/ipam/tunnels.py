@@ -18,6 +18,7 @@ from tortie.core.errors import (
     TortieError,
     ValidationError,
 )
+from tortie.core.tasks import best_effort
 from tortie.datastore.client import Client
 from tortie.datastore.types.ipam import AllocationAttribute
 from tortie.datastore.types.ippool import IPPool
@@ -29,7 +30,6 @@ from tortie.ipam.errors import InCooldown, IPAMError
 from tortie.ipam.names import NODE, TYPE, tunnel_handle
 from tortie.ipam.pools import TUNNEL, pool_of
 from tortie.ipam.requests import AssignAddress, AutoAssign
-from tortie.ipam.store import best_effort
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class _Work:
     async def _attribute(self, address: str) -> AllocationAttribute | None:
         try:
             return await self._allocator.attributes(address)
-        except ResourceDoesNotExist:
+        except (ResourceDoesNotExist, InCooldown):
             return None
 
     async def _release(self, tunnel: Tunnel) -> bool:
@@ -197,10 +197,7 @@ class _Work:
     async def _release_without_handle(self, tunnel: Tunnel, address: str) -> None:
         """An address from before there were handles, or whose handle was lost; never another's."""
         handle = tunnel_handle(tunnel.type, self._node)
-        try:
-            attribute = await self._attribute(address)
-        except InCooldown:
-            return
+        attribute = await self._attribute(address)
         if attribute is None:
             return
         if attribute.handle_id == handle or (not attribute.secondary and attribute.handle_id is None):

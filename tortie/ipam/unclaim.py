@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 
 from tortie.core.errors import ResourceDoesNotExist, UpdateConflict, ValidationError
+from tortie.core.tasks import best_effort
 from tortie.datastore.backend import KV
 from tortie.datastore.types.ipam import Block
 from tortie.ipam import addresses
@@ -18,15 +19,7 @@ from tortie.ipam import block as blocks
 from tortie.ipam.block import Owner
 from tortie.ipam.confirm import confirm_again
 from tortie.ipam.errors import BlockChanged, BlockClaimConflict, BlockNotEmpty, IPAMError, TooManyConflicts
-from tortie.ipam.store import (
-    PENDING_DELETION,
-    RETRIES,
-    Store,
-    best_effort,
-    cidr_of,
-    is_confirmed,
-    owner_of,
-)
+from tortie.ipam.store import PENDING_DELETION, RETRIES, Store, cidr_of, is_confirmed, owner_of
 
 _log = logging.getLogger(__name__)
 

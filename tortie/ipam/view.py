@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from tortie.core.errors import ResourceDoesNotExist, ValidationError
+from tortie.core.tasks import together
 from tortie.datastore.client import Client
 from tortie.datastore.keys import (
     IPAMConfigKey,
@@ -40,7 +41,6 @@ from tortie.datastore.types.node import Node
 from tortie.ipam.pools import Pool, pool_of
 from tortie.ipam.ranges import Ranges
 from tortie.ipam.reserved import reserved_ranges
-from tortie.ipam.store import together
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class SyncedView:
         self.listings: tuple[Listing, ...] = (
             ResourceList("IPPool"),
             ResourceList("IPReservation"),
-            ResourceList("Node", name_prefix=host),
+            ResourceList("Node", name=host),
             IPAMConfigList(),
         )
 

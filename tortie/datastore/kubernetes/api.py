@@ -112,6 +112,11 @@ class Api:
         data = msgspec.json.encode(body)
         return await self._send("PATCH", path, data, "application/merge-patch+json")
 
+    async def merge(self, path: str, body: Any) -> bytes:
+        """A strategic merge patch: entries of Kubernetes' own lists are told apart by their keys."""
+        data = msgspec.json.encode(body)
+        return await self._send("PATCH", path, data, "application/strategic-merge-patch+json")
+
     async def delete(self, path: str, body: Any) -> bytes:
         return await self._send("DELETE", path, msgspec.json.encode(body))
 

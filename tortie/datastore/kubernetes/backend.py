@@ -10,7 +10,7 @@ ours of it, because kubelet writes the rest every few seconds.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -23,15 +23,14 @@ from tortie.core.errors import (
     ResourceDoesNotExist,
     UpdateConflict,
 )
-from tortie.datastore.backend import KV, Broken, Listed, WatchEvent
-from tortie.datastore.codec import from_plain
+from tortie.datastore.backend import KV, Listed, WatchEvent
 from tortie.datastore.config import DatastoreConfig
 from tortie.datastore.keys import AffinityKey, AffinityList, Key, Listing, ResourceKey, ip_version
-from tortie.datastore.kubernetes import nodes, pods
+from tortie.datastore.kubernetes import nodes, pods, writing
 from tortie.datastore.kubernetes.api import Api, Refused
-from tortie.datastore.kubernetes.customresource import GROUP_VERSION, to_custom_resource
+from tortie.datastore.kubernetes.customresource import GROUP_VERSION, WITH_STATUS, to_custom_resource
 from tortie.datastore.kubernetes.http import TIMING, Timing
-from tortie.datastore.kubernetes.ipamresource import affinity_labels, custom_resource
+from tortie.datastore.kubernetes.ipamresource import affinity_labels
 from tortie.datastore.kubernetes.kubeconfig import locate
 from tortie.datastore.kubernetes.listing import (
     at_revision,
@@ -40,23 +39,37 @@ from tortie.datastore.kubernetes.listing import (
     read_page,
     watch_all,
 )
-from tortie.datastore.kubernetes.sources import Place, Sources, interpret, metadata_of
+from tortie.datastore.kubernetes.reading import metadata_of
+from tortie.datastore.kubernetes.services import DISCOVERY, slices_version
+from tortie.datastore.kubernetes.sources import Place, Sources, slices_source
+from tortie.datastore.nativekeys import ServiceKey, SliceList
 from tortie.datastore.types.endpoint import WorkloadEndpoint
-from tortie.datastore.types.meta import Resource
 from tortie.datastore.types.node import Node
+from tortie.datastore.types.service import Ingress
 
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces"
 _TRIES = 5  # times something is begun anew because an object changed meanwhile that must not matter
 _REWRITTEN = "projectcalico.org/rewritten"  # annotation that makes a write of the same value a change
-_WITH_STATUS = {  # kinds whose status is a subresource, which the main write leaves as it is
-    "CalicoNodeStatus",
-    "IPPool",
-    "KubeControllersConfiguration",
-    "Tier",
-}
+# Nodes are kubelet's, profiles are read out of namespaces and service accounts.
+_REFUSED = frozenset(
+    {
+        ("Create", "Node"),
+        ("Delete", "Node"),
+        ("Create", "Profile"),
+        ("Update", "Profile"),
+        ("Delete", "Profile"),
+    }
+)
+
+
+class _ConfigMap(msgspec.Struct, frozen=True):
+    data: dict[str, str] = {}
 
 
 class KubernetesBackend:
     """Implements datastore.backend.Backend."""
+
+    refused = _REFUSED
 
     def __init__(self, config: DatastoreConfig, timing: Timing = TIMING) -> None:
         """Reads kubeconfig, but does not touch the network yet. Raises ConfigError."""
@@ -75,17 +88,18 @@ class KubernetesBackend:
         place = self._place("Create", key)
         if isinstance(value, WorkloadEndpoint):
             return await self._write_addresses(key, place, value)
-        body = _body("Create", key, place, value)
+        body = writing.body("Create", key, place, value)
         for _ in range(_TRIES):
             try:
                 raw = await self._api.create(place.collection, body)
             except Refused as err:
                 if err.reason != "AlreadyExists":
-                    raise _missing(key, err) from err
+                    raise writing.missing(key, err) from err
                 current = await self._current(key, place)
                 if current is not None:  # else it was gone already, or is now
                     # Names are made from keys: in theory another key's object has this one's name.
-                    raise ResourceAlreadyExists(key, current=current if current.key == key else None) from err
+                    same = current if current.key == key else None
+                    raise ResourceAlreadyExists(key, err.message, current=same) from err
             else:
                 return await self._with_status(key, place, value, raw)
         raise ResourceAlreadyExists(key)
@@ -97,7 +111,7 @@ class KubernetesBackend:
             return await self._write_addresses(key, place, kv.value, kv.revision)
         if isinstance(kv.value, Node):
             return await self._write_node(key, place, kv.value, kv.revision)
-        body = _body("Update", key, place, kv.value, kv.revision, kv.origin)
+        body = writing.body("Update", key, place, kv.value, kv.revision, kv.origin)
         raw = await self._replace(key, place, body)
         if not isinstance(key, ResourceKey) and metadata_of(raw).resourceVersion == kv.revision:
             # The server wrote nothing, because nothing changed. IPAM counts on a new revision: that is how
@@ -116,31 +130,31 @@ class KubernetesBackend:
                     raise
                 revision = err.current.revision
             with contextlib.suppress(UpdateConflict, ResourceDoesNotExist):
-                return await self.update(KV(key, _unbound(value), revision))
+                return await self.update(KV(key, writing.unbound(value), revision))
         raise UpdateConflict(key)
 
     async def delete(self, key: Key, revision: str = "") -> KV:
         place = self._place("Delete", key)
-        if key_kind(key) != "WorkloadEndpoint":
-            _refuse_read_only("Delete", key, place)
+        if writing.kind(key) != "WorkloadEndpoint":
+            writing.refuse_read_only("Delete", key, place)
         for _ in range(_TRIES):
             raw = await self._raw(key, place)
-            last, meta = _found(key, place, raw), metadata_of(raw)
+            last, meta = writing.stored(key, place, raw), metadata_of(raw)
             if last is None:
                 await self._finish(place, raw)
                 raise ResourceDoesNotExist(key)
             if revision and revision != meta.resourceVersion:
                 raise UpdateConflict(key, last if last.value is not None else None)
             try:
-                if key_kind(key) == "WorkloadEndpoint":
+                if writing.kind(key) == "WorkloadEndpoint":
                     patch = pods.emptied_patch(meta.resourceVersion, meta.uid)
                     await self._api.patch(f"{place.path}/status", patch)
                 else:
-                    await self._api.delete(place.path, _preconditions(meta.resourceVersion))
+                    await self._api.delete(place.path, writing.preconditions(meta.resourceVersion))
                 return last
             except Refused as err:
                 if err.status != 409:
-                    raise _missing(key, err) from err
+                    raise writing.missing(key, err) from err
         raise UpdateConflict(key)
 
     async def get(self, key: Key, revision: str = "") -> KV:
@@ -158,6 +172,8 @@ class KubernetesBackend:
     async def list(self, what: Listing, revision: str = "") -> Listed:
         if isinstance(what, AffinityList) and what.host:
             await self._label_affinities(what.host)
+        if isinstance(what, SliceList) and not revision:
+            await self._find_slices()
         return await list_all(self._api, what, self._sources.queries(what), revision)
 
     async def watch(self, what: Listing, revision: str) -> AsyncIterator[WatchEvent]:
@@ -168,6 +184,19 @@ class KubernetesBackend:
         async with contextlib.aclosing(watch_all(self._api, what, queries, revision)) as events:
             async for event in events:
                 yield event
+
+    def serves(self, what: Listing) -> bool:
+        return bool(self._sources.queries(what))
+
+    async def _find_slices(self) -> None:
+        """Which version of EndpointSlices is to be read, if any: asked for each list, for servers change."""
+        try:
+            group = await self._api.get(DISCOVERY)
+        except Refused as err:
+            if err.status != 404:
+                raise
+            group = None
+        self._sources.slices = slices_source(slices_version(group))
 
     async def _label_affinities(self, host: str) -> None:
         """Objects of older versions lack the labels they are found by: give them to one host's, once."""
@@ -186,6 +215,71 @@ class KubernetesBackend:
                     raise
         self._labelled.add(host)
 
+    # --- what is no resource --------------------------------------------------------------------
+
+    async def config_map(self, namespace: str, name: str) -> dict[str, str]:
+        """The data of a ConfigMap. Raises ResourceDoesNotExist, DatastoreError."""
+        try:
+            raw = await self._api.get(f"/api/v1/namespaces/{namespace}/configmaps/{name}")
+        except Refused as err:
+            raise writing.missing(ResourceKey("ConfigMap", name, namespace), err) from err
+        return msgspec.json.decode(raw, type=_ConfigMap).data
+
+    async def set_node_condition(self, name: str, condition: dict[str, str]) -> None:
+        """One condition of a Kubernetes node, by its type; the others stay. Raises DatastoreError."""
+        place = self._place("Update", ResourceKey("Node", name))
+        await self._api.merge(f"{place.path}/status", {"status": {"conditions": [condition]}})
+
+    async def set_ingress(self, key: ServiceKey, revision: str, ingress: Sequence[Ingress]) -> None:
+        """The addresses of a service's load balancer, all of them, if the service is still as it was read.
+
+        Raises UpdateConflict, ResourceDoesNotExist.
+        """
+        place = self._place("Update", key)
+        check_revision(revision)
+        body = {
+            "metadata": {"resourceVersion": revision},
+            "status": {"loadBalancer": {"ingress": msgspec.to_builtins(ingress) or None}},
+        }
+        try:
+            await self._api.patch(f"{place.path}/status", body)
+        except Refused as err:
+            raise UpdateConflict(key) if err.status == 409 else writing.missing(key, err) from err
+
+    async def lease(self, namespace: str, name: str) -> dict[str, Any]:
+        """A Lease of coordination.k8s.io as the API has it. Raises ResourceDoesNotExist."""
+        try:
+            raw = await self._api.get(f"{_LEASES}/{namespace}/leases/{name}")
+        except Refused as err:
+            raise writing.missing(ResourceKey("Lease", name, namespace), err) from err
+        found: dict[str, Any] = msgspec.json.decode(raw)
+        return found
+
+    async def write_lease(self, lease: Mapping[str, Any]) -> dict[str, Any]:
+        """Create a Lease, or replace the one that was read. Raises UpdateConflict if another was faster."""
+        meta = lease["metadata"]
+        path = f"{_LEASES}/{meta['namespace']}/leases"
+        try:
+            if meta.get("resourceVersion"):
+                raw = await self._api.replace(f"{path}/{meta['name']}", lease)
+            else:
+                raw = await self._api.create(path, lease)
+        except Refused as err:
+            key = ResourceKey("Lease", meta["name"], meta["namespace"])
+            raise UpdateConflict(key) if err.status == 409 else writing.missing(key, err) from err
+        written: dict[str, Any] = msgspec.json.decode(raw)
+        return written
+
+    async def define_resources(self) -> None:
+        """See definitions.install."""
+        from tortie.datastore.kubernetes import definitions  # only a migration wants them
+
+        await definitions.install(self._api)
+
+    async def ready(self) -> None:
+        """Raises DatastoreError unless the API server says that it is well."""
+        await self._api.get("/healthz")
+
     # --- parts of an operation ------------------------------------------------------------------
 
     def _place(self, operation: str, key: Key) -> Place:
@@ -198,7 +292,7 @@ class KubernetesBackend:
         try:
             return await self._api.get(place.path)
         except Refused as err:
-            raise _missing(key, err) from err
+            raise writing.missing(key, err) from err
 
     async def _past(self, key: Key, place: Place, revision: str) -> bytes:
         """The API gives a single object only as it is now, but lists as they were."""
@@ -214,7 +308,7 @@ class KubernetesBackend:
             raw = await self._raw(key, place)
         except ResourceDoesNotExist:
             return None
-        found = _found(key, place, raw)
+        found = writing.stored(key, place, raw)
         if found is None:
             await self._finish(place, raw)
         return found
@@ -224,7 +318,7 @@ class KubernetesBackend:
         if not place.source.ours:
             return
         try:
-            await self._api.delete(place.path, _preconditions(metadata_of(raw).resourceVersion))
+            await self._api.delete(place.path, writing.preconditions(metadata_of(raw).resourceVersion))
         except Refused as err:
             if err.status not in (404, 409):  # or somebody else has done it, or made another
                 raise
@@ -238,7 +332,7 @@ class KubernetesBackend:
     async def _lost(self, key: Key, place: Place, err: Refused) -> DatastoreError:
         """Why a write was refused: the object is gone, or somebody else wrote it."""
         if err.status != 409:
-            return _missing(key, err)
+            return writing.missing(key, err)
         current = await self._current(key, place)
         if current is None:
             return ResourceDoesNotExist(key)
@@ -246,7 +340,7 @@ class KubernetesBackend:
 
     async def _with_status(self, key: Key, place: Place, value: Any, raw: bytes) -> KV:
         """The object as stored, after its status is written too where that is a write of its own."""
-        if isinstance(key, ResourceKey) and key.kind in _WITH_STATUS:
+        if isinstance(key, ResourceKey) and key.kind in WITH_STATUS:
             body = to_custom_resource(key, value, metadata_of(raw).resourceVersion)
             body["metadata"].pop("uid", None)
             wanted = body.get("status") or {}
@@ -260,12 +354,19 @@ class KubernetesBackend:
     async def _write_addresses(
         self, key: Key, place: Place, value: WorkloadEndpoint, revision: str = ""
     ) -> KV:
-        patch = pods.addresses_patch(value, revision, value.metadata.uid if revision else "")
+        """Without a revision: onto the pod that has the name now, if it is on the endpoint's node."""
+        uid = value.metadata.uid
+        if not revision:
+            self._check_pod(key, place.source.read(raw := await self._raw(key, place)))
+            uid = metadata_of(raw).uid
+        patch = pods.addresses_patch(value, revision, uid)
         try:
             raw = await self._api.patch(f"{place.path}/status", patch)
         except Refused as err:
             raise await self._lost(key, place, err) from err
-        found = place.source.read(raw)
+        return self._check_pod(key, place.source.read(raw))
+
+    def _check_pod(self, key: Key, found: KV | None) -> KV:
         if found is None or found.key != key:
             raise ResourceDoesNotExist(key, "the pod is on another node, or on none")
         return found
@@ -276,7 +377,7 @@ class KubernetesBackend:
         for _ in range(_TRIES):
             raw = await self._raw(key, place)
             meta, current = metadata_of(raw), cast(KV, place.source.read(raw))
-            if meta.resourceVersion != revision and not _still_as_read(value, current.value):
+            if meta.resourceVersion != revision and not writing.still_as_read(value, current.value):
                 raise UpdateConflict(key, current)
             changes = {name: text for name, text in wanted.items() if meta.annotations.get(name) != text}
             if not changes:
@@ -286,63 +387,5 @@ class KubernetesBackend:
                 return cast(KV, place.source.read(await self._api.patch(f"{place.path}/status", patch)))
             except Refused as err:
                 if err.status != 409:
-                    raise _missing(key, err) from err
+                    raise writing.missing(key, err) from err
         raise UpdateConflict(key)
-
-
-# --- between the API's objects and ours ---------------------------------------------------------
-
-
-def key_kind(key: Key) -> str:
-    return key.kind if isinstance(key, ResourceKey) else ""
-
-
-def _refuse_read_only(operation: str, key: Key, place: Place) -> None:
-    if not place.source.ours:
-        raise OperationNotSupported(operation, key, "it is managed through the Kubernetes API")
-
-
-def _body(
-    operation: str,
-    key: Key,
-    place: Place,
-    value: Any,
-    revision: str = "",
-    origin: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The object to send. Raises OperationNotSupported for what is Kubernetes' own."""
-    _refuse_read_only(operation, key, place)
-    if not isinstance(key, ResourceKey):
-        return custom_resource(cast(Any, key), value, revision, origin)
-    body = to_custom_resource(key, cast(Resource, value), revision)
-    if not revision:
-        body["metadata"].pop("uid", None)  # the server gives it
-    return body
-
-
-def _unbound(value: msgspec.Struct) -> msgspec.Struct:
-    """Without the UID of another life of the object."""
-    return value.with_metadata(uid="") if isinstance(value, Resource) else value
-
-
-def _preconditions(revision: str) -> dict[str, Any]:
-    return {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"resourceVersion": revision}}
-
-
-def _found(key: Key, place: Place, raw: bytes) -> KV | None:
-    """What is stored now, without a value if that is unreadable; None if it counts as gone."""
-    found = interpret(place.source, raw)
-    if isinstance(found, Broken):
-        return KV(key, None, metadata_of(raw).resourceVersion)
-    return found if found is not None and found.value is not None else None
-
-
-def _missing(key: Key, err: Refused) -> DatastoreError:
-    return ResourceDoesNotExist(key, err.message) if err.status == 404 else err
-
-
-def _still_as_read(value: Node, current: Node) -> bool:
-    """Whether what is ours of a node is what `value` was made from. Who never read it does not compare."""
-    if not isinstance(value.origin, dict):
-        return True
-    return nodes.node_annotations(from_plain(Node, value.origin)) == nodes.node_annotations(current)

@@ -17,6 +17,12 @@ from tortie.datastore.kubernetes.metadata import converted_uid
 from tortie.datastore.types.meta import API_VERSION, ObjectMeta, Resource
 
 GROUP_VERSION = "crd.projectcalico.org/v1"
+WITH_STATUS = {  # kinds whose status is a subresource, which the main write leaves as it is
+    "CalicoNodeStatus",
+    "IPPool",
+    "KubeControllersConfiguration",
+    "Tier",
+}
 _METADATA = "projectcalico.org/metadata"  # the annotation
 _OURS = ("projectcalico.org/", "operator.tigera.io/")  # parts of keys that stay on the custom resource
 _CR_KINDS = {"IPAMConfiguration": "IPAMConfig"}  # v3 kind -> kind of its custom resource, where it differs

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ _BODY_LIMIT = 256 * 1024 * 1024  # bytes of one answer: a page of 500 objects of
 _LINE_LIMIT = 8 * 1024 * 1024  # bytes of one event: etcd holds 1.5 MB, JSON's escapes may make it more
 _IDLE = 30.0  # seconds a connection is kept; servers and balancers close after a minute or more
 _AT_ONCE = 16  # calls under way at a time; each has a connection, and a burst must not open hundreds
+# Lists are ten times smaller so. The server does it to what is longer than 128 KiB, and never to a watch.
+_ZIPPED = {"Accept-Encoding": "gzip"}
 _STREAM_BUFFER = 1024 * 1024  # bytes read ahead of who reads a stream; TCP then slows the server down
 
 
@@ -141,9 +144,11 @@ class HttpClient:
         self, connection: _Connection, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> Answer:
         with self._holding(connection) as held:
-            head = await self._ask(connection, method, target, headers, body)
+            head = await self._ask(connection, method, target, {**headers, **_ZIPPED}, body)
             data = b"".join([part async for part in _body(connection.reader, head, _BODY_LIMIT)])
             held.keep = head.keeps
+            if head.headers.get("content-encoding") == "gzip":
+                data = _unzipped(data)
         return Answer(head.status, head.headers, data)
 
     @contextlib.asynccontextmanager
@@ -306,6 +311,17 @@ async def _body(reader: asyncio.StreamReader, head: _Head, limit: int | None) ->
             yield part
 
 
+def _unzipped(data: bytes) -> bytes:
+    unzip = zlib.decompressobj(zlib.MAX_WBITS | 16)  # with gzip's header (RFC 1952)
+    try:
+        body = unzip.decompress(data, _BODY_LIMIT)
+    except zlib.error as err:
+        raise _NotHttp(f"its body cannot be unzipped: {err}") from err
+    if not unzip.eof:
+        raise _NotHttp(f"its body is cut off, or longer than {_BODY_LIMIT} bytes")
+    return body
+
+
 async def _chunks(reader: asyncio.StreamReader) -> AsyncGenerator[bytes, None]:
     while True:
         size = _size((await reader.readuntil(b"\r\n"))[:-2].decode("latin-1").partition(";")[0], 16)
@@ -362,6 +378,8 @@ def _failures(what: str) -> Iterator[None]:
         raise _reset(what, err) from err
     except OSError as err:
         raise DatastoreUnreachable(f"{what}: {err.strerror or err}") from err
+    except ConfigError as err:  # a certificate that is being replaced may be missing for a moment
+        raise DatastoreUnreachable(f"{what}: {err}") from err
     except (_NotHttp, asyncio.LimitOverrunError) as err:
         raise DatastoreUnreachable(f"{what}: this is not an answer of an API server: {err}") from err
 

@@ -1,8 +1,8 @@
 """Who we are to the API server, now: TLS and the Authorization header, from files that are replaced.
 
 Kubernetes rotates what a pod is given: a service account's token within the hour, certificates within
-months. Tokens are read again every minute and after a refusal; certificates for each new connection
-if their file has changed.
+months. Tokens are read again every minute and after a refusal, also those that stand in a kubeconfig;
+certificates for each new connection if their file has changed.
 """
 
 import base64
@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Iterator
 
 from tortie.core.errors import ConfigError
-from tortie.datastore.kubernetes.kubeconfig import Server
+from tortie.datastore.kubernetes.kubeconfig import Server, token_now
 
 _TOKEN_FRESH = 60.0  # seconds for which a token is not read again, client-go's number
 
@@ -27,8 +27,9 @@ class Identity:
     def authorization(self, now: float) -> str:
         """The header's value, '' for none; `now` is a monotonic clock's. Raises ConfigError."""
         server = self._server
-        if server.token_file and (not self._read_at or now - self._read_at > _TOKEN_FRESH):
-            self._token, self._read_at = _text(server.token_file), now
+        if self._rereads and (not self._read_at or now - self._read_at > _TOKEN_FRESH):
+            text = _text(server.token_file) if server.token_file else token_now(server)
+            self._token, self._read_at = text, now
         if self._token:
             return f"Bearer {self._token}"
         if server.username:
@@ -38,7 +39,11 @@ class Identity:
     def refused(self) -> bool:
         """The server did not take the token. True if there may be another one now: ask again."""
         self._read_at = 0.0
-        return bool(self._server.token_file)
+        return self._rereads
+
+    @property
+    def _rereads(self) -> bool:
+        return bool(self._server.token_file or self._server.token_from[0])
 
     def tls(self) -> tuple[ssl.SSLContext, str]:
         """Context and the name to verify ('' for the URL's host). Raises ConfigError naming a file."""

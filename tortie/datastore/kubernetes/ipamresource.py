@@ -45,7 +45,7 @@ class _AffinitySpec(Spec, frozen=True, kw_only=True):
     deleted: bool | str = ""  # "true" and "false", as the field once was
 
 
-class _HandleSpec(Spec, frozen=True, kw_only=True):
+class HandleSpec(Spec, frozen=True, kw_only=True):
     handleID: str = ""
     block: dict[str, int] = {}  # noqa: RUF012 - msgspec copies it
     deleted: bool = False
@@ -135,7 +135,7 @@ def from_spec(kind: type[Any], spec: dict[str, Any]) -> tuple[Key, Any, dict[str
     if kind is ipam.Affinity:
         return _affinity(spec)
     if kind is ipam.Handle:
-        handle = codec.from_plain(_HandleSpec, spec)
+        handle = codec.from_plain(HandleSpec, spec)
         value = ipam.Handle(block=handle.block, deleted=handle.deleted)
         rest = {name: field for name, field in spec.items() if name != "handleID"}
         return HandleKey(handle.handleID), value, rest

@@ -34,6 +34,9 @@ class Server:
     key_data: bytes = field(default=b"", repr=False)
     token: str = field(default="", repr=False)
     token_file: str = ""  # counts over `token`
+    # The kubeconfigs that `token` is from, and the context chosen there: who keeps a connection reads them
+    # anew, because the file of the CNI plugin gets another token every few hours.
+    token_from: tuple[str, str] = field(default=("", ""), compare=False)
     username: str = ""
     password: str = field(default="", repr=False)
 
@@ -48,13 +51,22 @@ def locate(
     if config.kubeconfigInline:
         server = from_kubeconfig([("kubeconfigInline", config.kubeconfigInline)], config.k8sCurrentContext)
     elif config.kubeconfig:
-        texts = _texts(config.kubeconfig.split(":"), read or _read)
-        server = from_kubeconfig(texts, config.k8sCurrentContext)
+        server = _of_files(config.kubeconfig, config.k8sCurrentContext, read or _read)
     elif config.k8sAPIEndpoint:
         server = Server(config.k8sAPIEndpoint)
     else:
         server = _of_this_pod(env, account)
     return _overridden(server, config)
+
+
+def _of_files(paths: str, context: str, read: Callable[[str], str]) -> Server:
+    server = from_kubeconfig(_texts(paths.split(":"), read), context)
+    return replace(server, token_from=(paths, context)) if server.token else server
+
+
+def token_now(server: Server) -> str:
+    """What the kubeconfigs of `token_from` have at this moment. Raises ConfigError."""
+    return _of_files(*server.token_from, _read).token
 
 
 def _overridden(server: Server, config: DatastoreConfig) -> Server:
@@ -68,7 +80,7 @@ def _overridden(server: Server, config: DatastoreConfig) -> Server:
     if config.k8sKeyFile:
         changes |= {"key_file": config.k8sKeyFile, "key_data": b""}
     if config.k8sAPIToken:
-        changes |= {"token": config.k8sAPIToken, "token_file": ""}
+        changes |= {"token": config.k8sAPIToken, "token_file": "", "token_from": ("", "")}
     if config.k8sInsecureSkipTLSVerify:
         changes |= {"insecure": True, "ca_file": "", "ca_data": b""}
     return replace(server, **changes)
@@ -162,7 +174,6 @@ def _server(
         if user.get(name):
             reason = f"logs in by {name}, which needs a program of its provider: use a token or a certificate"
             raise ConfigError("kubeconfig", path, reason)
-    text = {name: _text(user, name, path) for name in ("token", "username", "password")}
     return Server(
         _text(cluster, "server", path),
         ca_file=_file(cluster, "certificate-authority", cluster_dir, path),
@@ -174,7 +185,9 @@ def _server(
         key_file=_file(user, "client-key", user_dir, path),
         key_data=_data(user, "client-key-data", path),
         token_file=_file(user, "tokenFile", user_dir, path),
-        **text,
+        token=_text(user, "token", path),
+        username=_text(user, "username", path),
+        password=_text(user, "password", path),
     )
 
 

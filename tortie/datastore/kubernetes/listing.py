@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import msgspec
 
-from tortie.core.errors import DatastoreUnreachable, FieldError, RevisionGone, ValidationError
+from tortie.core.errors import DatastoreUnreachable, FieldError, RevisionGone, Unauthorized, ValidationError
 from tortie.datastore.backend import KV, Broken, Listed, WatchEvent
 from tortie.datastore.keys import Listing
 from tortie.datastore.kubernetes.api import Api, Change, Refused
-from tortie.datastore.kubernetes.sources import Query, Source, interpret, metadata_of
+from tortie.datastore.kubernetes.reading import metadata_of
+from tortie.datastore.kubernetes.sources import Query, Source, interpret
 
 _PAGE = 500  # objects per request of a list: bounds an answer's memory and the time it takes to decode
 _LIST_TRIES = 3  # a list is begun anew if its revision is compacted while it is being read
@@ -90,11 +91,26 @@ async def _list(api: Api, query: Query, revision: str) -> tuple[str, list[KV | B
         except RevisionGone:
             if revision or attempt == _LIST_TRIES:
                 raise
-        except Refused as err:
-            if err.status == 404:
+        except (Refused, Unauthorized) as err:
+            if await _is_absent(api, query.source, err):
                 return _ABSENT, []
             raise
     raise AssertionError("unreachable")
+
+
+async def _is_absent(api: Api, source: Source, err: Refused | Unauthorized) -> bool:
+    """Whether a collection was refused because there is none.
+
+    An older role than ours does not name it, and then the server does not say so. But everybody may ask for
+    the API group.
+    """
+    if isinstance(err, Refused):
+        return err.status == 404
+    try:
+        await api.get(source.group)
+    except Refused as answer:
+        return answer.status == 404
+    return False
 
 
 async def _pages(api: Api, query: Query, revision: str) -> tuple[str, list[KV | Broken]]:
@@ -167,8 +183,8 @@ async def _until_present(api: Api, query: Query) -> None:
         await asyncio.sleep(_ABSENT_POLL)
         try:
             await api.get(query.path, {"limit": "1"})
-        except Refused as err:
-            if err.status == 404:
+        except (Refused, Unauthorized) as err:
+            if await _is_absent(api, query.source, err):
                 continue
             raise
         raise RevisionGone(f"{query.path} is served now")

@@ -28,7 +28,7 @@ from tortie.datastore.validate.addresses import parse_cidr_or_ip, parse_ip
 
 _PREFIX = "projectcalico.org/"
 _LABELS, _ANNOTATIONS = f"{_PREFIX}labels", f"{_PREFIX}annotations"
-KUBE_LABELS = f"{_PREFIX}kube-labels"  # of what readers see, never stored on a Kubernetes node
+KUBE_LABELS = f"{_PREFIX}kube-labels"  # which labels are Kubernetes', as JSON; never stored on a node there
 _ASN, _INTERFACES = f"{_PREFIX}ASNumber", f"{_PREFIX}Interfaces"
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP")
 

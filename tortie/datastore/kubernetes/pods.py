@@ -7,27 +7,24 @@ reports them, because CNI writes them as annotations; of a pod that has finished
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from tortie.core.errors import FieldError, ValidationError, printable
-from tortie.datastore import codec
-from tortie.datastore.keys import ResourceKey
-from tortie.datastore.kubernetes.podqos import qos_controls
-from tortie.datastore.kubernetes.types import (
-    Container,
-    Pod,
-)
+from tortie.datastore import codec, podendpoint
+from tortie.datastore.backend import KV
+from tortie.datastore.keys import Key, ResourceKey
 from tortie.datastore.names import EndpointIds, build_endpoint_name, host_interface, interface_prefixes
+from tortie.datastore.nativekeys import NamespaceKey, PodKey
+from tortie.datastore.podqos import qos_controls
 from tortie.datastore.types.endpoint import (
-    IPNAT,
     WorkloadEndpoint,
-    WorkloadEndpointPort,
     WorkloadEndpointSpec,
 )
 from tortie.datastore.types.meta import ObjectMeta
+from tortie.datastore.types.pod import Metadata, Pod
 from tortie.datastore.validate.addresses import parse_cidr, parse_cidr_or_ip
 
 _log = logging.getLogger(__name__)
@@ -40,8 +37,6 @@ _FLOATING = "cni.projectcalico.org/floatingIPs"
 _SPOOFABLE = "cni.projectcalico.org/allowedSourcePrefixes"
 _NETWORK_STATUS = "k8s.v1.cni.cncf.io/network-status"
 _FINISHED = ("Failed", "Succeeded", "Completed")
-_LONGEST_LABEL = 63  # a label's value; the service account is put into one only if it is shorter
-_PROTOCOLS = {"": "TCP", "TCP": "TCP", "UDP": "UDP", "SCTP": "SCTP"}  # of a port that can be matched
 
 
 def endpoint_key(pod: Pod) -> ResourceKey | None:
@@ -68,7 +63,7 @@ def pod_endpoint(key: ResourceKey, pod: Pod, environ: Mapping[str, str] = os.env
             uid=meta.uid,
             resourceVersion=meta.resourceVersion,
             creationTimestamp=meta.creationTimestamp,
-            labels=_labels(pod),
+            labels=podendpoint.labels(meta.labels, meta.namespace, spec.serviceAccountName),
             annotations={} if status is None else {_NETWORK_STATUS: status},
         ),
         spec=WorkloadEndpointSpec(
@@ -79,10 +74,10 @@ def pod_endpoint(key: ResourceKey, pod: Pod, environ: Mapping[str, str] = os.env
             endpoint=ENDPOINT,
             serviceAccountName=spec.serviceAccountName,
             ipNetworks=nets,
-            ipNATs=_floating(meta.annotations, nets),
-            profiles=_profiles(pod),
+            ipNATs=podendpoint.floating_nats(_strings(meta.annotations, _FLOATING) if nets else (), nets),
+            profiles=podendpoint.profiles(meta.namespace, spec.serviceAccountName),
             interfaceName=host_interface(meta.namespace, meta.name, prefix=interface_prefixes(environ)[0]),
-            ports=tuple(_ports([*spec.containers, *spec.initContainers])),
+            ports=podendpoint.ports(p for one in (*spec.containers, *spec.initContainers) for p in one.ports),
             allowSpoofedSourcePrefixes=tuple(_spoofable(meta.annotations)),
             qosControls=qos,
         ),
@@ -119,49 +114,6 @@ def _net(field: str, text: str) -> str:
     return f"{address}/{network.prefixlen}"
 
 
-def _labels(pod: Pod) -> dict[str, str]:
-    account = pod.spec.serviceAccountName
-    labels = pod.metadata.labels | {
-        "projectcalico.org/namespace": pod.metadata.namespace,
-        "projectcalico.org/orchestrator": "k8s",
-    }
-    return labels | (
-        {"projectcalico.org/serviceaccount": account} if 0 < len(account) < _LONGEST_LABEL else {}
-    )
-
-
-def _profiles(pod: Pod) -> tuple[str, ...]:
-    namespace, account = pod.metadata.namespace, pod.spec.serviceAccountName
-    return (f"kns.{namespace}", *([f"ksa.{namespace}.{account}"] if account else []))
-
-
-def _ports(containers: list[Container]) -> list[WorkloadEndpointPort]:
-    return [
-        WorkloadEndpointPort(
-            name=port.name,
-            protocol=_PROTOCOLS[port.protocol],
-            port=port.containerPort,
-            hostPort=port.hostPort,
-            hostIP=port.hostIP,
-        )
-        for container in containers
-        for port in container.ports
-        if port.containerPort and (port.hostPort or port.name) and port.protocol in _PROTOCOLS
-    ]
-
-
-def _floating(annotations: Mapping[str, str], nets: tuple[str, ...]) -> tuple[IPNAT, ...]:
-    """Floating addresses lead to the pod's last address of their version, as in Calico."""
-    if not nets:
-        return ()
-    own = {":" in net: net.partition("/")[0] for net in nets}  # whether it is IPv6 -> address
-    return tuple(
-        IPNAT(internalIP=own[":" in ip], externalIP=ip)
-        for ip in _strings(annotations, _FLOATING)
-        if (":" in ip) in own
-    )
-
-
 def _spoofable(annotations: Mapping[str, str]) -> list[str]:
     found = []
     for text in _strings(annotations, _SPOOFABLE):
@@ -183,6 +135,24 @@ def _strings(annotations: Mapping[str, str], name: str) -> list[str]:
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         reason = f"must be a list of strings in JSON: {err}"
         raise ValidationError([FieldError(f"Pod.metadata.annotations[{name}]", text, reason)]) from err
+
+
+def read_pod(raw: bytes) -> KV:
+    """The pod itself. Raises ValidationError."""
+    pod = decode_pod(raw)
+    return KV(PodKey(pod.metadata.namespace, pod.metadata.name), pod, pod.metadata.resourceVersion)
+
+
+def read_namespace(raw: bytes) -> KV:
+    """Raises ValidationError."""
+    return read_metadata(lambda _namespace, name: NamespaceKey(name), raw)
+
+
+def read_metadata(key: Callable[[str, str], Key], raw: bytes) -> KV:
+    """Of which no more is read; `key` makes its key, of namespace and name. Raises ValidationError."""
+    found = codec.decode(Metadata, raw)
+    meta = found.metadata
+    return KV(key(meta.namespace, meta.name), found, meta.resourceVersion)
 
 
 # --- to the API ---------------------------------------------------------------------------------

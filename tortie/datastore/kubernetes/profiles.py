@@ -6,7 +6,7 @@ from msgspec import structs
 
 from tortie.datastore.codec import from_plain
 from tortie.datastore.kubernetes.metadata import converted_metadata
-from tortie.datastore.kubernetes.types import Metadata
+from tortie.datastore.types.pod import Metadata
 from tortie.datastore.types.policy import Profile, ProfileSpec, Rule
 
 NAMESPACE_LABEL, NAMESPACE_PROFILE = "pcns.", "kns."  # prefixes of labels and of profiles

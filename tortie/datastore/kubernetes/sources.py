@@ -5,18 +5,12 @@ Kubernetes' policies. Their names tell which: Kubernetes' carry a prefix, as rel
 (reference: Calico data model, 3.1). What cannot be kept in this datastore is nowhere.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 from urllib.parse import quote
 
-import msgspec
-from msgspec import structs
-
 from tortie.core.errors import FieldError, ValidationError
-from tortie.datastore import codec
 from tortie.datastore.backend import KV, Broken
 from tortie.datastore.keys import (
     AffinityKey,
@@ -33,33 +27,60 @@ from tortie.datastore.keys import (
     ResourceList,
 )
 from tortie.datastore.kinds import KINDS
-from tortie.datastore.kubernetes import nodes, pods
-from tortie.datastore.kubernetes import types as kube
-from tortie.datastore.kubernetes.clusternetworkpolicy import convert_cluster_network_policy
-from tortie.datastore.kubernetes.customresource import GROUP_VERSION, from_custom_resource
+from tortie.datastore.kubernetes import pods, services
+from tortie.datastore.kubernetes.customresource import GROUP_VERSION
 from tortie.datastore.kubernetes.ipamresource import (
     HOST_LABEL,
     TYPE_LABEL,
-    from_spec,
     host_hash,
     resource_name,
 )
-from tortie.datastore.kubernetes.networkpolicy import convert_network_policy
+from tortie.datastore.kubernetes.migrations import read_migration
 from tortie.datastore.kubernetes.profiles import (
     NAMESPACE_PROFILE,
     SERVICE_ACCOUNT_PROFILE,
-    namespace_profile,
-    service_account_profile,
+)
+from tortie.datastore.kubernetes.reading import (
+    CLUSTER_POLICY_PREFIX,
+    block_key,
+    metadata_of,
+    named,
+    policy_key,
+    profile_key,
+    read_account_profile,
+    read_cluster_policy,
+    read_custom,
+    read_endpoint,
+    read_ipam,
+    read_namespace_profile,
+    read_network_policy,
+    read_node,
 )
 from tortie.datastore.names import parse_endpoint_name
+from tortie.datastore.nativekeys import (
+    NamespaceKey,
+    NamespaceList,
+    NativeKey,
+    NativePolicyList,
+    PodKey,
+    PodList,
+    SecretKey,
+    SecretList,
+    ServiceKey,
+    ServiceList,
+    SliceKey,
+    SliceList,
+    VirtualMachineInstanceKey,
+    VirtualMachineInstanceList,
+    VirtualMachineKey,
+    VirtualMachineList,
+)
 from tortie.datastore.rules import KUBERNETES_POLICY_PREFIX
 from tortie.datastore.types import ipam
-from tortie.datastore.types.meta import ObjectMeta, Resource
 
-CLUSTER_POLICY_PREFIX = "kcnp."  # of a ClusterNetworkPolicy's name, then its tier: Calico 3.32's
-_ELSEWHERE = {"Node", "WorkloadEndpoint", "Profile", "LiveMigration"}  # kinds that have no custom resource
-# A block's name as a CIDR: no other separator than the dash is left (ipamresource.resource_name).
-_BLOCK_NAME = re.compile(r"(?:([0-9]+)-([0-9]+)-([0-9]+)-([0-9]+)|([0-9a-f-]+?))-([0-9]+)", re.ASCII)
+_HEADLESS = "service.kubernetes.io/headless"  # label that the slices of such a service carry
+_KUBEVIRT = "/apis/kubevirt.io/v1"
+_ELSEWHERE = {"Node", "WorkloadEndpoint", "Profile", "LiveMigration"}  # without a custom resource of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,53 +138,71 @@ class Query:
 class Sources:
     def __init__(self, use_pod_cidr: bool = False) -> None:
         core = "/api/v1"
-        self.nodes = Source(core, "nodes", False, partial(_node, use_pod_cidr), _named("Node"))
-        self.pods = Source(core, "pods", True, _pod, lambda _namespace, _name: None)
+        self.nodes = Source(core, "nodes", False, partial(read_node, use_pod_cidr), named("Node"))
+        self.pods = Source(core, "pods", True, read_endpoint, lambda _namespace, _name: None)
         self.namespaces = Source(
-            core, "namespaces", False, _namespace, lambda _namespace, name: _profile(NAMESPACE_PROFILE + name)
+            core,
+            "namespaces",
+            False,
+            read_namespace_profile,
+            lambda _namespace, name: profile_key(NAMESPACE_PROFILE + name),
         )
         self.accounts = Source(
             core,
             "serviceaccounts",
             True,
-            _service_account,
-            lambda namespace, name: _profile(f"{SERVICE_ACCOUNT_PROFILE}{namespace}.{name}"),
+            read_account_profile,
+            lambda namespace, name: profile_key(f"{SERVICE_ACCOUNT_PROFILE}{namespace}.{name}"),
         )
         self.policies = Source(
-            "/apis/networking.k8s.io/v1", "networkpolicies", True, _network_policy, _policy_key
+            "/apis/networking.k8s.io/v1", "networkpolicies", True, read_network_policy, policy_key
         )
         self.cluster_policies = Source(
             "/apis/policy.networking.k8s.io/v1alpha2",
             "clusternetworkpolicies",
             False,
-            _cluster_policy,
+            read_cluster_policy,
             lambda _namespace, _name: None,
         )
+        self.raw_pods = Source(core, "pods", True, pods.read_pod, PodKey)
+        self.raw_namespaces = Source(
+            core, "namespaces", False, pods.read_namespace, lambda _namespace, name: NamespaceKey(name)
+        )
+        self.machines, self.instances = (
+            Source(_KUBEVIRT, key.collection[1], True, partial(pods.read_metadata, key), key)
+            for key in (VirtualMachineKey, VirtualMachineInstanceKey)
+        )
+        self.services = Source(core, "services", True, services.read_service, ServiceKey)
+        self.slices = slices_source("v1")
+        self.secrets = Source(core, "secrets", True, services.read_secret, SecretKey)
         group = f"/apis/{GROUP_VERSION}"
         self.custom = {
             kind: Source(
                 group,
                 "ipamconfigs" if kind == "IPAMConfiguration" else row.plural,
                 row.namespaced,
-                partial(_custom, kind),
-                _named(kind),
+                partial(read_custom, kind),
+                named(kind),
             )
             for kind, row in KINDS.items()
             if kind not in _ELSEWHERE
         }
-        self.blocks = Source(group, "ipamblocks", False, partial(_ipam, ipam.Block), _block_key)
+        self.custom["LiveMigration"] = Source(
+            _KUBEVIRT, "virtualmachineinstancemigrations", True, read_migration, named("LiveMigration")
+        )
+        self.blocks = Source(group, "ipamblocks", False, partial(read_ipam, ipam.Block), block_key)
         self.affinities = Source(
-            group, "blockaffinities", False, partial(_ipam, ipam.Affinity), lambda _namespace, _name: None
+            group, "blockaffinities", False, partial(read_ipam, ipam.Affinity), lambda _namespace, _name: None
         )
         self.handles = Source(
             group,
             "ipamhandles",
             False,
-            partial(_ipam, ipam.Handle),
+            partial(read_ipam, ipam.Handle),
             lambda _namespace, name: HandleKey(name),
         )
         self.ipam_config = Source(
-            group, "ipamconfigs", False, partial(_ipam, ipam.IPAMConfig), lambda _namespace, _name: None
+            group, "ipamconfigs", False, partial(read_ipam, ipam.IPAMConfig), lambda _namespace, _name: None
         )
 
     # --- a key's place --------------------------------------------------------------------------
@@ -180,6 +219,23 @@ class Sources:
             return Place(self.handles, resource_name(key))
         if isinstance(key, IPAMConfigKey):
             return Place(self.ipam_config, resource_name(key))
+        return self._kubernetes_place(key)
+
+    def _kubernetes_place(self, key: Key) -> Place | None:
+        """Of what is Kubernetes' own and stays so."""
+        sources: dict[type[Key], Source] = {
+            ServiceKey: self.services,
+            SliceKey: self.slices,
+            SecretKey: self.secrets,
+            PodKey: self.raw_pods,
+            NamespaceKey: self.raw_namespaces,
+            VirtualMachineKey: self.machines,
+            VirtualMachineInstanceKey: self.instances,
+        }
+        if isinstance(key, NativeKey):
+            namespace = "" if isinstance(key, NamespaceKey) else key.namespace
+            _check_names(key.name, namespace)
+            return Place(sources[type(key)], key.name, namespace)
         return None
 
     def _resource_place(self, key: ResourceKey) -> Place | None:
@@ -214,18 +270,41 @@ class Sources:
         if isinstance(what, ResourceList):
             return self._resource_queries(what)
         if isinstance(what, BlockList):
-            return [Query(self.blocks)]
+            name = resource_name(BlockKey(what.cidr)) if what.cidr else ""
+            return [Query(self.blocks, selectors=_one(name))]
         if isinstance(what, AffinityList):
             return [Query(self.affinities, selectors=_affinity_selectors(what))]
         if isinstance(what, HandleList):
             return [Query(self.handles)]
         if isinstance(what, IPAMConfigList):
             return [Query(self.ipam_config, selectors={"fieldSelector": "metadata.name=default"})]
+        return self._kubernetes_queries(what)
+
+    def _kubernetes_queries(self, what: Listing) -> list[Query]:
+        if isinstance(what, ServiceList):
+            return [Query(self.services)]
+        if isinstance(what, SliceList):
+            return [Query(self.slices, selectors={} if what.headless else {"labelSelector": f"!{_HEADLESS}"})]
+        if isinstance(what, PodList):
+            only = {"fieldSelector": f"spec.nodeName={what.node}"} if what.node else {}
+            return [Query(self.raw_pods, selectors=only)]
+        if isinstance(what, NamespaceList):
+            return [Query(self.raw_namespaces)]
+        if isinstance(what, NativePolicyList):
+            return [Query(self.policies)]
+        if isinstance(what, VirtualMachineList):
+            return [Query(self.machines)]
+        if isinstance(what, VirtualMachineInstanceList):
+            return [Query(self.instances)]
+        if isinstance(what, SecretList):
+            _check_names(what.name, what.namespace)
+            return [Query(self.secrets, what.namespace, _one(what.name))]
         return []
 
     def _resource_queries(self, what: ResourceList) -> list[Query]:
         if what.kind == "Node":
-            return [Query(self.nodes)]
+            # A node follows its own: all of them would be a thousand objects that kubelets keep changing.
+            return [Query(self.nodes, selectors=_one(what.name))]
         if what.kind == "WorkloadEndpoint":
             return [Query(self.pods, what.namespace, _pod_selectors(what.name_prefix))]
         if what.kind == "Profile":
@@ -233,10 +312,23 @@ class Sources:
         source = self.custom.get(what.kind)
         if source is None:
             return []
-        own = Query(source, what.namespace)
+        own = Query(source, what.namespace, _one(what.name))
         if what.kind == "NetworkPolicy":
             return [own, Query(self.policies, what.namespace)]
         return [own, Query(self.cluster_policies)] if what.kind == "GlobalNetworkPolicy" else [own]
+
+
+def slices_source(version: str) -> Source:
+    """Where what is behind services is: EndpointSlices of a version, or ('') Endpoints."""
+    if version:
+        group = f"{services.DISCOVERY}/{version}"
+        return Source(group, "endpointslices", True, services.read_slice, SliceKey)
+    return Source("/api/v1", "endpoints", True, services.read_endpoints, SliceKey)
+
+
+def _one(name: str) -> dict[str, str]:
+    """By name; '': all."""
+    return {"fieldSelector": f"metadata.name={name}"} if name else {}
 
 
 def _affinity_selectors(what: AffinityList) -> dict[str, str]:
@@ -251,30 +343,25 @@ def _pod_selectors(name_prefix: str) -> dict[str, str]:
     """CNI looks for the endpoints of one pod, which must not cost a list of its whole namespace."""
     ids = parse_endpoint_name(name_prefix + "x") if name_prefix.endswith("-") else None
     if ids is None or not ids.pod:
-        return {}
+        return {"fieldSelector": "spec.nodeName!="}  # a pod without a node has no endpoint
     return {"fieldSelector": f"metadata.name={ids.pod},spec.nodeName={ids.node}"}
 
 
-def _valid(key: ResourceKey, place: Place | None) -> Place | None:
-    for name in (key.name, key.namespace):
-        # Both become part of a path: these would be another object's, or a collection's.
+def _check_names(*names: str) -> None:
+    """They become part of a path: these would be another object's, or a collection's."""
+    for name in names:
         if name in (".", "..") or "/" in name or "%" in name:
             raise ValidationError([FieldError("metadata.name", name, "invalid resource name")])
+
+
+def _valid(key: ResourceKey, place: Place | None) -> Place | None:
+    _check_names(key.name, key.namespace)
     if place is not None and place.source.namespaced and not place.namespace:
         raise ValidationError([FieldError("metadata.namespace", "", "field must be set")])
     return place
 
 
 # --- reading ------------------------------------------------------------------------------------
-
-
-class _Meta(msgspec.Struct, frozen=True):
-    metadata: ObjectMeta = ObjectMeta()
-
-
-def metadata_of(raw: bytes) -> ObjectMeta:
-    """Raises ValidationError."""
-    return codec.decode(_Meta, raw).metadata
 
 
 def interpret(source: Source, raw: bytes) -> KV | Broken | None:
@@ -292,105 +379,3 @@ def _broken(source: Source, raw: bytes, err: ValidationError) -> Broken:
         return Broken(source.path(), None, err)
     key = source.key(meta.namespace, meta.name)
     return Broken(key.path() if key else source.path(meta.namespace, meta.name), key, err)
-
-
-def _kv(key: ResourceKey, value: Resource | None, revision: str) -> KV:
-    return KV(key, value and value.with_metadata(resourceVersion=revision), revision)
-
-
-def _plain(raw: bytes) -> dict[str, Any]:
-    try:
-        plain = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-        raise ValidationError([FieldError("JSON", None, f"malformed: {err}")]) from err
-    if not isinstance(plain, dict):
-        raise ValidationError([FieldError("JSON", None, "expected an object")])
-    return plain
-
-
-def _custom(kind: str, raw: bytes) -> KV:
-    plain = _plain(raw)
-    meta = codec.from_plain(_Meta, {"metadata": plain.get("metadata")}).metadata
-    key = ResourceKey(kind, meta.name, meta.namespace)
-    return _kv(key, from_custom_resource(key, plain), meta.resourceVersion)
-
-
-def _ipam(kind: type[Any], raw: bytes) -> KV:
-    plain = _plain(raw)
-    meta = codec.from_plain(_Meta, {"metadata": plain.get("metadata")}).metadata
-    spec = plain.get("spec") or {}
-    if not isinstance(spec, dict):
-        raise ValidationError([FieldError(f"{kind.__name__}.spec", spec, "expected an object")])
-    key, value, origin = from_spec(kind, spec)
-    gone = getattr(value, "deleted", False)
-    return KV(key, None if gone else value, meta.resourceVersion, origin)
-
-
-def _node(use_pod_cidr: bool, raw: bytes) -> KV:
-    found = codec.decode(kube.Node, raw)
-    key = ResourceKey("Node", found.metadata.name)
-    node = nodes.calico_node(found, use_pod_cidr)
-    # What it was read as tells later whether somebody else has changed it (see backend.py).
-    return _kv(key, structs.replace(node, origin=codec.to_plain(node)), found.metadata.resourceVersion)
-
-
-def _pod(raw: bytes) -> KV | None:
-    pod = pods.decode_pod(raw)
-    key = pods.endpoint_key(pod)
-    if key is None:
-        return None
-    return _kv(key, pods.pod_endpoint(key, pod), pod.metadata.resourceVersion)
-
-
-def _namespace(raw: bytes) -> KV:
-    return _of_profile(namespace_profile(_plain(raw)))
-
-
-def _service_account(raw: bytes) -> KV:
-    return _of_profile(service_account_profile(_plain(raw)))
-
-
-def _of_profile(profile: Any) -> KV:
-    key = ResourceKey("Profile", profile.name)
-    return KV(key, profile, profile.revision)
-
-
-def _network_policy(raw: bytes) -> KV:
-    plain = _plain(raw)
-    found = convert_network_policy(plain)
-    meta = metadata_of(raw)
-    key = ResourceKey("NetworkPolicy", KUBERNETES_POLICY_PREFIX + meta.name, meta.namespace)
-    policy = found.policy and found.policy.with_metadata(name=key.name)
-    return _kv(key, policy, meta.resourceVersion)
-
-
-def _cluster_policy(raw: bytes) -> KV | None:
-    found = convert_cluster_network_policy(_plain(raw))
-    if found.policy is None:
-        return None
-    meta = metadata_of(raw)
-    key = ResourceKey("GlobalNetworkPolicy", f"{CLUSTER_POLICY_PREFIX}{found.policy.spec.tier}.{meta.name}")
-    return _kv(key, found.policy.with_metadata(name=key.name), meta.resourceVersion)
-
-
-# --- keys of what cannot be read ----------------------------------------------------------------
-
-
-def _named(kind: str) -> Callable[[str, str], Key | None]:
-    return lambda namespace, name: ResourceKey(kind, name, namespace)
-
-
-def _profile(name: str) -> Key:
-    return ResourceKey("Profile", name)
-
-
-def _policy_key(namespace: str, name: str) -> Key:
-    return ResourceKey("NetworkPolicy", KUBERNETES_POLICY_PREFIX + name, namespace)
-
-
-def _block_key(_namespace: str, name: str) -> Key | None:
-    match = _BLOCK_NAME.fullmatch(name)
-    if match is None:
-        return None
-    address = ".".join(match.group(1, 2, 3, 4)) if match[1] else match[5].replace("-", ":")
-    return BlockKey(f"{address}/{match[6]}")

@@ -6,6 +6,7 @@ None is not given, which a selector tells apart from one that is there and empty
 import msgspec
 
 from tortie.datastore.types.meta import ObjectMeta
+from tortie.datastore.types.service import EndpointPort
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -21,12 +22,6 @@ class Requirement(_Part, frozen=True, kw_only=True):
 class LabelSelector(_Part, frozen=True, kw_only=True):
     matchLabels: dict[str, str] = {}
     matchExpressions: tuple[Requirement, ...] = ()
-
-
-class Metadata(_Part, frozen=True, kw_only=True):
-    """What every object has: here to read namespaces and service accounts, whose specs do not matter."""
-
-    metadata: ObjectMeta = ObjectMeta()
 
 
 # --- networking.k8s.io/v1 -----------------------------------------------------------------------
@@ -138,43 +133,7 @@ class ClusterNetworkPolicy(_Part, frozen=True, kw_only=True):
     spec: ClusterNetworkPolicySpec = ClusterNetworkPolicySpec()
 
 
-# --- v1 Pod and Node ----------------------------------------------------------------------------
-
-
-class ContainerPort(_Part, frozen=True, kw_only=True):
-    name: str = ""
-    protocol: str = ""
-    containerPort: int = 0
-    hostPort: int = 0
-    hostIP: str = ""
-
-
-class Container(_Part, frozen=True, kw_only=True):
-    ports: tuple[ContainerPort, ...] = ()
-
-
-class PodIP(_Part, frozen=True, kw_only=True):
-    ip: str = ""
-
-
-class PodSpec(_Part, frozen=True, kw_only=True):
-    nodeName: str = ""
-    hostNetwork: bool = False
-    serviceAccountName: str = ""
-    containers: tuple[Container, ...] = ()
-    initContainers: tuple[Container, ...] = ()
-
-
-class PodStatus(_Part, frozen=True, kw_only=True):
-    phase: str = ""
-    podIP: str = ""
-    podIPs: tuple[PodIP, ...] = ()
-
-
-class Pod(_Part, frozen=True, kw_only=True):
-    metadata: ObjectMeta = ObjectMeta()
-    spec: PodSpec = PodSpec()
-    status: PodStatus = PodStatus()
+# --- v1 Node -----------------------------------------------------------------------------
 
 
 class NodeSpec(_Part, frozen=True, kw_only=True):
@@ -194,3 +153,24 @@ class Node(_Part, frozen=True, kw_only=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
+
+
+# --- v1 Endpoints -------------------------------------------------------------------------------
+
+
+class SubsetAddress(_Part, frozen=True, kw_only=True):
+    ip: str = ""
+    nodeName: str = ""
+
+
+class Subset(_Part, frozen=True, kw_only=True):
+    """Each of its addresses has each of its ports."""
+
+    addresses: tuple[SubsetAddress, ...] = ()
+    notReadyAddresses: tuple[SubsetAddress, ...] = ()
+    ports: tuple[EndpointPort, ...] = ()
+
+
+class Endpoints(_Part, frozen=True, kw_only=True):
+    metadata: ObjectMeta = ObjectMeta()
+    subsets: tuple[Subset, ...] = ()

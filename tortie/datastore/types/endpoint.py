@@ -1,7 +1,5 @@
 """WorkloadEndpoint, HostEndpoint and LiveMigration."""
 
-from typing import Any
-
 from tortie.datastore.types.meta import Resource, Spec
 
 
@@ -80,11 +78,33 @@ class HostEndpoint(Resource, frozen=True, kw_only=True, tag="HostEndpoint"):
     spec: HostEndpointSpec = HostEndpointSpec()
 
 
-class LiveMigrationSpec(Spec, frozen=True, kw_only=True):
-    """Written by no one in etcd; kept as plain JSON."""
+class WorkloadIdentifier(Spec, frozen=True, kw_only=True):
+    hostname: str = ""
+    orchestratorID: str = ""
+    workloadID: str = ""
 
-    source: dict[str, Any] | None = None
-    target: dict[str, Any] | None = None
+
+class WorkloadEndpointIdentifier(WorkloadIdentifier, frozen=True, kw_only=True):
+    endpointID: str = ""
+
+
+class LiveMigrationSource(Spec, frozen=True, kw_only=True):
+    """One of the two."""
+
+    workload: WorkloadIdentifier | None = None
+    workloadEndpoint: WorkloadEndpointIdentifier | None = None
+
+
+class LiveMigrationTarget(Spec, frozen=True, kw_only=True):
+    """One of the two."""
+
+    selector: str | None = None
+    workloadEndpoint: WorkloadEndpointIdentifier | None = None
+
+
+class LiveMigrationSpec(Spec, frozen=True, kw_only=True):
+    source: LiveMigrationSource | None = None
+    target: LiveMigrationTarget | None = None
 
 
 class LiveMigration(Resource, frozen=True, kw_only=True, tag="LiveMigration"):

@@ -9,8 +9,6 @@ from typing import Any
 
 from tortie.core.duration import format_duration, parse_duration
 from tortie.datastore.regexp import compile_re2
-from tortie.datastore.selector import SelectorError
-from tortie.datastore.selector import parse as parse_selector
 from tortie.datastore.validate.fields import Check, Problems, all_of, integer, matching, parsed, tested
 
 # --- names --------------------------------------------------------------------------------------
@@ -81,6 +79,10 @@ def _selector(problems: Problems, path: str, value: Any) -> None:
     if any(not c.isprintable() and c != "\t" for c in value):  # a tab is a blank of the language
         problems.add(path, value, "contains control characters")
         return
+    # Reading resources needs no selectors, and calicoctl mostly reads.
+    from tortie.datastore.selector import SelectorError
+    from tortie.datastore.selector import parse as parse_selector
+
     try:
         parse_selector(value)
     except SelectorError as err:

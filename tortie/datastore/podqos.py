@@ -7,11 +7,11 @@ another limit is left out. Neither keeps a pod from the network: the reasons are
 
 from collections.abc import Mapping
 
-from tortie.datastore.kubernetes.quantities import parse_quantity
+from tortie.datastore.quantities import parse_quantity
 from tortie.datastore.types.endpoint import QoSControls
 from tortie.datastore.validate.formats import dscp_value
 
-_CALICO, _KUBERNETES = "qos.projectcalico.org/", "kubernetes.io/"
+CALICO, _KUBERNETES = "qos.projectcalico.org/", "kubernetes.io/"
 # limit -> least and most: bit/s, bits (of 2^32 bytes), bit/s, bytes, packets/s, packets, connections
 _RANGES = {
     "Bandwidth": (1_000, 10**15),
@@ -34,7 +34,7 @@ def qos_controls(annotations: Mapping[str, str]) -> tuple[QoSControls | None, li
         limits = {name: _limit(annotations, way, name, wrong) for name in _RANGES}
         _make_sense(limits, way, wrong)
         found |= {f"{way}{name}": value for name, value in limits.items() if value}
-    mark = annotations.get(f"{_CALICO}dscp")
+    mark = annotations.get(f"{CALICO}dscp")
     dscp = None
     if mark is not None:
         dscp = int(mark) if mark.isascii() and mark.isdecimal() and len(mark) < 3 else mark
@@ -48,7 +48,7 @@ def qos_controls(annotations: Mapping[str, str]) -> tuple[QoSControls | None, li
 
 def _limit(annotations: Mapping[str, str], way: str, name: str, wrong: list[str]) -> int:
     """One limit, 0 if it is not asked for; Calico's annotation counts over Kubernetes' own."""
-    text = annotations.get(f"{_CALICO}{way}{name}")
+    text = annotations.get(f"{CALICO}{way}{name}")
     if text is None and name == "Bandwidth":
         text = annotations.get(f"{_KUBERNETES}{way}-bandwidth")
     if text is None:
