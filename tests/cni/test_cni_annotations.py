@@ -135,6 +135,22 @@ def test_prefixes_it_may_send_from(machine: Machine) -> None:
     assert endpoint["spec"]["allowSpoofedSourcePrefixes"] == ["8.8.8.8/32", "1.2.0.0/16"]
 
 
+def test_limits(machine: Machine) -> None:
+    """What cannot be is brought near; Kubernetes' own bandwidth is left to the plugin of that name."""
+    wanted = {
+        "qos.projectcalico.org/ingressBandwidth": "8M",
+        "qos.projectcalico.org/egressPacketRate": "100k",
+        "qos.projectcalico.org/ingressMaxConnections": "3",
+        "kubernetes.io/egress-bandwidth": "1M",
+    }
+    machine.chain().add(machine.pod(annotations=wanted))
+    (endpoint,) = machine.endpoints().values()
+    assert endpoint["spec"]["qosControls"] == {
+        "ingressBandwidth": 8_000_000, "ingressBurst": 4 << 30, "ingressMaxConnections": 3,
+        "egressPacketRate": 10_000, "egressPacketBurst": 5,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("annotations", "said"),
     [

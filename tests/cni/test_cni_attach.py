@@ -50,9 +50,9 @@ def test_inside_the_pod_everything_goes_to_the_link_local_gateway(machine: Machi
         {"dst": "default", "gateway": "169.254.1.1", "dev": "eth0", "flags": []},
         {"dst": "169.254.1.1", "dev": "eth0", "scope": "link", "flags": []},
     ]
-    answer = inside.run("arping", "-c", "1", "-I", "eth0", "169.254.1.1")
+    answer = inside.run("arping", "-c", "1", "-w", "60", "-I", "eth0", "169.254.1.1")
     assert "ee:ee:ee:ee:ee:ee" in answer.lower()
-    inside.run("ping", "-c", "1", "-W", "2", "192.0.2.1")
+    inside.run("ping", "-c", "1", "-W", "30", "192.0.2.1")
     assert inside.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == "0"
 
 
@@ -134,7 +134,7 @@ def test_ipv6_alone(bare_machine: Machine) -> None:
     (default,) = inside.ip("-6", "route", "show", "default")
     assert (default["gateway"], default["dev"]) == ("fe80::ecee:eeff:feee:eeee", "eth0")
     assert not inside.ip("route")
-    inside.run("ping", "-6", "-c", "1", "-W", "2", "2001:db8::1")
+    inside.run("ping", "-6", "-c", "1", "-W", "30", "2001:db8::1")
     settings = {"proxy_ndp": "1", "forwarding": "1", "accept_dad": "0", "disable_ipv6": "0", "accept_ra": "0"}
     for name, value in settings.items():
         assert sysctl(machine, f"net/ipv6/conf/{HOST}/{name}") == value
@@ -157,7 +157,7 @@ def test_dual_stack(bare_machine: Machine) -> None:
     assert [ip["interface"] for ip in result["ips"]] == [1, 1]
     inside = machine.inside(pod)
     for target in ("192.0.2.1", "2001:db8::1"):
-        inside.run("ping", "-c", "1", "-W", "2", target)
+        inside.run("ping", "-c", "1", "-W", "30", target)
     (endpoint,) = machine.endpoints().values()
     assert endpoint["spec"]["ipNetworks"] == [ip["address"] for ip in result["ips"]]
     machine.chain(DUAL).delete(pod)
@@ -172,14 +172,14 @@ def test_ipv6_is_switched_on_where_the_runtime_left_it_off(bare_machine: Machine
     inside = machine.inside(pod)
     inside.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
     machine.chain(V6_ONLY).add(pod)
-    inside.run("ping", "-6", "-c", "1", "-W", "2", "2001:db8::1")
+    inside.run("ping", "-6", "-c", "1", "-W", "30", "2001:db8::1")
 
 
 def test_two_pods_reach_each_other(machine: Machine) -> None:
     chain = machine.chain()
     one, two = machine.pod("one"), machine.pod("two")
     addresses = [chain.add(pod)["ips"][0]["address"].removesuffix("/32") for pod in (one, two)]
-    machine.inside(one).run("ping", "-c", "1", "-W", "2", addresses[1])
+    machine.inside(one).run("ping", "-c", "1", "-W", "30", addresses[1])
     for pod in (one, two):
         chain.delete(pod)
     assert not machine.remains()

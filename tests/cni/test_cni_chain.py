@@ -64,7 +64,7 @@ def test_check_passes_after_a_later_plugin_changed_things(machine: Machine) -> N
 def _greeted(host: Namespace, pod: Namespace) -> bytes:
     """What a connection from the host to its own port 8080 reads, where the pod serves port 80."""
     listener = pod.call(socket.create_server, ("0.0.0.0", 80))
-    listener.settimeout(30)
+    listener.settimeout(120)
 
     def serve() -> None:
         connection, _ = listener.accept()
@@ -73,7 +73,7 @@ def _greeted(host: Namespace, pod: Namespace) -> bytes:
 
     serving = threading.Thread(target=serve)
     serving.start()
-    with host.call(socket.create_connection, ("192.0.2.1", 8080), 5) as connection:
+    with host.call(socket.create_connection, ("192.0.2.1", 8080), 120) as connection:
         answer = connection.recv(100)
     serving.join()
     listener.close()
@@ -96,7 +96,7 @@ def test_host_local_hands_out_the_addresses(machine: Machine) -> None:
     result = chain.add(pod)
     assert result["ips"] == [{"interface": 1, "address": "10.9.0.2/32"}]
     assert allocated(machine) == ["10.9.0.2"] and not machine.held()
-    machine.inside(pod).run("ping", "-c", "1", "-W", "2", "192.0.2.1")
+    machine.inside(pod).run("ping", "-c", "1", "-W", "30", "192.0.2.1")
     chain.check(pod)
     chain.delete(pod)
     assert not allocated(machine) and not machine.remains()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.support.aio import run
 from tortie.cni import check, collect, delegate, interface, store
 from tortie.cni.addressing import Holder, holders
 from tortie.cni.collect import Scope
@@ -19,6 +20,9 @@ from tortie.cni.result import Route as ResultRoute
 from tortie.cni.wiring import Seen
 from tortie.core.errors import ConfigError
 from tortie.datastore.config import DatastoreConfig
+from tortie.datastore.keys import ResourceKey
+from tortie.datastore.syncer import Batch, SyncStatus, Update
+from tortie.datastore.types.cluster import ClusterInformation, ClusterInformationSpec
 from tortie.datastore.types.endpoint import WorkloadEndpoint, WorkloadEndpointSpec
 from tortie.datastore.types.ipam import AllocationAttribute, Block
 from tortie.datastore.types.meta import ObjectMeta
@@ -261,27 +265,66 @@ def test_a_datastore_that_is_named_no_more_is_let_go() -> None:
         own = stores.start()
         wrong = weakref.ref(stores.of(conf(etcd_endpoints="http://127.0.0.1:8")))
         assert wrong() is not None
-        async with asyncio.timeout(20):
-            while wrong() is not None:
-                gc.collect()
-                await asyncio.sleep(0.01)
+        while wrong() is not None:
+            gc.collect()
+            await asyncio.sleep(0.01)
         assert stores.of(conf()) is own
         assert stores.of(conf(etcd_endpoints="http://127.0.0.1:8")) is not own
         await stores.close()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(story())  # which wants no tasks to be left
+
+
+def cluster_of(one: store.Store, *, ready: bool = True) -> None:
+    """As if it had been read."""
+    spec = ClusterInformationSpec(clusterGUID="g", datastoreReady=ready)
+    value = ClusterInformation(metadata=ObjectMeta(name="default"), spec=spec)
+    key = ResourceKey("ClusterInformation", "default")
+    one._apply(Batch([Update("new", key, value)], SyncStatus.IN_SYNC))
+
+
+def test_another_way_to_the_datastore_is_home_while_it_is_of_its_kind_and_open() -> None:
+    """A migration takes the GUID along to another kind, and locks what it leaves."""
+
+    async def story() -> None:
+        stores = store.Stores(DatastoreConfig(etcdEndpoints=("http://127.0.0.1:9",)), "node")
+        own, way = stores.start(), stores.of(conf(etcd_endpoints="http://localhost:9"))
+        moved = store.Store(way.client, "node", keeps_endpoints=False)
+        for one in (own, way, moved):
+            cluster_of(one)
+        assert [stores.is_home(one) for one in (own, way, moved)] == [True, True, False]
+        cluster_of(own, ready=False)
+        assert not stores.is_home(way)
+        await stores.close()
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "field"),
     [
-        DatastoreConfig(datastoreType="kubernetes"),
-        DatastoreConfig(datastoreType="etcdv3"),
-        DatastoreConfig(etcdDiscoverySrv="x"),
-        DatastoreConfig(etcdEndpoints=("x",)),
+        (DatastoreConfig(datastoreType="kubernetes"), "KUBERNETES_SERVICE_HOST"),
+        (DatastoreConfig(datastoreType="etcdv3"), "etcd_endpoints"),
+        (DatastoreConfig(datastoreType="zookeeper"), "datastore_type"),
+        (DatastoreConfig(etcdDiscoverySrv="x"), "KUBERNETES_SERVICE_HOST"),
+        (DatastoreConfig(etcdEndpoints=("x",)), "etcd_endpoints"),
+        (DatastoreConfig(etcdEndpoints=("http://10.0.0.1",)), "etcd_endpoints"),
+        (DatastoreConfig(etcdEndpoints=("https://a:2379",), etcdKeyFile="k"), "etcdKeyFile"),
     ],
 )
-def test_a_datastore_that_cannot_be_used(config: DatastoreConfig) -> None:
-    with pytest.raises(ConfigError):
+def test_a_datastore_that_cannot_be_used(config: DatastoreConfig, field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
         store.open_client(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [
+        (DatastoreConfig(etcdEndpoints=("http://a:1", "http://b:1")), "http://a:1,http://b:1"),
+        (DatastoreConfig(k8sAPIEndpoint="https://a", kubeconfig="/k"), "https://a"),
+        (DatastoreConfig(kubeconfig="/k"), "/k"),
+        (DatastoreConfig(), "the Kubernetes API of this pod"),
+    ],
+)
+def test_how_the_log_names_a_datastore(config: DatastoreConfig, where: str) -> None:
+    assert store._where(config) == where

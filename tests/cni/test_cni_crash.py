@@ -49,7 +49,6 @@ def add_only(machine: Machine, pod: Attachment) -> None:
     chain.add(pod)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("repair", ["DEL", "ADD", "GC"])
 def test_add_killed_at_every_step_is_repaired(machine: Machine, repair: str) -> None:
     """By a later DEL; by a repeated ADD and its DEL; by GC."""
@@ -70,7 +69,6 @@ def test_add_killed_at_every_step_is_repaired(machine: Machine, repair: str) -> 
     pytest.fail("the server never survived")
 
 
-@pytest.mark.timeout(300)
 def test_delete_killed_at_every_step_is_repaired(machine: Machine) -> None:
     for step in range(1, _MANY_STEPS):
         pod = machine.pod(f"pod-{step}")
@@ -131,7 +129,7 @@ def test_a_server_that_is_stopped_undoes_what_is_under_way(machine: Machine) -> 
     adding = start_add(machine, machine.pod(), policy_setup_timeout_seconds=60)
     eventually(machine.endpoints)
     os.kill(machine.server, signal.SIGTERM)
-    output, _ = adding.communicate(timeout=60)
+    output, _ = adding.communicate(timeout=180)
     error = json.loads(output)
     assert (adding.returncode, error["code"]) == (1, 11) and "being stopped" in error["msg"]
     assert machine.wait_server() == 0
@@ -154,15 +152,22 @@ def test_a_plugin_killed_while_it_waits_for_its_turn(machine: Machine) -> None:
 
 
 class Keeper:
-    """Restarts the server whenever it has ended, and kills it at random times, until stopped."""
+    """Kills the server at random times, and restarts it, until stopped.
+
+    Only if a call has come to its end since the last time: else on a busy machine none ever would.
+    """
 
     def __init__(self, machine: Machine, rand: random.Random) -> None:
         self._machine, self._rand = machine, rand
         self._stop = threading.Event()
         self.kills = 0
+        self.ended: list[Attachment] = []  # what calls have come to their end for since the last kill
 
     def run(self) -> None:
         while not self._stop.wait(self._rand.uniform(0.05, 0.6)):
+            if not self.ended:
+                continue
+            self.ended.clear()
             self._machine.kill_server()
             self.kills += 1
             self._machine.start_server()
@@ -183,10 +188,9 @@ def persist(call: Callable[[Attachment], object], pod: Attachment) -> None:
             return False
         return True
 
-    eventually(done, 60)
+    eventually(done, 300)
 
 
-@pytest.mark.timeout(300)
 def test_200_pods_8_at_a_time_while_the_server_is_killed(machine: Machine) -> None:
     rand = random.Random(4711)
     machine.start_server()
@@ -196,8 +200,10 @@ def test_200_pods_8_at_a_time_while_the_server_is_killed(machine: Machine) -> No
     def live(number: int) -> None:
         pod = machine.pod(f"pod-{number}")
         persist(chain.add, pod)
+        keeper.ended.append(pod)
         doubles.extend(double_addresses(machine))
         persist(chain.delete, pod)
+        keeper.ended.append(pod)
 
     keeper = Keeper(machine, rand)
     with ThreadPoolExecutor(8) as pods:

@@ -12,21 +12,20 @@ from msgspec import structs
 from tortie.cni import endpoint
 from tortie.cni.endpoint import Attached
 from tortie.cni.identity import Identity, alias, container_labels, identify, sanitise
-from tortie.cni.netconf import Args, Label, NetConf, PodPort
+from tortie.cni.netconf import Args, Label, NetConf
 from tortie.cni.pods import (
     NO_POD,
     NO_WISHES,
     Pod,
-    endpoint_labels,
-    endpoint_ports,
-    endpoint_profiles,
-    floating_nats,
+    Wishes,
     wishes,
 )
 from tortie.cni.protocol import Call, CniArgs
 from tortie.core.errors import CniError, ConfigError
+from tortie.datastore import podendpoint
 from tortie.datastore.types.endpoint import IPNAT, QoSControls, WorkloadEndpoint, WorkloadEndpointSpec
 from tortie.datastore.types.meta import ObjectMeta
+from tortie.datastore.types.pod import ContainerPort
 
 pytestmark = pytest.mark.unit
 
@@ -125,28 +124,27 @@ def test_labels_of_mesos_are_always_legal(text: str) -> None:
 
 
 def test_labels_and_profiles_of_a_pod() -> None:
-    pod = Pod(labels={"app": "web"}, service_account="robot")
-    assert endpoint_labels(pod, "shop") == {
+    assert podendpoint.labels({"app": "web"}, "shop", "robot") == {
         "app": "web",
         "projectcalico.org/namespace": "shop",
         "projectcalico.org/orchestrator": "k8s",
         "projectcalico.org/serviceaccount": "robot",
     }
-    assert endpoint_profiles(pod, "shop") == ("kns.shop", "ksa.shop.robot")
-    assert endpoint_profiles(NO_POD, "shop") == ("kns.shop",)
-    assert "projectcalico.org/serviceaccount" not in endpoint_labels(Pod(service_account="r" * 63), "shop")
+    assert podendpoint.profiles("shop", "robot") == ("kns.shop", "ksa.shop.robot")
+    assert podendpoint.profiles("shop", "") == ("kns.shop",)
+    assert "projectcalico.org/serviceaccount" not in podendpoint.labels({}, "shop", "r" * 63)
 
 
 def test_ports_that_something_can_refer_to() -> None:
     ports = (
-        PodPort(containerPort=80, name="http"),
-        PodPort(containerPort=81),
-        PodPort(name="none"),
-        PodPort(containerPort=82, hostPort=82, protocol="UDP"),
-        PodPort(containerPort=83, name="x", protocol="ICMP"),
-        PodPort(containerPort=84, name="default", protocol=""),
+        ContainerPort(containerPort=80, name="http"),
+        ContainerPort(containerPort=81),
+        ContainerPort(name="none"),
+        ContainerPort(containerPort=82, hostPort=82, protocol="UDP"),
+        ContainerPort(containerPort=83, name="x", protocol="ICMP"),
+        ContainerPort(containerPort=84, name="default", protocol=""),
     )
-    assert [(one.port, one.protocol) for one in endpoint_ports(ports)] == [
+    assert [(one.port, one.protocol) for one in podendpoint.ports(ports)] == [
         (80, "TCP"),
         (82, "UDP"),
         (84, "TCP"),
@@ -232,13 +230,13 @@ def test_any_annotation_is_taken_or_refused(name: str, value: str) -> None:
         assert PREFIX in err.where
 
 
-def test_floating_addresses_go_to_the_pods_first_of_their_family() -> None:
+def test_floating_addresses_go_to_the_pods_last_of_their_family() -> None:
     own = ("10.0.0.1", "10.0.0.2", "fd00::1")
-    assert floating_nats(("1.2.3.4", "2001:db8::1"), own) == (
-        IPNAT(internalIP="10.0.0.1", externalIP="1.2.3.4"),
+    assert podendpoint.floating_nats(("1.2.3.4", "2001:db8::1"), own) == (
+        IPNAT(internalIP="10.0.0.2", externalIP="1.2.3.4"),
         IPNAT(internalIP="fd00::1", externalIP="2001:db8::1"),
     )
-    assert floating_nats(("2001:db8::1",), ("10.0.0.1",)) == ()
+    assert podendpoint.floating_nats(("2001:db8::1",), ("10.0.0.1",)) == ()
 
 
 # --- endpoints ----------------------------------------------------------------------------------
@@ -252,7 +250,7 @@ def one_pod() -> Identity:
 
 
 def test_a_new_endpoint() -> None:
-    made = endpoint.build(one_pod(), K8S, ATTACHED, Pod(generate_name="nginx-"), NO_WISHES, None)
+    made = endpoint.build(one_pod(), K8S, ATTACHED, Pod(generate_name="nginx-"), NO_WISHES)
     assert made.name == "node--1-k8s-nginx-eth0" and made.namespace == "default"
     assert made.metadata.generateName == "nginx-"
     assert made.spec.ipNetworks == ("10.0.0.1/32", "fd00::1/128")
@@ -266,21 +264,24 @@ def test_an_endpoint_that_was_there_keeps_its_identity_and_what_others_wrote() -
     )  # fmt: skip
     spec = WorkloadEndpointSpec(endpoint="net1", containerID="old", qosControls=QoSControls(ingressBurst=5))
     existing = WorkloadEndpoint(metadata=meta, spec=spec)
-    made = endpoint.build(one_pod(), K8S, ATTACHED, NO_POD, NO_WISHES, existing)
+    made = endpoint.onto(existing, endpoint.build(one_pod(), K8S, ATTACHED, NO_POD, NO_WISHES))
     assert made.metadata.uid == "u" and made.revision == "7" and made.metadata.annotations == {"kept": "y"}
     assert "old" not in made.labels and made.spec.endpoint == "net1"
     assert made.spec.containerID == "0123456789abcdef" and made.spec.qosControls == spec.qosControls
+    asked = Wishes(qos=QoSControls(ingressPacketRate=9))
+    limited = endpoint.build(one_pod(), K8S, ATTACHED, NO_POD, asked)
+    assert endpoint.onto(existing, limited).spec.qosControls == asked.qos
 
 
 def test_an_endpoint_of_a_container() -> None:
     conf = mesos(("a", "b"))
-    made = endpoint.build(identify(call(CniArgs()), conf, "node-1"), conf, ATTACHED, NO_POD, NO_WISHES, None)
+    made = endpoint.build(identify(call(CniArgs()), conf, "node-1"), conf, ATTACHED, NO_POD, NO_WISHES)
     assert made.name == "node--1-cni-0123456789abcdef-eth0"
     assert made.labels == {"a": "b"} and made.spec.profiles == ("net",) and made.spec.pod == ""
 
 
 def test_without_policy_a_pod_has_the_networks_profile_and_no_labels() -> None:
-    made = endpoint.build(one_pod(), CONF, ATTACHED, Pod(labels={"a": "b"}), NO_WISHES, None)
+    made = endpoint.build(one_pod(), CONF, ATTACHED, Pod(labels={"a": "b"}), NO_WISHES)
     assert made.spec.profiles == ("net",) and made.labels == {}
 
 

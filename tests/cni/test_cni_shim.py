@@ -25,7 +25,7 @@ def run(
 ) -> subprocess.CompletedProcess[bytes]:
     settings = {"TORTIE_CNI_SOCKET": str(path), **environment}
     return subprocess.run(
-        [shim, *arguments], env=settings, input=stdin, capture_output=True, check=False, timeout=60
+        [shim, *arguments], env=settings, input=stdin, capture_output=True, check=False, timeout=300
     )
 
 
@@ -167,7 +167,7 @@ def test_by_hand_it_reads_no_input(shim: Path, peer: Peer) -> None:
     reading, writing = os.pipe()
     serving = peer.answer(QUIT)
     settings = {"TORTIE_CNI_SOCKET": str(peer.path)}
-    done = subprocess.run([shim, "-v"], env=settings, stdin=reading, check=False, timeout=10)
+    done = subprocess.run([shim, "-v"], env=settings, stdin=reading, check=False, timeout=300)
     serving.join()
     assert done.returncode == 0 and peer.requests[0].arguments == ("-v",)
     os.close(reading)

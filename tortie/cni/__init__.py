@@ -8,8 +8,14 @@ to the server's socket and runs other plugins when the server asks it to. The wa
   and typed. `operation`: one call under way. `locks`, `journal`: turns, log lines.
 - `plugin` (ADD, DEL), `check`, `collect` (GC, STATUS), `ipam` (the `calico-ipam` binary on its own).
 - `addressing`: addresses from Calico's IPAM in this process; `delegate`: from another plugin.
+- `vmaddresses`: addresses of KubeVirt's VMs, by what `kubevirt` knows of them.
+- `warm`, `given`, `warmplan`: addresses kept ready, and those given away; `blockwatch`: what others take.
+- `later`: what an ADD that has answered still owes. `notes`: how either survives a crash.
 - `interface` (what is to exist), `wiring` (making it so), `endpoint` (what the datastore is told).
-- `store`: the datastore and what is remembered of it. `node`, `waiting`: the node's files, others' signs.
+- `endpoints`, `attachments`: endpoints in the datastore, and which of them a call is about.
+- `store`: the datastore and what is remembered of it. `podsource`, `nearpods`: who knows a pod.
+- `node`, `waiting`: the node's files, others' signs. `result`, `advice`: what the runtime is told.
+- `install`, `conflist`, `credential`, `hostfiles`: how all this gets onto a host.
 
 The face: `server.Server`, `server.Settings`, `server.main`; `shim.build`; `pods.PodSource` for whoever knows
 pods from elsewhere. Environment: TORTIE_CNI_SOCKET (/var/run/calico/cni.sock; read by the shim too),

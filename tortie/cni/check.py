@@ -6,7 +6,7 @@ so. (CNI specification 1.1.0, section "CHECK".)
 
 from collections.abc import Iterator, Sequence
 
-from tortie.cni import endpoint, interface, result, wiring
+from tortie.cni import attachments, endpoint, endpoints, interface, result, wiring
 from tortie.cni.addressing import AddressManager
 from tortie.cni.operation import Operation, in_thread_on
 from tortie.cni.protocol import Code
@@ -23,20 +23,25 @@ async def check(op: Operation, manager: AddressManager) -> None:
     """Raises CniError with all that is wrong."""
     previous = previous_result(op)
     await op.store.ensure_ready()
-    identity = op.identity
     container = op.ensure_container()
+    await op.later.await_paid(op.identity)
+    prefix = endpoint_name_prefix(op.identity.ids())
+    listed = await op.store.client.list(WorkloadEndpoint, op.identity.namespace, prefix)
+    owned = attachments.own(op.identity, listed.items)
+    identity, found = attachments.placed(op.identity, owned, await endpoints.marks(op.identity, owned))
     seen = await in_thread_on(
         _LIMIT,
         "inspect",
-        lambda namespace: wiring.inspect(identity.host_interface, namespace, identity.ifname),
+        lambda namespace: wiring.inspect(
+            identity.host_interface, namespace, identity.ifname, second=identity.second
+        ),
         container,
     )
-    prefix = endpoint_name_prefix(identity.ids())
-    listed = await op.store.client.list(WorkloadEndpoint, identity.namespace, prefix)
-    found = endpoint.own_endpoint(identity, listed.items)
     addresses = [ip.bare for ip in previous.ips]
     wrong = [
-        *interface_problems(previous, seen, identity.ifname, identity.host_interface),
+        *interface_problems(
+            previous, seen, identity.ifname, identity.host_interface, second=identity.second, routed=op.routed
+        ),
         *endpoint_problems(found, identity.container_id, identity.host_interface, addresses),
     ]
     if wrong:
@@ -54,7 +59,15 @@ def previous_result(op: Operation) -> Result:
 # --- what is wrong, as sentences; pure ----------------------------------------------------------
 
 
-def interface_problems(previous: Result, seen: Seen, container_name: str, host_name: str) -> Iterator[str]:
+def interface_problems(
+    previous: Result,
+    seen: Seen,
+    container_name: str,
+    host_name: str,
+    *,
+    second: bool = False,
+    routed: bool = True,
+) -> Iterator[str]:
     if seen.container is None:
         yield f"interface {container_name} is missing in the container"
         return
@@ -69,34 +82,47 @@ def interface_problems(previous: Result, seen: Seen, container_name: str, host_n
     for name, link in ((container_name, seen.container), (host_name, seen.host)):
         if not link.up:
             yield f"interface {name} is down"
-    yield from _address_problems(previous, seen, container_name, host_name)
-    yield from _route_problems(previous, seen, container_name)
+    yield from _address_problems(previous, seen, container_name)
+    if routed:
+        yield from _host_route_problems(previous, seen, host_name)
+    yield from _route_problems(previous, seen, container_name, second)
 
 
-def _address_problems(previous: Result, seen: Seen, container_name: str, host_name: str) -> Iterator[str]:
+def _address_problems(previous: Result, seen: Seen, container_name: str) -> Iterator[str]:
     if not previous.ips:
         yield f"prevResult names no address of {container_name}"
-    routed = {route.dst for route in seen.host_routes}
-    for ip in previous.ips:
-        single = endpoint.single(ip.bare)
+    for single in (endpoint.single(ip.bare) for ip in previous.ips):
         if single not in seen.addresses:
             yield f"address {single} is missing on {container_name}"
+
+
+def _host_route_problems(previous: Result, seen: Seen, host_name: str) -> Iterator[str]:
+    routed = {route.dst for route in seen.host_routes}
+    for single in (endpoint.single(ip.bare) for ip in previous.ips):
         if single not in routed:
             yield f"the host has no route to {single} over {host_name}"
 
 
-def _route_problems(previous: Result, seen: Seen, container_name: str) -> Iterator[str]:
-    """The routes that prevResult names, and the one to the next hop, which it does not."""
+def _route_problems(previous: Result, seen: Seen, container_name: str, second: bool) -> Iterator[str]:
+    """The routes over us that prevResult names, and what leads to them, which it does not name.
+
+    That is the route to the next hop; for a second interface, the rules by which they are used. Other
+    plugins of the chain have routes in there too, over next hops of their own.
+    """
     assert seen.container is not None
     index = seen.container.ifindex
     present = {(route.dst, route.gateway or "") for route in seen.routes if route.ifindex == index}
-    wanted = [(route.dst, route.gw) for route in previous.routes if route.gw]
-    if any(gateway == interface.IPV4_GATEWAY for _, gateway in wanted):
+    ours = interface.GATEWAYS.values()
+    wanted = [(route.dst, route.gw) for route in previous.routes if route.gw in ours]
+    if not second and any(gateway == interface.IPV4_GATEWAY for _, gateway in wanted):
         wanted.append((endpoint.single(interface.IPV4_GATEWAY), ""))
     for dst, gateway in wanted:
         if (dst, gateway) not in present:
             via = f" via {gateway}" if gateway else ""
             yield f"route {dst}{via} is missing on {container_name}"
+    for ip in previous.ips if second else ():
+        if ip.bare not in seen.sources:
+            yield f"the rule for what leaves from {ip.bare} over {container_name} is missing"
 
 
 def endpoint_problems(

@@ -12,7 +12,7 @@ from functools import partial
 
 from tortie.cni import wiring
 from tortie.cni.addressing import AddressManager, Holder, holders
-from tortie.cni.identity import CNI, K8S, alias
+from tortie.cni.identity import CNI, K8S, alias, marked
 from tortie.cni.operation import Operation, in_thread
 from tortie.cni.protocol import Code
 from tortie.core.errors import CniError, DatastoreUnreachable, ResourceDoesNotExist, TortieError
@@ -50,6 +50,7 @@ async def collect(op: Operation, manager: AddressManager, busy: Callable[[str], 
         marks=frozenset(alias(network, one.containerID, one.ifname) for one in attachments),
         busy=busy,
     )
+    await op.later.forgive(lambda one: one.network == network and not scope.spared(one.container_id))
     errors: list[str] = []
 
     async def attempt(what: str, step: Callable[[], Awaitable[object]]) -> None:
@@ -71,6 +72,7 @@ async def collect(op: Operation, manager: AddressManager, busy: Callable[[str], 
     await attempt("addresses", lambda: manager.collect(op, scope.spared))
     if errors:
         raise CniError(Code.INTERNAL, f"garbage collection is incomplete: {errors[0]}", "; ".join(errors[1:]))
+    op.later.forget_gone(network, scope.spared)
 
 
 async def _look(op: Operation) -> tuple[set[Holder], list[Link], list[WorkloadEndpoint]]:
@@ -96,21 +98,27 @@ def stale_endpoints(
 ) -> list[WorkloadEndpoint]:
     """Endpoints of the network's containers that are not spared.
 
-    Endpoints of pods do not say which network they are of. Addresses and interfaces do, for a container
-    that still has some; one that has neither is nobody's.
+    Endpoints of pods do not say which network they are of. Their interfaces do, else whatever addresses
+    and interfaces the container still has; one that has neither is nobody's.
     """
-    networks = {one.container: one.network for one in held}  # container -> its network
-    networks |= {container: network for network, container in map(marked_for, links) if container}
+    marks = {link.name: marked_for(link) for link in links}  # interface -> (network, container)
+    networks: dict[str, set[str]] = {}  # container -> its networks
+    for network, container in (*((one.network, one.container) for one in held), *marks.values()):
+        networks.setdefault(container, set()).add(network)
+
+    def of(one: WorkloadEndpoint) -> set[str]:
+        network, container = marks.get(one.spec.interfaceName, ("", ""))
+        if container == one.spec.containerID:
+            return {network}
+        return networks.get(one.spec.containerID, {scope.network})
+
     return [
         one
         for one in listed
         if one.spec.orchestrator in (K8S, CNI)
         and one.spec.containerID
         and not scope.spared(one.spec.containerID)
-        and (
-            scope.network in one.spec.profiles
-            or networks.get(one.spec.containerID, scope.network) == scope.network
-        )
+        and (scope.network in one.spec.profiles or scope.network in of(one))
     ]
 
 
@@ -137,8 +145,7 @@ def stale_interfaces(
 
 def marked_for(link: Link) -> tuple[str, str]:
     """(network, container) of an interface that this plugin made; '' and '' of any other."""
-    parts = link.alias.split("/")
-    return (parts[0], parts[1]) if len(parts) == 3 else ("", "")
+    return marked(link.alias)
 
 
 async def status(op: Operation, manager: AddressManager) -> None:
@@ -150,6 +157,8 @@ async def status(op: Operation, manager: AddressManager) -> None:
     try:
         await op.store.ensure_ready(fresh=True)
         await manager.status(op)
+        if problem := op.later.problem:
+            raise CniError(Code.NOT_AVAILABLE, problem)
     except DatastoreUnreachable as err:
         raise CniError(Code.NOT_AVAILABLE, "the datastore does not answer", str(err)) from err
     except CniError as err:

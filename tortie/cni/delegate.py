@@ -32,9 +32,7 @@ class Delegated:
     """AddressManager over an IPAM plugin in CNI_PATH."""
 
     async def assign(self, op: Operation, ask: Ask) -> Result:
-        stdin = op.stdin
-        if op.conf.ipam.type == netconf.HOST_LOCAL and uses_pod_cidr(plain := netconf.plain(op.stdin)):
-            stdin = msgspec.json.encode(with_pod_cidrs(plain, await self._pod_cidrs(op)))
+        stdin = await self._resolved(op)
         try:
             output = await self._run(op, "ADD", stdin)
             found = result.decode(output, f"the IPAM plugin {op.conf.ipam.type}")
@@ -49,26 +47,25 @@ class Delegated:
     async def give_back(self, op: Operation, addresses: Sequence[str]) -> None:
         await self.release(op)
 
-    async def settle(self, op: Operation, addresses: Sequence[str]) -> None:
+    async def left_over(self, op: Operation, addresses: Sequence[str]) -> list[str]:
         """The other plugin knows no such question."""
+        return []
 
     async def release(self, op: Operation) -> None:
-        stdin = op.stdin
-        if op.conf.ipam.type == netconf.HOST_LOCAL and uses_pod_cidr(plain := netconf.plain(op.stdin)):
-            stdin = msgspec.json.encode(with_pod_cidrs(plain, _ANY))
-        await self._run(op, "DEL", stdin)
+        await self._run(op, "DEL", _with(op, _ANY))
 
     async def check(self, op: Operation, addresses: Sequence[str]) -> None:
-        stdin = op.stdin
-        if op.conf.ipam.type == netconf.HOST_LOCAL and uses_pod_cidr(plain := netconf.plain(op.stdin)):
-            stdin = msgspec.json.encode(with_pod_cidrs(plain, await self._pod_cidrs(op)))
-        await self._run(op, "CHECK", stdin)
+        await self._run(op, "CHECK", await self._resolved(op))
 
     async def collect(self, op: Operation, spared: Callable[[str], bool]) -> None:
-        await self._run(op, "GC", op.stdin)
+        await self._run(op, "GC", _with(op, _ANY))
 
     async def status(self, op: Operation) -> None:
-        await self._run(op, "STATUS", op.stdin)
+        await self._run(op, "STATUS", await self._resolved(op))
+
+    async def _resolved(self, op: Operation) -> bytes:
+        """The configuration, with the node's pod CIDRs where it asks for them."""
+        return _with(op, await self._pod_cidrs(op)) if _asks_for_pod_cidrs(op) else op.stdin
 
     async def _run(self, op: Operation, command: str, stdin: bytes) -> bytes:
         """The plugin's output. Raises CniError with its own words if it fails."""
@@ -85,12 +82,25 @@ class Delegated:
         return output
 
     async def _pod_cidrs(self, op: Operation) -> PodCIDRs:
+        """From the Kubernetes API, which gives them out, else from the Node in the datastore."""
         name = op.conf.kubernetes.node_name or op.identity.node
         try:
-            node = await op.store.client.get(Node, name)
+            cidrs = await op.pods.pod_cidrs(op.conf, name)
+            cidrs = cidrs or (await op.store.client.get(Node, name)).status.podCIDRs
         except ResourceDoesNotExist as err:
             raise ConfigError("ipam.subnet", "usePodCidr", f"node {name} is not known: {err}") from err
-        return by_family(node.status.podCIDRs, name)
+        return by_family(cidrs, name)
+
+
+def _asks_for_pod_cidrs(op: Operation) -> bool:
+    return op.conf.ipam.type == netconf.HOST_LOCAL and uses_pod_cidr(netconf.plain(op.stdin))
+
+
+def _with(op: Operation, cidrs: PodCIDRs) -> bytes:
+    """The configuration with these pod CIDRs where it asks for some; else as it is, byte for byte."""
+    if not _asks_for_pod_cidrs(op):
+        return op.stdin
+    return msgspec.json.encode(with_pod_cidrs(netconf.plain(op.stdin), cidrs))
 
 
 def _args(op: Operation) -> str:

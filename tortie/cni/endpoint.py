@@ -4,14 +4,14 @@
 does not set (unknown fields, annotations) survives.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msgspec import structs
 
 from tortie.cni.identity import K8S, Identity, container_labels
 from tortie.cni.netconf import NetConf
-from tortie.cni.pods import Pod, Wishes, endpoint_labels, endpoint_profiles, floating_nats
+from tortie.cni.pods import Pod, Wishes
+from tortie.datastore import podendpoint
 from tortie.datastore.names import build_endpoint_name
 from tortie.datastore.types.endpoint import WorkloadEndpoint, WorkloadEndpointSpec
 from tortie.datastore.types.meta import ObjectMeta
@@ -27,11 +27,6 @@ class Attached:
     mac: str
 
 
-def own_endpoint(identity: Identity, listed: Sequence[WorkloadEndpoint]) -> WorkloadEndpoint | None:
-    """The workload's endpoint among those whose names merely start alike, whatever its interface."""
-    return next((one for one in listed if identity.names(one.name)), None)
-
-
 def single(address: str) -> str:
     """An address as the network of itself."""
     return f"{address}/{128 if ':' in address else 32}"
@@ -43,50 +38,59 @@ def build(
     attached: Attached,
     pod: Pod,
     wishes: Wishes,
-    existing: WorkloadEndpoint | None,
 ) -> WorkloadEndpoint:
-    """The endpoint to create, or `existing` brought up to date. Raises ValidationError for bad names."""
-    endpoint = existing.spec.endpoint if existing else identity.ifname
+    """The endpoint to create where there is none yet. Raises ValidationError for bad names."""
     spec = WorkloadEndpointSpec(
         orchestrator=identity.orchestrator,
         node=identity.node,
         containerID=identity.container_id,
         pod=identity.pod,
-        endpoint=endpoint,
+        endpoint=identity.ifname,
         ipNetworks=tuple(single(address) for address in attached.addresses),
         interfaceName=attached.host_interface,
         mac=attached.mac,
         profiles=_profiles(identity, conf, pod),
         serviceAccountName=pod.service_account,
         ports=pod.ports,
-        ipNATs=floating_nats(wishes.floating, attached.addresses),
+        ipNATs=podendpoint.floating_nats(wishes.floating, attached.addresses),
         allowSpoofedSourcePrefixes=wishes.spoofable,
+        qosControls=wishes.qos,
     )
-    labels = _labels(identity, conf, pod)
-    if existing is None:
-        name = build_endpoint_name(identity.ids(endpoint))
-        meta = ObjectMeta(
-            name=name, namespace=identity.namespace, labels=labels, generateName=pod.generate_name
-        )
-        return WorkloadEndpoint(metadata=meta, spec=spec)
+    meta = ObjectMeta(
+        name=build_endpoint_name(identity.ids(identity.ifname)),
+        namespace=identity.namespace,
+        labels=_labels(identity, conf, pod),
+        generateName=pod.generate_name,
+    )
+    return WorkloadEndpoint(metadata=meta, spec=spec)
+
+
+def onto(existing: WorkloadEndpoint, made: WorkloadEndpoint) -> WorkloadEndpoint:
+    """The existing endpoint brought up to date; it keeps its name, and what this plugin does not set."""
     spec = structs.replace(
-        spec,
-        qosControls=existing.spec.qosControls,
+        made.spec,
+        endpoint=existing.spec.endpoint,
+        qosControls=made.spec.qosControls or existing.spec.qosControls,
         ipv4Gateway=existing.spec.ipv4Gateway,
         ipv6Gateway=existing.spec.ipv6Gateway,
     )
-    return structs.replace(existing, spec=spec).with_metadata(labels=labels, generateName=pod.generate_name)
+    meta = made.metadata
+    return structs.replace(existing, spec=spec).with_metadata(
+        labels=meta.labels, generateName=meta.generateName
+    )
 
 
 def _profiles(identity: Identity, conf: NetConf, pod: Pod) -> tuple[str, ...]:
     if identity.orchestrator == K8S and conf.pod_policy:
-        return endpoint_profiles(pod, identity.namespace)
+        return podendpoint.profiles(identity.namespace, pod.service_account)
     return (conf.name,)
 
 
 def _labels(identity: Identity, conf: NetConf, pod: Pod) -> dict[str, str]:
     if identity.orchestrator == K8S:
-        return endpoint_labels(pod, identity.namespace) if conf.pod_policy else {}
+        return (
+            podendpoint.labels(pod.labels, identity.namespace, pod.service_account) if conf.pod_policy else {}
+        )
     return container_labels(conf.args.labels)
 
 

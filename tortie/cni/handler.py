@@ -12,23 +12,24 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from tortie import __version__
-from tortie.cni import check, collect, ipam, netconf, plugin, protocol, result
+from tortie.cni import check, collect, ipam, netconf, plugin, protocol, result, vmaddresses
 from tortie.cni.addressing import AddressManager, CalicoIpam
 from tortie.cni.conversation import Conversation
 from tortie.cni.delegate import Delegated
 from tortie.cni.identity import identify
 from tortie.cni.journal import JournalHandler, Limits
+from tortie.cni.later import Later
 from tortie.cni.locks import Locks
 from tortie.cni.netconf import NetConf
 from tortie.cni.node import node_name
 from tortie.cni.operation import Operation
 from tortie.cni.pods import PodSource
-from tortie.cni.protocol import CALICO_IPAM, Call, Code
+from tortie.cni.protocol import CALICO, CALICO_IPAM, Call, Code
 from tortie.cni.result import Result
 from tortie.cni.store import Store, Stores
 from tortie.cni.warm import WarmPool
 from tortie.cni.wire import Request
-from tortie.core.errors import CniError, PeerError, TortieError
+from tortie.core.errors import CniError, PeerError, TortieError, Unauthorized
 from tortie.core.paths import Paths
 from tortie.ipam.allocator import Allocator
 from tortie.linux import netns
@@ -54,8 +55,8 @@ class Tools:
     journal: JournalHandler
     prefix: str
     stopping: asyncio.Event
-    base: Store  # the datastore of the environment
-    warm: WarmPool  # this node's ready addresses there
+    warm: WarmPool  # this node's ready addresses in the datastore of the environment
+    later: Later  # what ADDs that have answered still owe it
 
 
 class Handler:
@@ -63,8 +64,9 @@ class Handler:
         self._tools = tools
         self._locks = Locks()
         self._delegated = Delegated()
-        # store -> node -> its addresses; a store that is given up takes its own along
-        self._pooled: WeakKeyDictionary[Store, dict[str, CalicoIpam]] = WeakKeyDictionary()
+        # store -> node, and whether with the warm pool -> its addresses; a store that is given up takes its
+        # own along
+        self._pooled: WeakKeyDictionary[Store, dict[tuple[str, bool], CalicoIpam]] = WeakKeyDictionary()
 
     async def handle(self, request: Request, shim: Conversation) -> None:
         """Carry out one request and answer it. Raises PeerError if the shim went away meanwhile."""
@@ -126,16 +128,19 @@ class Handler:
     def _operation(self, request: Request, call: Call, conf: NetConf, shim: Conversation) -> Operation:
         tools = self._tools
         node = node_name(conf, tools.paths, tools.node)
+        store = tools.stores.of(conf)
         op = Operation(
             call=call,
             conf=conf,
             stdin=request.stdin,
             shim=shim,
-            store=tools.stores.of(conf),
+            store=store,
+            home=tools.stores.is_home(store) and node == tools.warm.node,
             pods=tools.pods,
             paths=tools.paths,
             identity=identify(call, conf, node, tools.prefix),
             stopping=tools.stopping,
+            later=tools.later,
         )
         if call.netns and call.command in ("ADD", "DEL", "CHECK"):
             _take_namespace(op, request.netns_errno, tools.host)
@@ -144,17 +149,18 @@ class Handler:
     async def _serialised(self, op: Operation) -> None:
         keys: tuple[object, ...] = ()
         if op.call.container_id:
-            workload = (op.identity.namespace, op.identity.pod or op.identity.container_id)
-            keys = (("container", op.call.container_id), ("workload", *workload))
+            keys = (("container", op.call.container_id), ("workload", *op.identity.workload))
         async with self._locks.hold(*keys):
             op.checkpoint()
             await self._run(op)
 
     async def _run(self, op: Operation) -> None:
-        manager = self._manager(op)
+        manager = await self._manager(op)
 
         async def finish(found: Result) -> None:
-            output = result.encode(found, op.version)
+            # An IPAM plugin is given the whole configuration of its caller, whose the previous result is.
+            before = op.conf.previous if op.call.plugin == CALICO else {}
+            output = result.encode(found, op.version, before)
             _log.info("attached %s to network %s", op.identity, op.conf.name)
             await op.shim.finish(output, 0)
 
@@ -164,6 +170,7 @@ class Handler:
             return
         await self._without_result(op, manager)
         if op.call.command == "DEL":
+            op.later.forget(op.identity)
             _log.info("detached %s from network %s", op.identity, op.conf.name)
         await op.shim.finish(b"", 0)
 
@@ -180,17 +187,27 @@ class Handler:
             case _:
                 return collect.status(op, manager)
 
-    def _manager(self, op: Operation) -> AddressManager:
+    async def _manager(self, op: Operation) -> AddressManager:
         if op.conf.delegates_ipam and op.call.plugin != CALICO_IPAM:
             return self._delegated
-        of_store, node = self._pooled.setdefault(op.store, {}), op.identity.node
-        if node not in of_store:
-            warm = self._tools.warm
-            if op.store is self._tools.base and node == warm.node:
-                of_store[node] = CalicoIpam(warm.allocator, warm)
-            else:
-                of_store[node] = CalicoIpam(Allocator(op.store.client, node, view=op.store.view))
-        return of_store[node]
+        ours = self._calico_ipam(op)
+        try:
+            launched = await op.pods.launched(op.conf, op.identity)
+        except Unauthorized as err:  # by a role of before VMs were looked at
+            if op.call.command != "DEL":
+                raise
+            _log.warning("the VM's address of %s is left to the controllers: %s", op.identity, err)
+            return ours
+        return ours if launched is None else await vmaddresses.of(op, ours, launched)
+
+    def _calico_ipam(self, op: Operation) -> CalicoIpam:
+        warm, node = self._tools.warm, op.identity.node
+        of_store, shared = self._pooled.setdefault(op.store, {}), op.home and warm.on
+        if (node, shared) not in of_store:
+            # Whoever writes to the same blocks takes turns with the warm pool.
+            allocator = warm.allocator if shared else Allocator(op.store.client, node, view=op.store.view)
+            of_store[node, shared] = CalicoIpam(allocator, warm)
+        return of_store[node, shared]
 
 
 def _take_namespace(op: Operation, netns_errno: int, host: int) -> None:

@@ -5,13 +5,13 @@ they are computed in one place each (datastore.names for Calico's). (Reference: 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tortie.cni.netconf import Label, NetConf
 from tortie.cni.protocol import Call, Code
 from tortie.core.errors import CniError
 from tortie.datastore.names import EndpointIds, host_interface, parse_endpoint_name
-from tortie.ipam.names import cni_handle, legacy_cni_handle
+from tortie.ipam.names import cni_handle, legacy_cni_handle, vm_handle
 
 K8S, CNI = "k8s", "cni"  # orchestrators
 _ALIAS_MAX = 255  # bytes; the kernel's IFALIASZ with its NUL is 256
@@ -29,14 +29,32 @@ class Identity:
     ifname: str
     pod: str = ""  # '' for orchestrator cni
     prefix: str = "cali"  # of host-side interfaces
+    uid: str = ""  # the pod's, if the runtime says it
+    second: bool = False  # a pod's interface on a further network, beside its first
+    vm: str = ""  # the KubeVirt VM whose addresses it is about, in place of the container's
+
+    @property
+    def workload(self) -> tuple[str, str]:
+        """The pod, else the container."""
+        return self.namespace, self.pod or self.container_id
 
     @property
     def host_interface(self) -> str:
-        return host_interface(self.namespace, self.pod, container_id=self.container_id, prefix=self.prefix)
+        # No pod's name has a slash, so that no other pod's first interface has this name.
+        pod = f"{self.pod}/{self.ifname}" if self.second else self.pod
+        return host_interface(self.namespace, pod, container_id=self.container_id, prefix=self.prefix)
+
+    @property
+    def host_interfaces(self) -> tuple[str, ...]:
+        """The names its host-side interface can have, where it is not known whether it is a second one."""
+        both = [replace(self, second=second).host_interface for second in (False, bool(self.pod))]
+        return tuple(dict.fromkeys(both))
 
     @property
     def handle(self) -> str:
         """What the container's addresses are held under in IPAM."""
+        if self.vm:
+            return vm_handle(self.network, self.namespace, self.vm)
         return cni_handle(self.network, self.container_id)
 
     @property
@@ -71,6 +89,12 @@ def alias(network: str, container_id: str, ifname: str) -> str:
     return f"{network}/{container_id}/{ifname}"[-_ALIAS_MAX:]
 
 
+def marked(alias: str) -> tuple[str, str]:
+    """(network, container) of an alias that alias() made; '' and '' of any other."""
+    parts = alias.split("/")
+    return (parts[0], parts[1]) if len(parts) == 3 else ("", "")
+
+
 def identify(call: Call, conf: NetConf, node: str, prefix: str = "cali") -> Identity:
     """With both a pod's name and namespace in CNI_ARGS it is a pod, else a container."""
     args = call.args
@@ -90,6 +114,7 @@ def identify(call: Call, conf: NetConf, node: str, prefix: str = "cali") -> Iden
         container_id=call.container_id,
         ifname=call.ifname,
         pod=args.pod if is_pod else "",
+        uid=args.uid if is_pod else "",
         prefix=prefix,
     )
 

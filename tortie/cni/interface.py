@@ -8,16 +8,28 @@ only a route to each of the container's. (Reference: host networking, 1.1-1.3; C
 
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from tortie.cni.endpoint import single
 from tortie.linux import links, sysctl
 from tortie.linux.codec import NLM_F_CREATE, NLM_F_EXCL, Message
-from tortie.linux.routes import PROTOCOL_BOOT, SCOPE_GLOBAL, SCOPE_LINK, Route, replace_message
+from tortie.linux.routes import (
+    PROTOCOL_BOOT,
+    SCOPE_GLOBAL,
+    SCOPE_LINK,
+    TABLE_MAIN,
+    Route,
+    replace_message,
+)
+from tortie.linux.sourcerules import SourceRule
 
 HOST_MAC = "ee:ee:ee:ee:ee:ee"  # the same on every host-side end: a pod's ARP entry survives everything
 IPV4_GATEWAY = "169.254.1.1"
 IPV6_GATEWAY = "fe80::ecee:eeff:feee:eeee"  # HOST_MAC as a modified EUI-64 (RFC 4291, appendix A)
 GATEWAYS = {4: IPV4_GATEWAY, 6: IPV6_GATEWAY}  # IP version -> next hop
 DEFAULT_ROUTES = ("0.0.0.0/0", "::/0")
+_TABLES = 0x10000  # the kernel's own tables, sbr's and most people's are below 256, some below 65536
+_RULE_PRIORITY = 30000  # before the main table's rule (32766), behind what a person puts first
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,8 @@ class Pair:
     netkit: bool = False  # a netkit pair, where the kernel has them
     mac: str = ""  # of the container's end; '': the kernel picks one
     forwarding: bool = False  # whether the container may route
+    routed: bool = True  # whether the host leads the addresses here
+    second: bool = False  # whether the container has a first one, which its routes in general are over
 
     @property
     def ipv4(self) -> bool:
@@ -99,8 +113,33 @@ def container_end_settings(pair: Pair) -> list[Setting]:
     return [Setting(key, 0)] if pair.ipv6 else []
 
 
+def table(second: bool, ifindex: int) -> int:
+    """The routing table of a container's interface; a second one's is used by what leaves from its addresses.
+
+    Else answers to those who came by it would leave by the first one, where the host drops what has another's
+    source. Far above the tables that people and other plugins number by hand.
+    """
+    return _TABLES + ifindex if second else TABLE_MAIN
+
+
+def source_rules(pair: Pair, ifindex: int) -> list[SourceRule]:
+    if not pair.second:
+        return []
+    return [SourceRule(one, table(True, ifindex), _RULE_PRIORITY) for one in pair.addresses]
+
+
 def container_routes(pair: Pair, ifindex: int) -> list[Route]:
-    """In the order they must be added: the next hop must be reachable before it is used."""
+    """In the order they must be added: the next hop must be reachable before it is used.
+
+    Over a second interface the next hop counts as reachable: in the main table it is behind the first.
+    """
+    if pair.second:
+        routes = [
+            Route(dst, ifindex=ifindex, gateway=GATEWAYS[6 if ":" in dst else 4], onlink=True)
+            for dst in pair.routes
+            if (pair.ipv6 if ":" in dst else pair.ipv4)
+        ]
+        return [replace(route, table=table(True, ifindex)) for route in routes]
     found = []
     for present, gateway in ((pair.ipv4, IPV4_GATEWAY), (pair.ipv6, IPV6_GATEWAY)):
         if not present:
@@ -116,7 +155,7 @@ def host_routes(pair: Pair, ifindex: int) -> list[Route]:
     """Metric 0 and protocol boot, as Calico's plugin leaves them; felix replaces them by its own."""
     return [
         Route(single(address), ifindex=ifindex, scope=SCOPE_LINK, protocol=PROTOCOL_BOOT)
-        for address in pair.addresses
+        for address in (pair.addresses if pair.routed else ())
     ]
 
 

@@ -26,7 +26,7 @@ async def add(op: Operation, manager: AddressManager, finish: Callable[[Result],
         bare = [ip.bare for ip in found.ips]
         made.push_async_callback(op.undo, "addresses", lambda: manager.give_back(op, bare))
         op.checkpoint()
-        await finish(with_routes(found))
+        await finish(with_routes(found) if op.routed else found)
         made.pop_all()
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tortie.core.log import LineFormatter, level
 
@@ -41,11 +42,13 @@ class Limits:
 
 
 def expired(old: Sequence[tuple[str, float]], limits: Limits, now: float) -> list[str]:
-    """Which of the old files (path, time of last change) are to be deleted. Pure."""
-    newest_first = sorted(old, key=lambda entry: entry[1], reverse=True)
+    """Which of the old files (path, time of last change) are to be deleted. Pure.
+
+    The paths tell the order: they are compressed beside each other, so that a younger may be ready first.
+    """
     return [
         path
-        for index, (path, changed) in enumerate(newest_first)
+        for index, (path, changed) in enumerate(sorted(old, reverse=True))
         if index >= limits.count or now - changed > limits.age
     ]
 
@@ -58,11 +61,14 @@ class LogFile:
         self.limits = limits
         self._fd: int | None = None
         self._size = 0
+        self._stamp = 0  # milliseconds, in the name of the last file that was put away
         self._complained = False
 
     def write(self, line: str) -> None:
         data = line.encode("utf-8", "replace")
         try:
+            if self._fd is not None and self._is_another(self._fd):
+                self.close()
             if self._fd is not None and self._size and self._size + len(data) > self.limits.size:
                 self._rotate()
             if self._fd is None:
@@ -81,6 +87,13 @@ class LogFile:
             os.close(self._fd)
             self._fd = None
 
+    def _is_another(self, opened: int) -> bool:
+        """Whether the path is not the open file any more: somebody has moved or deleted it."""
+        try:
+            return not os.path.samestat(os.stat(self._path), os.fstat(opened))
+        except FileNotFoundError:
+            return True
+
     def _open(self) -> None:
         os.makedirs(os.path.dirname(self._path) or ".", 0o755, exist_ok=True)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -89,9 +102,9 @@ class LogFile:
     def _rotate(self) -> None:
         self.close()
         stem, extension = os.path.splitext(self._path)
-        stamp = (
-            time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime()) + f".{time.time_ns() // 1_000_000 % 1000:03d}"
-        )
+        # The names tell the order, also within a millisecond and when the clock is set back.
+        now = self._stamp = max(time.time_ns() // 1_000_000, self._stamp + 1)
+        stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime(now // 1000)) + f".{now % 1000:03d}"
         old = f"{stem}-{stamp}{extension}"
         os.rename(self._path, old)
         # 100 MB take a second or two to compress: not while a pod waits.
@@ -103,7 +116,7 @@ class LogFile:
                 shutil.copyfileobj(source, target)
             os.unlink(old)
             for path in expired(self._old_files(), self.limits, time.time()):
-                os.unlink(path)
+                Path(path).unlink(missing_ok=True)  # another thread was faster
         except OSError as err:
             _log.warning("cannot compress or delete old log files of %s: %s", self._path, err.strerror)
 

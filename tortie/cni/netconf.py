@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tortie.cni.protocol import Code, check_network_name, check_version
+from tortie.cni import result
+from tortie.cni.protocol import CALICO_IPAM, Code, check_network_name, check_version
 from tortie.core.errors import CniError, ConfigError
+from tortie.datastore.types.pod import ContainerPort
 
-CALICO_IPAM = "calico-ipam"
 HOST_LOCAL = "host-local"
 VERSION_IF_MISSING = "0.2.0"  # what calico then answers in; calico-ipam answers 0.1.0
 _MAX_QUEUES = 4096  # the kernel's limit for IFLA_NUM_TX_QUEUES
@@ -26,10 +27,9 @@ class _Conf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ipam(_Conf, frozen=True, kw_only=True):
-    """`subnet` is host-local's; the others are calico-ipam's. Its booleans are texts in the JSON."""
+    """Of calico-ipam; its booleans are texts in the JSON."""
 
     type: str = ""
-    subnet: str = ""
     assign_ipv4: str | None = None  # anything but "false": one address
     assign_ipv6: str | None = None  # "true": one address
     ipv4_pools: tuple[str, ...] = ()  # CIDRs or names
@@ -79,22 +79,12 @@ class _Mesos(_Conf, frozen=True, kw_only=True):
     network_info: _NetworkInfo = _NetworkInfo()
 
 
-class PodPort(_Conf, frozen=True, kw_only=True):
-    """A container port, with Kubernetes' field names."""
-
-    containerPort: int = 0
-    name: str = ""
-    protocol: str = "TCP"
-    hostPort: int = 0
-    hostIP: str = ""
-
-
 class PodArgs(_Conf, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     serviceAccountName: str = ""
     generateName: str = ""
-    ports: tuple[PodPort, ...] = ()
+    ports: tuple[ContainerPort, ...] = ()
 
 
 class NamespaceArgs(_Conf, frozen=True, kw_only=True):
@@ -127,7 +117,6 @@ class Attachment(_Conf, frozen=True, kw_only=True):
 class NetConf(_Conf, frozen=True, kw_only=True):
     cniVersion: str = ""
     name: str = ""
-    type: str = ""
     ipam: Ipam = Ipam()
     args: Args = Args()
     mtu: int = 0
@@ -170,6 +159,14 @@ class NetConf(_Conf, frozen=True, kw_only=True):
     )
 
     @property
+    def previous(self) -> dict[str, Any]:
+        """prevResult as a plain object, {} if there is none. Raises CniError if it is something else."""
+        try:
+            return msgspec.json.decode(bytes(self.prevResult) or b"null", type=dict[str, Any] | None) or {}
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
+            raise CniError(Code.DECODING_FAILURE, f"could not parse prevResult: {err}") from err
+
+    @property
     def delegates_ipam(self) -> bool:
         """Whether another program hands out the addresses."""
         return self.ipam.type != CALICO_IPAM
@@ -188,6 +185,7 @@ def load(command: str, data: bytes) -> NetConf:
         raise ConfigError("ipam.type", conf.ipam.type, "must be the name of a plugin, not a path")
     if command == "ADD":  # anything else must be able to clean up after, or report on, what is wrong
         check(conf)
+        result.check_previous(conf.previous)
     return conf
 
 
@@ -207,9 +205,9 @@ def decode(data: bytes) -> NetConf:
 
 def for_windows(data: bytes) -> list[str]:
     """Fields of a configuration that mean something on Windows nodes only: they are ignored here."""
-    if b'"windows_' not in data:
+    if b'"windows_' not in data and b'"vxlan_' not in data:
         return []
-    return sorted(field for field in msgspec.json.decode(data) if field.startswith("windows_"))
+    return sorted(field for field in msgspec.json.decode(data) if field.startswith(("windows_", "vxlan_")))
 
 
 def version_of(data: bytes) -> str:

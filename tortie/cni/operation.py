@@ -2,7 +2,8 @@
 
 Steps are never broken off in the middle: an operation looks between its steps whether anybody still
 waits for it (checkpoint), and if not undoes what it did. The time limits of the single steps (ten
-seconds for a datastore call, twenty for the kernel) bound how long that can take.
+seconds for a call of etcd, twenty for one of a Kubernetes API that is not overloaded or for the kernel)
+bound how long that can take.
 """
 
 import asyncio
@@ -10,8 +11,8 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from tortie.cni.conversation import Conversation
 from tortie.cni.identity import Identity
@@ -21,6 +22,10 @@ from tortie.cni.protocol import CALICO_IPAM, Call, Code
 from tortie.cni.store import Store
 from tortie.core.errors import CniError, KernelError, TortieError
 from tortie.core.paths import Paths
+from tortie.ipam.transfer import Transfer
+
+if TYPE_CHECKING:  # it carries out operations itself
+    from tortie.cni.later import Later
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +46,13 @@ class Operation:
     paths: Paths
     identity: Identity
     stopping: asyncio.Event  # set when the server is to end
+    later: "Later"  # what ADDs that have answered still owe
+    home: bool = False  # whether `store` is known to be the server's own datastore, and the node its own
     namespace: int | None = None
     why_no_namespace: str = ""
-    undone: list[str] = field(default_factory=list)  # what a failed ADD could not take back, for the log
+    counted: int = 0  # addresses that the container's handle counts after an assignment; 0: not known
+    routed: bool = True  # whether the host is to lead the addresses here; not those of a VM still elsewhere
+    ready: tuple[Transfer, ...] = ()  # of an assignment's addresses, if all of them were ready ones
 
     @property
     def version(self) -> str:
@@ -88,7 +97,6 @@ class Operation:
             await action()
         except TortieError as err:
             _log.error("%s: could not undo: %s: %s", self.identity, what, err)
-            self.undone.append(f"{what}: {err}")
 
 
 async def in_thread(limit: float, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

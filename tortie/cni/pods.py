@@ -1,7 +1,7 @@
 """What Kubernetes says about a pod, and what its annotations ask of the plugin.
 
-Where it is said is behind PodSource: the network configuration's `args` here; the Kubernetes API is
-another implementation. What an annotation means is decided here and is pure.
+Where it is said is behind PodSource: the network configuration's `args`, else the Kubernetes API
+(podsource.py). What an annotation means is decided here and is pure.
 (Reference: CNI plugin, section 3 and 4.7; libcalico-go's default workload endpoint converter.)
 
 A runtime without a Kubernetes API passes
@@ -16,18 +16,21 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from tortie.cni.identity import Identity
-from tortie.cni.netconf import NetConf, PodPort
+from tortie.cni.netconf import KubernetesArgs, NetConf
 from tortie.core.errors import ConfigError
-from tortie.datastore.types.endpoint import IPNAT, WorkloadEndpointPort
+from tortie.datastore import podendpoint
+from tortie.datastore.podqos import CALICO, qos_controls
+from tortie.datastore.types.endpoint import QoSControls, WorkloadEndpointPort
+
+if TYPE_CHECKING:
+    from tortie.cni.kubevirt import Launched
 
 _PREFIX = "cni.projectcalico.org/"
-_PROTOCOLS = ("TCP", "UDP", "SCTP")
-_LABEL_MAX = 63  # a longer service account name fits no label
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,60 +58,27 @@ class PodSource(Protocol):
     async def pod(self, conf: NetConf, identity: Identity) -> Pod:
         """What is known of the pod. Raises ConfigError if the source is not configured, DatastoreError."""
 
+    async def launched(self, conf: NetConf, identity: Identity) -> "Launched | None":
+        """The KubeVirt VM that the pod runs; None if none, if the pod is gone, or if nobody says.
 
-class ArgsSource:
-    """PodSource that believes the runtime."""
+        Asks nothing about pods that are not named as a VM's. Raises DatastoreError.
+        """
 
-    async def pod(self, conf: NetConf, identity: Identity) -> Pod:
-        given = conf.args.projectcalico
-        if given is None:
-            raise ConfigError(
-                "policy.type",
-                conf.policy.type,
-                f"labels and annotations of pod {identity} are not known: there is no Kubernetes API "
-                'with an etcd datastore, and the runtime passes no args."org.projectcalico"',
-            )
-        return Pod(
-            labels=given.pod.labels,
-            annotations=given.pod.annotations,
-            namespace_labels=given.namespace.labels,
-            namespace_annotations=given.namespace.annotations,
-            service_account=given.pod.serviceAccountName,
-            generate_name=given.pod.generateName,
-            ports=endpoint_ports(given.pod.ports),
-        )
+    async def pod_cidrs(self, conf: NetConf, node: str) -> tuple[str, ...]:
+        """The node's share of the cluster's pod addresses; () if nobody says. Raises DatastoreError."""
 
 
-def endpoint_ports(ports: tuple[PodPort, ...]) -> tuple[WorkloadEndpointPort, ...]:
-    """The container ports that policy or a host port can refer to; unknown protocols have none."""
-    return tuple(
-        WorkloadEndpointPort(
-            name=port.name,
-            protocol=port.protocol or "TCP",
-            port=port.containerPort,
-            hostPort=port.hostPort,
-            hostIP=port.hostIP,
-        )
-        for port in ports
-        if port.containerPort and (port.hostPort or port.name) and (port.protocol or "TCP") in _PROTOCOLS
+def told_by_runtime(given: KubernetesArgs) -> Pod:
+    """What the network configuration's `args` say."""
+    return Pod(
+        labels=given.pod.labels,
+        annotations=given.pod.annotations,
+        namespace_labels=given.namespace.labels,
+        namespace_annotations=given.namespace.annotations,
+        service_account=given.pod.serviceAccountName,
+        generate_name=given.pod.generateName,
+        ports=podendpoint.ports(given.pod.ports),
     )
-
-
-def endpoint_labels(pod: Pod, namespace: str) -> dict[str, str]:
-    """The pod's labels and the ones that policies of Kubernetes' own terms select by."""
-    labels = dict(pod.labels)
-    labels["projectcalico.org/namespace"] = namespace
-    labels["projectcalico.org/orchestrator"] = "k8s"
-    if pod.service_account and len(pod.service_account) < _LABEL_MAX:
-        labels["projectcalico.org/serviceaccount"] = pod.service_account
-    return labels
-
-
-def endpoint_profiles(pod: Pod, namespace: str) -> tuple[str, ...]:
-    """The profiles that stand for the pod's namespace and service account."""
-    if pod.service_account:
-        return (f"kns.{namespace}", f"ksa.{namespace}.{pod.service_account}")
-    return (f"kns.{namespace}",)
 
 
 # --- what annotations ask for -------------------------------------------------------------------
@@ -126,6 +96,8 @@ class Wishes:
     floating: tuple[str, ...] = ()
     mac: str = ""
     spoofable: tuple[str, ...] = ()  # CIDRs that the pod may send from
+    qos: QoSControls | None = None
+    unfit: tuple[str, ...] = ()  # why limits that were asked for are others or none
 
 
 NO_POD, NO_WISHES = Pod(), Wishes()  # of a container that Kubernetes does not know
@@ -138,6 +110,7 @@ def wishes(pod: Pod, conf: NetConf) -> Wishes:
     families = pod.inherited("ipFamilies")
     addresses, without = pod.annotation("ipAddrs"), pod.annotation("ipAddrsNoIpam")
     _check_allowed(conf, addresses, without, floating := pod.annotation("floatingIPs"))
+    qos, unfit = qos_controls(_limits(pod.annotations))
     return Wishes(
         ipv4_pools=_texts("ipv4pools", v4) if v4 and pooled else None,
         ipv6_pools=_texts("ipv6pools", v6) if v6 and pooled else None,
@@ -147,6 +120,8 @@ def wishes(pod: Pod, conf: NetConf) -> Wishes:
         floating=_addresses("floatingIPs", floating) if floating else (),
         mac=_mac(mac) if (mac := pod.annotation("hwAddr")) else "",
         spoofable=_networks("allowedSourcePrefixes", pod.annotation("allowedSourcePrefixes")),
+        qos=qos,
+        unfit=tuple(unfit),
     )
 
 
@@ -166,14 +141,9 @@ def _check_allowed(conf: NetConf, addresses: str, without_ipam: str, floating: s
         raise _refused("floatingIPs", floating, "requested feature is not enabled: floating_ips")
 
 
-def floating_nats(floating: tuple[str, ...], addresses: tuple[str, ...]) -> tuple[IPNAT, ...]:
-    """Each external address with the pod's own of the same family; without one it has no target."""
-    own = {(":" in address): address for address in reversed(addresses)}
-    return tuple(
-        IPNAT(internalIP=own[":" in external], externalIP=external)
-        for external in floating
-        if (":" in external) in own
-    )
+def _limits(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Kubernetes' own annotations are the plugin `bandwidth`'s, which fails where a limit stands already."""
+    return {name: value for name, value in annotations.items() if name.startswith(CALICO)}
 
 
 def _texts(name: str, value: str) -> tuple[str, ...]:

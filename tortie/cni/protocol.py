@@ -45,6 +45,7 @@ class CniArgs:
     ip: str = ""  # a bare address, canonical
     pod: str = ""
     namespace: str = ""
+    uid: str = ""  # the pod's
     test_namespace: str = ""  # instead of "default" for containers without a pod
 
 
@@ -91,7 +92,7 @@ def parse_call(plugin: str, environment: Mapping[str, str]) -> Call:
         raise _bad_environment(f"unknown CNI_COMMAND: {command[:40]}")
     container_id, ifname = environment.get("CNI_CONTAINERID", ""), environment.get("CNI_IFNAME", "")
     if "CNI_CONTAINERID" in required and not _NAME.fullmatch(container_id):
-        raise _bad_environment("invalid characters in containerID", container_id)
+        raise _bad_environment("invalid characters in containerID", f"CNI_CONTAINERID={container_id}")
     if "CNI_IFNAME" in required:
         check_ifname(ifname)
     return Call(
@@ -108,14 +109,14 @@ def parse_call(plugin: str, environment: Mapping[str, str]) -> Call:
 
 def check_ifname(name: str) -> None:
     """The kernel's rules for interface names. Raises CniError."""
+    given = f"CNI_IFNAME={name}"  # the specification wants the variable named; the library's words do not
     if len(name.encode("utf-8", "surrogateescape")) > _MAX_IFNAME:
-        raise _bad_environment(
-            "interface name is too long", f"interface name should be less than {_MAX_IFNAME + 1} characters"
-        )
+        limit = f"interface name should be less than {_MAX_IFNAME + 1} characters"
+        raise _bad_environment("interface name is too long", f"{limit}: {given}")
     if name in (".", ".."):
-        raise _bad_environment("interface name is . or ..")
+        raise _bad_environment("interface name is . or ..", given)
     if any(c in "/:" or c.isspace() for c in name):
-        raise _bad_environment("interface name contains / or : or whitespace characters")
+        raise _bad_environment("interface name contains / or : or whitespace characters", given)
 
 
 def check_network_name(name: str) -> None:
@@ -131,8 +132,10 @@ _ARGS = {  # key of CNI_ARGS -> field of CniArgs
     "IP": "ip",
     "K8S_POD_NAME": "pod",
     "K8S_POD_NAMESPACE": "namespace",
+    "K8S_POD_UID": "uid",
     "CNI_TEST_NAMESPACE": "test_namespace",
 }
+_NOT_CALICOS = "K8S_POD_UID"  # of these keys
 _ARGS_IGNORED = {"IgnoreUnknown", "K8S_POD_INFRA_CONTAINER_ID"}
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
@@ -147,21 +150,21 @@ def parse_args(text: str, ignore_unknown: bool = False) -> CniArgs:
     for pair in text.split(";") if text else []:
         key, equals, value = pair.partition("=")
         if not equals or "=" in value:
-            raise _bad_environment(f'ARGS: invalid pair "{pair[:200]}"')
+            raise _bad_environment(f'ARGS: invalid pair "{pair[:200]}"', "CNI_ARGS")
         if key == "IgnoreUnknown":
             ignore_unknown = _boolean(pair, value)
         elif field := _ARGS.get(key):
             given[field] = _address(pair, value) if field == "ip" else value
-        elif key not in _ARGS_IGNORED:
+        if key not in {*_ARGS, *_ARGS_IGNORED} or key == _NOT_CALICOS:
             unknown.append(pair[:200])
     if unknown and not ignore_unknown:
-        raise _bad_environment(f"ARGS: unknown args {unknown}")
+        raise _bad_environment(f"ARGS: unknown args {unknown}", "CNI_ARGS")
     return CniArgs(**given)
 
 
 def _boolean(pair: str, value: str) -> bool:
     if value.lower() not in _BOOLEANS:
-        raise _bad_environment(f'ARGS: error parsing value of pair "{pair[:200]}": not a boolean')
+        raise _bad_environment(f'ARGS: error parsing value of pair "{pair[:200]}": not a boolean', "CNI_ARGS")
     return _BOOLEANS[value.lower()]
 
 
@@ -172,7 +175,8 @@ def _address(pair: str, value: str) -> str:
         return str(ipaddress.ip_address(value))
     except ValueError:
         raise _bad_environment(
-            f'ARGS: error parsing value of pair "{pair[:200]}": invalid IP address: {value[:60]}'
+            f'ARGS: error parsing value of pair "{pair[:200]}": invalid IP address: {value[:60]}',
+            "CNI_ARGS",
         ) from None
 
 

@@ -5,13 +5,17 @@ and indentation are those of the CNI library. (CNI specification, section "Resul
 """
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from tortie.cni.protocol import Code, at_least
 from tortie.core.errors import CniError
+
+_LISTS = ("interfaces", "ips", "routes")  # of a result since 0.3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +68,14 @@ class Result:
 # --- writing ------------------------------------------------------------------------------------
 
 
-def encode(result: Result, version: str) -> bytes:
-    """JSON text for a runtime. Raises CniError if the old format cannot hold it."""
+def encode(result: Result, version: str, previous: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+    """JSON text for a runtime. Raises CniError if the old format cannot hold it.
+
+    `previous` is the plain result of the plugin before us, which must be passed on (specification, ADD):
+    it comes first, unchanged, fields that we do not know included. The old formats know no chains.
+    """
     if at_least(version, "0.3.0"):
-        plain = _encode_lists(result, version)
+        plain = _behind(previous, _encode_lists(result, version))
     else:
         plain = _encode_families(result, version)
     return msgspec.json.format(msgspec.json.encode(plain), indent=4) + b"\n"
@@ -85,6 +93,28 @@ def _encode_lists(result: Result, version: str) -> dict[str, Any]:
     if result.dns or not modern:
         plain["dns"] = dict(result.dns)
     return plain
+
+
+def _behind(previous: Mapping[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """Our own lists behind the previous ones; our addresses then name interfaces so much further on."""
+    shift = len(previous.get("interfaces") or ())
+    for ip in plain.get("ips", ()):
+        if "interface" in ip:
+            ip["interface"] += shift
+    for name in _LISTS:
+        if before := previous.get(name):
+            plain[name] = [*before, *plain.get(name, ())]
+    others = {key: value for key, value in previous.items() if key not in (*_LISTS, "cniVersion", "dns")}
+    if (dns := previous.get("dns")) and not plain.get("dns"):
+        others["dns"] = dns
+    return plain | others
+
+
+def check_previous(previous: Mapping[str, Any]) -> None:
+    """Raises CniError if another plugin's result cannot be passed on."""
+    for name in _LISTS:
+        if not isinstance(previous.get(name) or [], list):
+            raise CniError(Code.DECODING_FAILURE, f"could not parse prevResult: {name} is no list")
 
 
 def _encode_interface(one: Interface, modern: bool) -> dict[str, Any]:

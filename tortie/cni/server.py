@@ -14,15 +14,20 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from tortie.cni.conversation import Conversation
 from tortie.cni.handler import Handler, Tools
+from tortie.cni.hostfiles import HostFiles, keeps_credential
 from tortie.cni.journal import JournalHandler
-from tortie.cni.pods import ArgsSource, PodSource
-from tortie.cni.store import Stores, open_client
+from tortie.cni.later import Later
+from tortie.cni.nearpods import NearPods
+from tortie.cni.pods import PodSource
+from tortie.cni.podsource import Pods
+from tortie.cni.store import Store, Stores, open_client
 from tortie.cni.warm import WarmPool
 from tortie.cni.warmplan import Marks
 from tortie.core import log, tasks
@@ -75,7 +80,7 @@ class Server:
         report: Report = lambda _live, _ready, _reason: None,
     ) -> None:
         self._settings = settings
-        self._pods = pods or ArgsSource()
+        self._pods = pods
         self._report = report
         self._calls: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -117,7 +122,8 @@ class Server:
         for handler in root.handlers:  # a call that asks for debug lines gets them, the process does not
             handler.setLevel(max(handler.level, root.level))
         root.addHandler(self._journal)
-        keeping: asyncio.Task[None] | None = None
+        keeping: list[asyncio.Task[None]] = []
+        pods: Pods | None = None
         try:
             with self._listen() as listener:
                 store = stores.start()
@@ -125,35 +131,55 @@ class Server:
                 warm = WarmPool(
                     allocator, store.client, store.view, self._settings.paths, self._settings.warm
                 )
-                keeping = asyncio.create_task(
-                    tasks.supervise("keeping addresses ready", lambda: warm.run(store.in_sync))
+                near = self._near(store)
+                pods = Pods(self._settings.datastore, near)
+                later = Later(
+                    store.client,
+                    warm,
+                    self._settings.paths,
+                    store.in_sync,
+                    keeps_endpoints=store.keeps_endpoints,
+                )
+                keeping = _kept(
+                    ("keeping addresses ready", lambda: warm.run(store.in_sync)),
+                    ("writing what is owed", later.run),
+                    *([("following the node's pods", near.run)] if near is not None else []),
                 )
                 tools = Tools(
                     host=host,
                     paths=self._settings.paths,
                     node=self._settings.node,
                     stores=stores,
-                    pods=self._pods,
+                    pods=self._pods or pods,
                     journal=self._journal,
                     prefix=self._settings.interface_prefix,
                     stopping=self._stopping,
-                    base=store,
                     warm=warm,
+                    later=later,
                 )
-                health = tasks.spawn(self._report_health(store.in_sync), "CNI health")
+                health = tasks.spawn(self._report_health(store.in_sync, later), "CNI health")
                 try:
                     await self._accept(listener, Handler(tools))
                 finally:
                     health.cancel()
         finally:
             await self._finish_calls()
-            await tasks.cancel([keeping] if keeping is not None else [])
+            await tasks.cancel(keeping)
             await stores.close()
+            if pods is not None:
+                await pods.close()
             root.removeHandler(self._journal)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._settings.paths.cni_socket)
             os.close(host)
             os.close(lock)
+
+    def _near(self, store: Store) -> NearPods | None:
+        """Where ADD is to answer without a question, and pods are in the datastore."""
+        settings = self._settings
+        if settings.warm.high == 0 or settings.datastore.type != "kubernetes":
+            return None
+        return NearPods(store.client.backend, settings.node)
 
     @contextlib.contextmanager
     def _listen(self) -> Iterator[socket.socket]:
@@ -203,13 +229,18 @@ class Server:
             await asyncio.wait(self._calls, timeout=_STOP_LIMIT)
         await tasks.cancel(self._calls)
 
-    async def _report_health(self, in_sync: asyncio.Event) -> None:
+    async def _report_health(self, in_sync: asyncio.Event, later: Later) -> None:
         while True:
-            ready = in_sync.is_set()
-            self._report(True, ready, "" if ready else "waiting for the datastore")
+            followed = in_sync.is_set()
+            reason = later.problem if followed else "waiting for the datastore"
+            self._report(True, not reason, reason or later.refusals)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL):
-                    await (asyncio.sleep(INTERVAL) if ready else in_sync.wait())
+                    await (asyncio.sleep(INTERVAL) if followed else in_sync.wait())
+
+
+def _kept(*loops: tuple[str, Callable[[], Awaitable[None]]]) -> list[asyncio.Task[None]]:
+    return [asyncio.create_task(tasks.supervise(name, loop)) for name, loop in loops]
 
 
 def main(env: Mapping[str, str] = os.environ) -> int:
@@ -229,8 +260,18 @@ def main(env: Mapping[str, str] = os.environ) -> int:
     except ConfigError as err:
         _log.critical("%s", err)
         return 1
-    asyncio.run(tasks.run_until_stopped([("CNI server", server.run)]))
+    asyncio.run(tasks.run_until_stopped([("CNI server", server.run), *_credential(env)]))
     return 0
+
+
+def _credential(env: Mapping[str, str]) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+    """The loop that keeps the host's kubeconfig valid, where there is one to keep. Raises ConfigError."""
+    files = HostFiles.from_env(env)
+    if not keeps_credential(env, files):
+        return []
+    from tortie.cni import credential  # the client of Kubernetes, which a node on etcd alone never loads
+
+    return [("credential of the CNI plugin", partial(credential.keep, env, files))]
 
 
 if __name__ == "__main__":

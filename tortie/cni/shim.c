@@ -4,7 +4,8 @@
  * Installed on the host as `calico` and as `calico-ipam`. It sends its name, arguments, the CNI
  * environment, standard input and an open descriptor of CNI_NETNS to the server's root-only socket,
  * runs other plugins from CNI_PATH when the server asks for one (the server lives in another mount
- * namespace and cannot), prints what it is told and exits as it is told. VERSION needs no server.
+ * namespace and cannot), prints what it is told and exits as it is told. VERSION needs no server; it
+ * answers in the version that its input names, and waits for none that does not come.
  * All logic is in the server; wire.py describes the frames.
  *
  * Every failure of its own ends in a CNI error object on standard output and exit status 1. All
@@ -28,6 +29,7 @@
 #define WIRE_VERSION "1"
 #define DEFAULT_SOCKET "/var/run/calico/cni.sock"
 #define DEADLINE 110          /* seconds in all: longer than the server gives an allocation (90) */
+#define VERSION_DEADLINE 2    /* seconds for the input of VERSION; whoever runs it by hand gives none */
 #define MAX_BYTES (16u << 20) /* of standard input and of one frame; the server's limit too */
 #define IO_FAILURE 5          /* codes of the CNI specification, section "Error" */
 #define TRY_AGAIN_LATER 11
@@ -39,7 +41,7 @@ static volatile pid_t child;               /* the plugin that runs now, 0 if non
 static char config_version[16] = "1.0.0"; /* of the error objects: the configuration's, if it names one */
 
 static const char versions[] =
-    "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\","
+    "{\"cniVersion\":\"%s\",\"supportedVersions\":[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\","
     "\"1.0.0\",\"1.1.0\"]}\n";
 
 static void print(int fd, const char *data, size_t length)
@@ -305,6 +307,33 @@ static void run_plugin(int server, char *frame, size_t left)
 
 /* --- the program -------------------------------------------------------------------------------- */
 
+/* Also the alarm of tell_versions(): the input that has not come by then names no version. */
+__attribute__((noreturn))
+static void print_versions(int signal_number)
+{
+    char out[160];
+    (void)signal_number;
+    print(STDOUT_FILENO, out, (size_t)snprintf(out, sizeof out, versions, config_version));
+    _exit(0);
+}
+
+/* VERSION: the version of the input is that of the answer (specification, "VERSION Success"). */
+__attribute__((noreturn))
+static void tell_versions(void)
+{
+    static char input[4096]; /* {"cniVersion": …} and whatever else */
+    size_t length = 0;
+    ssize_t got;
+    strcpy(config_version, "1.1.0");
+    signal(SIGALRM, print_versions);
+    alarm(VERSION_DEADLINE);
+    while (!isatty(STDIN_FILENO) && length < sizeof input
+           && (got = read(STDIN_FILENO, input + length, sizeof input - length)) > 0)
+        length += (size_t)got;
+    note_config_version(input, length);
+    print_versions(0);
+}
+
 static int connect_server(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -323,10 +352,8 @@ int main(int argc, char **argv)
     const char *command = getenv("CNI_COMMAND");
     char *input = "", *frame;
     size_t length = 0;
-    if (argc == 1 && command != NULL && strcmp(command, "VERSION") == 0) {
-        print(STDOUT_FILENO, versions, strlen(versions));
-        return 0;
-    }
+    if (argc == 1 && command != NULL && strcmp(command, "VERSION") == 0)
+        tell_versions();
     server_path = getenv("TORTIE_CNI_SOCKET");
     if (server_path == NULL || *server_path == '\0')
         server_path = DEFAULT_SOCKET;

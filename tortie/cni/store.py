@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from tortie.cni import advice
 from tortie.cni.netconf import NetConf
 from tortie.cni.protocol import Code
 from tortie.core import tasks
-from tortie.core.errors import CniError, ConfigError, DatastoreError, ResourceDoesNotExist
+from tortie.core.errors import CniError, DatastoreError, ResourceDoesNotExist
 from tortie.datastore.client import Client
-from tortie.datastore.config import DatastoreConfig
+from tortie.datastore.config import DatastoreConfig, check
 from tortie.datastore.connect import connect
 from tortie.datastore.keys import ResourceKey, ResourceList
 from tortie.datastore.syncer import Batch, Syncer, SyncStatus
@@ -28,6 +29,14 @@ _log = logging.getLogger(__name__)
 
 _CLUSTER = ResourceKey("ClusterInformation", "default")
 _IDLE = 600.0  # seconds; the longest call is given up by its runtime after two minutes
+_FIELDS = {  # field of a datastore's configuration -> field of the network configuration
+    "datastoreType": "datastore_type",
+    "etcdEndpoints": "etcd_endpoints",
+    "etcdDiscoverySrv": "etcd_discovery_srv",
+    "etcdKeyFile": "etcd_key_file",
+    "etcdCertFile": "etcd_cert_file",
+    "etcdCACertFile": "etcd_ca_cert_file",
+}
 _NOT_READY = "Calico is currently not ready to process requests"
 
 
@@ -37,15 +46,8 @@ def effective_config(base: DatastoreConfig, conf: NetConf) -> DatastoreConfig:
     Of the Kubernetes API only where that is the datastore: with etcd it would change nothing but cost a
     connection more.
     """
-    etcd = {
-        "datastoreType": conf.datastore_type,
-        "etcdEndpoints": _endpoints(conf),
-        "etcdDiscoverySrv": conf.etcd_discovery_srv,
-        "etcdKeyFile": conf.etcd_key_file,
-        "etcdCertFile": conf.etcd_cert_file,
-        "etcdCACertFile": conf.etcd_ca_cert_file,
-    }
-    config = _changed(base, etcd)
+    etcd = {name: getattr(conf, field) for name, field in _FIELDS.items()}
+    config = _changed(base, etcd | {"etcdEndpoints": _endpoints(conf)})
     if config.type == "etcdv3":
         return config
     kubernetes = {
@@ -73,27 +75,18 @@ def _endpoints(conf: NetConf) -> tuple[str, ...]:
 
 def open_client(config: DatastoreConfig) -> Client:
     """Does not touch the network yet. Raises ConfigError for what cannot be used."""
-    if config.type == "etcdv3":
-        _check_etcd(config)
-    return connect(config)
-
-
-def _check_etcd(config: DatastoreConfig) -> None:
-    if config.etcdDiscoverySrv:
-        reason = "not supported, name the endpoints in etcd_endpoints"
-        raise ConfigError("etcd_discovery_srv", config.etcdDiscoverySrv, reason)
-    if not config.etcdEndpoints:
-        raise ConfigError("etcd_endpoints", "", "no etcd endpoint is configured")
-    for endpoint in config.etcdEndpoints:
-        if not endpoint.startswith(("http://", "https://")):
-            raise ConfigError("etcd_endpoints", endpoint, "must start with http:// or https://")
+    return connect(check(config, _FIELDS))
 
 
 class Store:
-    """One datastore. `node` is the name of this node, whose Node object is kept at hand."""
+    """One datastore. `node` is the name of this node, whose Node object is kept at hand.
 
-    def __init__(self, client: Client, node: str) -> None:
+    `keeps_endpoints`: it stores endpoints as such, any number for a pod; else a pod itself is one.
+    """
+
+    def __init__(self, client: Client, node: str, *, keeps_endpoints: bool = True) -> None:
         self.client = client
+        self.keeps_endpoints = keeps_endpoints
         self.view = SyncedView(client, node)
         self._cluster: ClusterInformation | None = None
         self.in_sync = asyncio.Event()  # set while the memory is complete
@@ -115,6 +108,17 @@ class Store:
         else:
             self.in_sync.clear()
 
+    @property
+    def guid(self) -> str:
+        """Of the cluster, by which one datastore is known over several ways to it; '' if not known."""
+        known = self._cluster if self.in_sync.is_set() else None
+        return known.spec.clusterGUID if known is not None else ""
+
+    @property
+    def locked(self) -> bool:
+        """Whether it is known that the datastore is not to be used now."""
+        return self._cluster is not None and self._cluster.spec.datastoreReady is False
+
     async def ensure_ready(self, *, fresh: bool = False) -> None:
         """Raises CniError unless there is a cluster and its datastore may be used.
 
@@ -123,9 +127,10 @@ class Store:
         try:
             info = await self._cluster_information(fresh)
         except ResourceDoesNotExist as err:
-            raise CniError(Code.INTERNAL, f"error getting ClusterInformation: {err}") from err
+            text = f"error getting ClusterInformation: {err}"
+            raise CniError(Code.INTERNAL, text, advice.NO_CLUSTER) from err
         if info.spec.datastoreReady is False:
-            raise CniError(Code.TRY_AGAIN_LATER, _NOT_READY)
+            raise CniError(Code.TRY_AGAIN_LATER, _NOT_READY, advice.LOCKED)
 
     async def _cluster_information(self, fresh: bool) -> ClusterInformation:
         # That there is none is no reason to refuse a pod before the datastore itself has said so: the
@@ -136,7 +141,8 @@ class Store:
 
 
 class Stores:
-    """The datastores that configurations name: the environment's for good, any other while it is in use.
+    """The datastores that configurations name: the environment's for good, by whatever way to it, any other
+    while it is in use.
 
     `idle` is how many seconds after its last use another one is given up: a name that was wrong once must
     not be dialled for as long as the server lives.
@@ -158,9 +164,23 @@ class Stores:
         """Raises ConfigError if the configuration names none that can be used."""
         return self._open(_explicit(effective_config(self._base, conf)))
 
+    def is_home(self, store: Store) -> bool:
+        """Whether a store is known to be the environment's datastore, perhaps by another way to it.
+
+        As a rule it is another way: the plugin has credentials of its own. A cluster that moves to another
+        kind of datastore takes its GUID along, and home is locked then.
+        """
+        home = self._stores[self._base]
+        if store is home:
+            return True
+        same = store.guid != "" and store.guid == home.guid
+        return same and store.keeps_endpoints == home.keeps_endpoints and not home.locked
+
     def _open(self, config: DatastoreConfig) -> Store:
         if config not in self._stores:
-            self._stores[config] = Store(open_client(config), self._node)
+            self._stores[config] = Store(
+                open_client(config), self._node, keeps_endpoints=config.type == "etcdv3"
+            )
             keeper = tasks.spawn(self._keep(config, self._stores[config]), f"keeping {_where(config)}")
             self._keepers.add(keeper)
             keeper.add_done_callback(self._keepers.discard)
@@ -172,7 +192,7 @@ class Stores:
         follower = tasks.supervise(f"following the datastore at {_where(config)}", store.follow)
         following = asyncio.create_task(follower)
         try:
-            await self._out_of_use(config)
+            await self._out_of_use(config, store)
             _log.info("no call has named the datastore at %s lately: closing it", _where(config))
         finally:
             del self._stores[config], self._used[config]  # first: from now on a call gets a new one
@@ -182,12 +202,12 @@ class Stores:
             except DatastoreError as err:
                 _log.warning("closing %s: %s", _where(config), err)
 
-    async def _out_of_use(self, config: DatastoreConfig) -> None:
+    async def _out_of_use(self, config: DatastoreConfig, store: Store) -> None:
         clock = asyncio.get_running_loop().time
         if config == self._base:
             await asyncio.Event().wait()
-        while (left := self._used[config] + self._idle - clock()) > 0:  # noqa: ASYNC110 - not a poll: when it is over is known
-            await asyncio.sleep(left)
+        while (left := self._used[config] + self._idle - clock()) > 0 or self.is_home(store):  # noqa: ASYNC110 - not a poll: when it is over is known
+            await asyncio.sleep(left if left > 0 else self._idle)
 
     async def close(self) -> None:
         await tasks.cancel(self._keepers)
@@ -199,4 +219,7 @@ def _explicit(config: DatastoreConfig) -> DatastoreConfig:
 
 
 def _where(config: DatastoreConfig) -> str:
-    return ",".join(config.etcdEndpoints)
+    """For the log."""
+    if config.type == "etcdv3":
+        return ",".join(config.etcdEndpoints)
+    return config.k8sAPIEndpoint or config.kubeconfig or "the Kubernetes API of this pod"

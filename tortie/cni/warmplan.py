@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tortie.core.errors import ConfigError
+from tortie.core.exposition import Metric
 
 _VARIABLE, _IDLE_VARIABLE = "TORTIE_WARM_POOL", "TORTIE_WARM_POOL_IDLE"
 _MOST = 256  # more than twice the pods a node runs would only keep addresses from other nodes
@@ -62,16 +63,31 @@ class Counters:
     taken: int = 0  # addresses handed out of the ready ones
     missed: int = 0  # times an address was wanted and none was ready
     short: int = 0  # times the pools had fewer than were wanted
+    lost: int = 0  # addresses handed out that somebody had released and another got
 
 
-def metrics(ready: Mapping[int, int], handing_over: int, marks: Marks, counters: Counters) -> str:
-    """In Prometheus' text format; `ready` is IP version -> number of addresses."""
-    lines = ["# TYPE tortie_ipam_warm_addresses gauge"]
-    lines += [f'tortie_ipam_warm_addresses{{version="{version}"}} {n}' for version, n in ready.items()]
-    gauges = {"low": marks.low, "high": marks.high, "handing_over": handing_over}
-    for name, value in gauges.items():
-        lines += [f"# TYPE tortie_ipam_warm_{name} gauge", f"tortie_ipam_warm_{name} {value}"]
-    totals = {"taken": counters.taken, "missed": counters.missed, "shortages": counters.short}
-    for name, value in totals.items():
-        lines += [f"# TYPE tortie_ipam_warm_{name}_total counter", f"tortie_ipam_warm_{name}_total {value}"]
-    return "\n".join(lines) + "\n"
+def metrics(ready: Mapping[int, int], handing_over: int, marks: Marks, counters: Counters) -> list[Metric]:
+    """`ready` is IP version -> number of addresses."""
+    versions = [({"version": str(version)}, number) for version, number in ready.items()]
+    gauges = {
+        "low": (marks.low, "Below so many ready addresses the node gets more."),
+        "high": (marks.high, "So many ready addresses a node gets."),
+        "handing_over": (
+            handing_over,
+            "Addresses of containers that the datastore has yet to hear of.",
+        ),
+    }
+    totals = {
+        "taken": (counters.taken, "Ready addresses given to containers."),
+        "missed": (counters.missed, "Times an address was wanted and none was ready."),
+        "shortages": (counters.short, "Times the pools had fewer addresses than the node wanted."),
+        "lost": (counters.lost, "Addresses given to containers that somebody released and another got."),
+    }
+    return [
+        Metric("tortie_ipam_warm_addresses", "Addresses that the node has ready.", versions),
+        *(Metric(f"tortie_ipam_warm_{name}", text, [({}, n)]) for name, (n, text) in gauges.items()),
+        *(
+            Metric(f"tortie_ipam_warm_{name}_total", text, [({}, n)], "counter")
+            for name, (n, text) in totals.items()
+        ),
+    ]

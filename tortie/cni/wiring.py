@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from socket import AF_INET6
 
-from tortie.cni import interface
+from msgspec import structs
+
+from tortie.cni import advice, interface
 from tortie.cni.endpoint import single
 from tortie.cni.interface import HOST_MAC, IPV6_GATEWAY, Pair, Setting
 from tortie.core.errors import KernelError
-from tortie.linux import addresses, links, netns, routes, sysctl
+from tortie.linux import addresses, links, netns, routes, sourcerules, sysctl
 from tortie.linux.addresses import SCOPE_LINK
 from tortie.linux.netlink import NetlinkSocket
 from tortie.linux.routes import Route
@@ -35,8 +37,9 @@ class Seen:
     container: links.Link | None
     host: links.Link | None
     addresses: tuple[str, ...] = ()  # CIDRs of the container's end
-    routes: tuple[Route, ...] = ()  # of the container's namespace
+    routes: tuple[Route, ...] = ()  # of the table of the container's end
     host_routes: tuple[Route, ...] = ()  # over the host's end
+    sources: tuple[str, ...] = ()  # addresses from which that table is used, where it is not the main one
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +48,33 @@ class Doomed:
 
     ifindex: int
     inside: bool  # in the container's namespace, else in the host's
+    table: int = 0  # of the container's, which rules lead to that do not go with the interface; 0: none
 
 
 # --- making -------------------------------------------------------------------------------------
 
 
-def build(pair: Pair, container: int, wanted: Callable[[], bool] = lambda: True) -> str:
+def build(
+    pair: Pair, container: int, wanted: Callable[[], bool] = lambda: True, *, fresh: bool = False
+) -> str:
     """Make the pair; returns the MAC of the container's end.
 
-    Whatever is on the host under the pair's name is replaced. Raises KernelError with nothing left of
-    the pair: EEXIST if the container has an interface of that name already, or if one of its addresses
-    is routed to somebody else; ECANCELED once it is not `wanted` any more. Its addresses may be
+    Whatever is on the host under the pair's name is replaced, unless the pair must be `fresh`: nobody has
+    looked whose it is then. Raises KernelError with nothing left of the pair: EEXIST if the container has
+    an interface of that name already, or the host and it must not, or if one of its addresses is routed to
+    somebody else; ECANCELED once it is not `wanted` any more. Its addresses may be
     another's then, and its name on the host a newer pair's, so this is asked after each step that may
     have taken long.
     """
     with NetlinkSocket() as host:
-        if links.get(host, pair.host_name) is not None:
+        if not fresh and links.get(host, pair.host_name) is not None:
             _log.info("deleting %s, which was left over", pair.host_name)
             _delete(host, pair.host_name)
         with netns.call_in(container, _enter, interface.container_settings(pair)) as inside:
             _check(wanted, pair)
+            if links.get(inside, pair.container_name) is not None:
+                taken = f"File exists: {advice.ifname_taken(pair.container_name)}"
+                raise KernelError("create", _described(pair), errno.EEXIST, taken)
             _create(host, pair, container)
             end = _expect(inside, pair.container_name)
             try:
@@ -74,6 +84,10 @@ def build(pair: Pair, container: int, wanted: Callable[[], bool] = lambda: True)
                 _delete(inside, end.ifindex)
                 raise
             return end.mac
+
+
+def _described(pair: Pair) -> str:
+    return f"veth {pair.host_name} with {pair.container_name}"
 
 
 def _enter(settings: Sequence[Setting]) -> NetlinkSocket:
@@ -124,6 +138,7 @@ def _set_up(
         # Without NODAD an IPv6 address is tentative, and not used, until a kernel worker has looked at
         # accept_dad; that can take until after the container's first packet.
         *(addresses.add(end.ifindex, single(one), nodad=":" in one) for one in pair.addresses),
+        *map(sourcerules.add, interface.source_rules(pair, end.ifindex)),
     )
     _check(wanted, pair)
     _add_host_routes(host, pair, host_end.ifindex)
@@ -180,7 +195,7 @@ def _add_host_routes(host: NetlinkSocket, pair: Pair, ifindex: int) -> None:
 
 def _as_asked(found: Route) -> Route:
     """IPv6 reports every route with scope global (checked on Linux 6.18)."""
-    return found if found.family != AF_INET6 else replace(found, scope=SCOPE_LINK)
+    return found if found.family != AF_INET6 else structs.replace(found, scope=SCOPE_LINK)
 
 
 def _taken(host: NetlinkSocket, pair: Pair, route: Route, holders: Sequence[Route]) -> KernelError:
@@ -204,17 +219,20 @@ def _describe(route: Route) -> str:
 # --- removing -----------------------------------------------------------------------------------
 
 
-def cut(host_name: str, alias: str, container: int | None, container_name: str) -> Doomed | None:
+def cut(host_names: tuple[str, ...], alias: str, container: int | None, container_name: str) -> Doomed | None:
     """Stop all traffic of an attachment at once; None if nothing is left of it.
 
-    On the host's side if the interface there is marked as this attachment's, which works without the
-    container's namespace; a restarted pod has put its own in the same place under another mark. Else
-    inside the container, where the pair was made by somebody who leaves no marks.
+    On the host's side if an interface of these names is marked as this attachment's, which works without
+    the container's namespace; a restarted pod has put its own in the same place under another mark. Else
+    inside the container, where the pair was made by somebody who leaves no marks. Names behind the first
+    are those of second interfaces.
     """
     with NetlinkSocket() as host:
-        link = links.get(host, host_name)
-        if link is not None and link.alias == alias:
-            return _set_down(host, link, inside=False)
+        for number, name in enumerate(host_names):
+            link = links.get(host, name)
+            if link is not None and link.alias == alias:
+                table = interface.table(True, link.peer) if number else 0
+                return _set_down(host, link, inside=False, table=table)
     if container is None:
         return None
     with netns.socket_in(container) as inside:
@@ -222,10 +240,10 @@ def cut(host_name: str, alias: str, container: int | None, container_name: str) 
         return _set_down(inside, link, inside=True) if link is not None else None
 
 
-def _set_down(netlink: NetlinkSocket, link: links.Link, *, inside: bool) -> Doomed | None:
+def _set_down(netlink: NetlinkSocket, link: links.Link, *, inside: bool, table: int = 0) -> Doomed | None:
     (error,) = netlink.request([links.change(link.ifindex, up=False)])
     if error is None:
-        return Doomed(link.ifindex, inside)
+        return Doomed(link.ifindex, inside, table)
     if error.errno == errno.ENODEV:
         return None
     raise error
@@ -239,6 +257,10 @@ def delete(doomed: Doomed, container: int | None) -> None:
     else:
         with NetlinkSocket() as host:
             _delete(host, doomed.ifindex)
+    if doomed.table and container is not None:
+        with netns.socket_in(container) as inside:
+            ours = [rule for rule in sourcerules.dump(inside) if rule.table == doomed.table]
+            inside.request([sourcerules.delete(rule) for rule in ours])
 
 
 def delete_name(name: str) -> None:
@@ -256,19 +278,32 @@ def _delete(netlink: NetlinkSocket, link: int | str) -> None:
 # --- looking ------------------------------------------------------------------------------------
 
 
+def marks(names: Sequence[str]) -> dict[str, str]:
+    """Interface of the host -> its mark, of those among the names that exist."""
+    with NetlinkSocket() as host:
+        found = [links.get(host, name) for name in names]
+    return {link.name: link.alias for link in found if link is not None}
+
+
 def host_links() -> list[links.Link]:
     with NetlinkSocket() as host:
         return links.dump(host)
 
 
-def inspect(host_name: str, container: int, container_name: str) -> Seen:
+def inspect(host_name: str, container: int, container_name: str, *, second: bool = False) -> Seen:
     """What CHECK compares."""
     with NetlinkSocket() as host, netns.socket_in(container) as inside:
         end, host_end = links.get(inside, container_name), links.get(host, host_name)
-        return Seen(
-            end,
-            host_end,
-            tuple(one.cidr for one in addresses.dump(inside, ifindex=end.ifindex)) if end else (),
-            tuple(routes.dump(inside, table=routes.TABLE_MAIN)) if end else (),
-            tuple(routes.dump(host, table=routes.TABLE_MAIN, ifindex=host_end.ifindex)) if host_end else (),
+        seen = Seen(end, host_end)
+        if host_end is not None:
+            over = routes.dump(host, table=routes.TABLE_MAIN, ifindex=host_end.ifindex)
+            seen = replace(seen, host_routes=tuple(over))
+        if end is None:
+            return seen
+        table = interface.table(second, end.ifindex)
+        return replace(
+            seen,
+            addresses=tuple(one.cidr for one in addresses.dump(inside, ifindex=end.ifindex)),
+            routes=tuple(routes.dump(inside, table=table)),
+            sources=tuple(rule.source for rule in sourcerules.dump(inside) if rule.table == table),
         )
