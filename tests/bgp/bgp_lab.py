@@ -4,7 +4,7 @@ No datastore: a node's snapshot is made here, and rendered as the daemon would.
 """
 
 import asyncio
-import json
+import contextlib
 import os
 import shutil
 import signal
@@ -16,12 +16,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.bgp.bgp_routers import Bird
 from tests.netns_lab import Namespace, eventually
+from tests.support.environ import environment
+from tortie.bgp import ask, bird, birdctl, birdstatus
 from tortie.bgp.config import prefix_limit
-from tortie.bgp.status import PeerStatus, Status
+from tortie.bgp.prefix import Version
+from tortie.bgp.status import PeerStatus, Status, runs
 from tortie.bgp.status import read as read_status
+from tortie.bgp.table import TableRoute
+from tortie.confd import bird as confd_bird
 from tortie.confd import context, files, render
 from tortie.confd.snapshot import Snapshot
+from tortie.core.errors import PeerError
+from tortie.core.paths import Paths
+from tortie.core.speaker import Speaker
 from tortie.datastore.types.bgp import BGPConfiguration, BGPConfigurationSpec, BGPPeer, BGPPeerSpec
 from tortie.datastore.types.ipam import Affinity
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
@@ -76,7 +85,10 @@ class Underlay:
 class Mesh:
     """Nodes n1, n2, … on one underlay with one cluster; n<i> is 10.9.0.<i> and owns 192.168.<i>.0/26."""
 
-    def __init__(self, make_netns: Callable[[], Namespace], count: int, **settings: Any) -> None:
+    def __init__(
+        self, make_netns: Callable[[], Namespace], count: int, speaker: Speaker = "exabgp", **settings: Any
+    ) -> None:
+        self.speaker = speaker
         self.underlay = Underlay(make_netns)
         self.cluster = Snapshot()
         self.cluster.pools = {"v4": pool_resource("v4", POOL), "v6": pool_resource("v6", POOL6)}
@@ -95,7 +107,8 @@ class Mesh:
 
     def add(self, number: int) -> "BgpNode":
         """The node itself, with a block in each family; not started."""
-        node = BgpNode(self.underlay.attach(number), f"n{number}", self.cluster)
+        kind = BgpNode if self.speaker == "exabgp" else BirdNode
+        node = kind(self.underlay.attach(number), f"n{number}", self.cluster)
         node.own(f"192.168.{number}.0/26", f"fd00:168::{number:x}00/122")
         self.nodes.append(node)
         return node
@@ -109,7 +122,7 @@ class Mesh:
         self.render()
         for node in self.nodes:
             node.start()
-        eventually(self.converged, 30)
+        eventually(self.converged)
 
     def converged(self) -> bool:
         blocks = {cidr for node in self.nodes for cidr in node.blocks}
@@ -122,6 +135,10 @@ class Mesh:
 
 class BgpNode:
     """One node of ours; `cluster` is what is stored in the datastore, shared by all nodes."""
+
+    protocol = "bgp"  # of its routes in the kernel
+    endings: tuple[str, str] = ("onlink", "onlink")  # of those to nodes' blocks, and to others' prefixes
+    rendered: tuple[str, ...] = ("exabgp.conf", "bgp.json")
 
     def __init__(self, ns: Namespace, name: str, cluster: Snapshot) -> None:
         self.ns = ns
@@ -148,6 +165,13 @@ class BgpNode:
 
     def render(self) -> context.Context:
         """What confd would do with the datastore as it is now."""
+        made = self.build()
+        conf, digest = render.exabgp_conf(made)
+        with environment(self.environment):
+            asyncio.run(files.install(conf, render.bgp_json(made, digest)))
+        return made
+
+    def build(self, speaker: Speaker = "exabgp") -> context.Context:
         snapshot = Snapshot(
             self.cluster.nodes,
             self.cluster.pools,
@@ -158,11 +182,11 @@ class BgpNode:
             self.blocks,
         )
         limit = prefix_limit(self.environment)
-        made = context.build(snapshot, self.name, secrets=self.secrets, prefix_limit=limit)
-        conf, digest = render.exabgp_conf(made)
-        with _environment(self.environment):
-            asyncio.run(files.install(conf, render.bgp_json(made, digest)))
-        return made
+        return context.build(snapshot, self.name, secrets=self.secrets, prefix_limit=limit, speaker=speaker)
+
+    def contents(self) -> list[str]:
+        """What is rendered."""
+        return [(self.dir / "config" / name).read_text("latin-1") for name in self.rendered]
 
     # --- processes ------------------------------------------------------------------------------
 
@@ -173,6 +197,11 @@ class BgpNode:
             subprocess.Popen, command, env=self.environment, stdout=log, stderr=log, cwd="/"
         )
         log.close()
+
+    def pids(self) -> list[int]:
+        """Those who speak BGP, and for BIRD's sake those of IPv4 first."""
+        assert self.process is not None
+        return [self.process.pid, self.agent_pid()]
 
     def agent_pid(self) -> int:
         """Of ExaBGP's helper, as it is alive now."""
@@ -193,7 +222,8 @@ class BgpNode:
     def kill_agent_if_there(self) -> None:
         """SIGKILL whatever helper there is at this moment."""
         if self.process is not None and self.process.poll() is None and (agent := self.agent_pid()):
-            os.kill(agent, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(agent, signal.SIGKILL)
 
     def freeze_agent(self) -> None:
         """SIGSTOP: from here on it takes nothing in; only kill_agent() ends this."""
@@ -205,13 +235,13 @@ class BgpNode:
             return
         agent = self.agent_pid()
         self.process.send_signal(number)
-        self.process.wait(10)
+        self.process.wait(60)
         self.process = None
         if agent:
             eventually(lambda: _gone(agent))
 
-    def kill_gently(self) -> None:
-        """SIGTERM, as a stopping node does."""
+    def stop(self) -> None:
+        """As a stopping node does."""
         self.kill(signal.SIGTERM)
 
     def close(self) -> None:
@@ -222,10 +252,14 @@ class BgpNode:
     def log(self) -> str:
         return (self.dir / "log").read_text()
 
+    def forgive(self, address: str) -> None:
+        """Let an IPv4 peer dial again at once, whatever it has done. ExaBGP does so anyway."""
+
     def settled(self) -> bool:
         """Start-up is over: nothing of an earlier run is kept any more."""
         found = self.status()
-        return found is not None and found.alive and not found.starting and found.configuration == "loaded"
+        ready = found is not None and not found.starting and found.configuration == "loaded"
+        return ready and runs(Paths(run=str(self.dir / "run")))
 
     # --- what it does ---------------------------------------------------------------------------
 
@@ -245,150 +279,90 @@ class BgpNode:
         return found is not None and found.configuration == "loaded"
 
     def routes(self, version: int = 4) -> list[str]:
-        """`ip route show proto bgp`, as people see it."""
-        text = self.ns.run("ip", f"-{version}", "route", "show", "proto", "bgp")
+        """`ip route show proto bgp`, or `bird`, as people see it."""
+        text = self.ns.run("ip", f"-{version}", "route", "show", "proto", self.protocol)
         return sorted(line.strip() for line in text.splitlines())
+
+    def way(self, prefix: str, gateway: str, foreign: bool = False) -> str:
+        """As `routes()` has it, to a node's block or to a prefix of a peer that is none of ours."""
+        ending = self.endings[foreign]
+        if ":" in prefix:
+            ending = f"{'' if 'metric' in ending else 'metric 1024 '}{ending} pref medium"
+        return f"{prefix} via {gateway} dev eth0 {ending}"
 
     def prefixes(self, version: int = 4) -> set[str]:
         return {line.removeprefix("blackhole ").split()[0] for line in self.routes(version)}
 
+    def paths(self, prefix: str) -> list[TableRoute]:
+        """What `calicoctl bgp routes` has of it; asked again where it was too busy to answer in time."""
+        table: list[TableRoute] = []
 
-class Bird:
-    """A BIRD 2 in a namespace; its configuration can be changed while it runs.
+        def told() -> bool:
+            with contextlib.suppress(PeerError):
+                table[:] = asyncio.run(ask.routes(Paths(run=str(self.dir / "run"))))
+                return True
+            return False
 
-    `recovering`: started as after a crash, when the kernel forwards on (RFC 4724), as Calico starts it.
-    """
-
-    def __init__(self, ns: Namespace, config: str, recovering: bool = False) -> None:
-        self.ns = ns
-        self.dir = Path(tempfile.mkdtemp(prefix="bird-"))
-        self.configure(config)
-        command = ["bird", "-f", "-c", str(self.dir / "conf"), "-s", str(self.dir / "ctl")]
-        command += ["-R"] if recovering else []
-        self._log = (self.dir / "log").open("wb")
-        self.process = ns.call(subprocess.Popen, command, stderr=self._log)
-        eventually((self.dir / "ctl").exists)
-
-    def configure(self, config: str) -> None:
-        (self.dir / "conf").write_text(config)
-        if (self.dir / "ctl").exists():
-            self.ask("configure")
-
-    def ask(self, *words: str) -> str:
-        command = ["birdc", "-s", str(self.dir / "ctl"), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    def established(self) -> int:
-        return self.ask("show", "protocols").count("Established")
-
-    def prefixes(self, protocol: str) -> set[str]:
-        """What it has from one of its protocols."""
-        lines = self.ask("show", "route", "protocol", protocol).splitlines()
-        return {line.split()[0] for line in lines if "/" in line.split(" ")[0]}
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._log.close()
-        shutil.rmtree(self.dir)
+        eventually(told)
+        return [route for route in table if route.prefix == prefix]
 
 
-def bird_config(number: int, protocols: str) -> str:
-    """A BIRD at 10.9.0.<number> that announces what its protocol static4 or static6 has."""
-    return f"""
-router id 10.9.0.{number};
-graceful restart wait 1;
-protocol device {{}}
-{protocols}
-"""
+class BirdNode(BgpNode):
+    """One node of ours whose speaker is BIRD."""
 
+    protocol = "bird"
+    endings = ("metric 1024", "metric 2147483547")  # 2^31 - 1 - 100, the preference that foreign paths have
+    rendered = ("bird.cfg", "bird6.cfg")
 
-class Frr:
-    """FRR's zebra and bgpd in a namespace: a router that programs its kernel."""
+    def __init__(self, ns: Namespace, name: str, cluster: Snapshot) -> None:
+        super().__init__(ns, name, cluster)
+        self._confd = confd_bird.Bird(self.environment)
+        self._paths = Paths.from_env(self.environment)
+        self._birds: list[subprocess.Popen[bytes]] = []
 
-    def __init__(self, ns: Namespace, config: str) -> None:
-        self.ns = ns
-        self.dir = Path(tempfile.mkdtemp(prefix="frr-"))
-        (self.dir / "zebra.conf").write_text("hostname tor\n")
-        (self.dir / "bgpd.conf").write_text(config)
-        for path in (self.dir, *self.dir.iterdir()):
-            shutil.chown(path, "frr", "frr")  # which FRR's daemons become
-        self._log = (self.dir / "log").open("wb")
-        self._processes = [self._start("zebra"), self._start("bgpd")]
-        eventually((self.dir / "bgpd.vty").exists, 30)
+    def render(self) -> context.Context:
+        made = self.build("bird")
+        _, unsaid = asyncio.run(self._confd.install(made))
+        assert not unsaid, unsaid
+        return made
 
-    def _start(self, daemon: str) -> subprocess.Popen[bytes]:
-        files = ["-f", f"{self.dir}/{daemon}.conf", "-i", f"{self.dir}/{daemon}.pid"]
-        sockets = ["-z", f"{self.dir}/zserv", "--vty_socket", str(self.dir)]
-        command = [f"/usr/lib/frr/{daemon}", *files, *sockets]
-        process = self.ns.call(subprocess.Popen, command, stdout=self._log, stderr=self._log)
-        eventually((self.dir / f"{daemon}.vty").exists, 30)
-        return process
+    def start(self) -> None:
+        families: tuple[Version, ...] = (4, 6)
+        with (self.dir / "log").open("ab") as log:
+            self._birds = [
+                self.ns.call(
+                    subprocess.Popen, bird.argv(family), env=self.environment, stdout=log, stderr=log, cwd="/"
+                )
+                for family in families
+            ]
+        eventually(lambda: all(map(birdctl.there, birdstatus.sockets(self._paths).values())))
 
-    def ask(self, words: str) -> Any:
-        """What `show` prints with `json`."""
-        command = ["vtysh", "--vty_socket", str(self.dir), "-d", "bgpd", "-c", f"{words} json"]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    def pids(self) -> list[int]:
+        return [bird.pid for bird in self._birds]
 
-    def path(self, prefix: str) -> dict[str, Any]:
-        """Its one path to a prefix; {} if there is none."""
-        paths: list[dict[str, Any]] = self.ask(f"show bgp ipv4 unicast {prefix}").get("paths", [])
-        return paths[0] if paths else {}
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        for process in self._birds:
+            process.send_signal(number)
+            process.wait(60)
+        self._birds = []
+
+    def stop(self) -> None:
+        """On SIGTERM it would take leave of its peers."""
+        self.kill()
 
     def close(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
-        self._log.close()
-        shutil.rmtree(self.dir)
+        self.kill()
+        super().close()
 
+    def forgive(self, address: str) -> None:
+        birdctl.ask(self._paths.bird_ctl, f'restart "*_{address.replace(".", "_")}"')
 
-class GoBGP:
-    """A GoBGP in a namespace; its own command line adds and shows routes."""
+    def settled(self) -> bool:
+        found = self.status()
+        return found is not None and not found.starting
 
-    def __init__(self, ns: Namespace, config: str) -> None:
-        self.ns = ns
-        self.dir = Path(tempfile.mkdtemp(prefix="gobgp-"))
-        (self.dir / "conf").write_text(config)
-        self._log = (self.dir / "log").open("wb")
-        self.process = ns.call(
-            subprocess.Popen,
-            ["gobgpd", "-t", "toml", "-f", str(self.dir / "conf"), "--pprof-disable"],
-            stdout=self._log,
-            stderr=self._log,
-        )
-        eventually(lambda: "Peer" in self.ask("neighbor", check=False), 20)
-
-    def ask(self, *words: str, check: bool = True) -> str:
-        return self.ns.run("gobgp", *words, check=check)
-
-    def established(self) -> int:
-        return self.ask("neighbor").count("Establ")
-
-    def prefixes(self, family: str = "ipv4") -> set[str]:
-        lines = self.ask("global", "rib", "-a", family).splitlines()
-        return {line.split()[1] for line in lines if line.startswith("*")}
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._log.close()
-        shutil.rmtree(self.dir)
-
-
-class _environment:
-    """os.environ with some variables for a moment: confd's code reads its paths there."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
-
-    def __enter__(self) -> None:
-        self._before = dict(os.environ)
-        os.environ.update(self._variables)
-
-    def __exit__(self, *_: object) -> None:
-        os.environ.clear()
-        os.environ.update(self._before)
+    def status(self) -> Status | None:
+        return birdstatus.read(self._paths)
 
 
 class RouteEvents:
@@ -403,6 +377,9 @@ class RouteEvents:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self._marks = 0
+        self._standing = {
+            line.strip() for v in ("-4", "-6") for line in ns.run("ip", v, "route").splitlines()
+        }
         eventually(self._live)
 
     def _live(self) -> bool:
@@ -423,6 +400,15 @@ class RouteEvents:
         eventually(lambda: any(mark in line and f"metric {self._marks}" in line for line in self._lines))
         return [line for line in self._lines if any(word in line for word in words)]
 
+    def moved(self, *words: str) -> list[str]:
+        """Those by which anything changed: BIRD writes IPv6 routes that stand once more as they are."""
+        return [line for line in self.about(*words) if line not in self._standing]
+
+    def forget(self) -> None:
+        """What has happened so far is no news any more, nor what of it is still to be read."""
+        self.about()
+        self._lines.clear()
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -434,6 +420,3 @@ def _gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
-
-
-__all__ = ["BgpNode", "Bird", "GoBGP", "Underlay", "eventually"]

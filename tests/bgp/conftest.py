@@ -7,15 +7,16 @@ import pytest
 
 from tests.bgp.bgp_lab import Mesh
 from tests.netns_lab import Namespace
+from tortie.core.speaker import Speaker
 
 
 @pytest.fixture
-def make_mesh(make_netns: Callable[[], Namespace]) -> Iterator[Callable[..., Mesh]]:
+def make_mesh(make_netns: Callable[[], Namespace], speaker: Speaker) -> Iterator[Callable[..., Mesh]]:
     """`make_mesh(3, listenPort=1179)`: nodes and their BGPConfiguration; nothing is started."""
     made: list[Mesh] = []
 
     def make(count: int, **settings: Any) -> Mesh:
-        made.append(Mesh(make_netns, count, **settings))
+        made.append(Mesh(make_netns, count, speaker, **settings))
         return made[-1]
 
     yield make

@@ -1,5 +1,6 @@
 """Each step of the choice, and that the order of learning does not matter."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -84,10 +85,13 @@ def test_an_unreachable_next_hop_does_not_count() -> None:
     assert choose([], _cost) is None
 
 
-def test_own_blocks_win_and_workloads_lose_only_to_a_moving_pod() -> None:
+def test_own_blocks_win_and_a_pod_that_is_here_beats_its_announcement_elsewhere() -> None:
+    """Felix's route to it and one by BGP would have the same key in the kernel, and replace each other for
+    ever. Only while it moves away felix's has a metric of its own, and gives way to the pod's new node."""
     block, workload = Path(source=Source.STATIC), Path(source=Source.WORKLOAD)
-    elevated = _path(source=Source.BGP_ELEVATED)
-    for winner, loser in [(block, elevated), (elevated, workload), (workload, _WORSE)]:
+    elevated, leaving = _path(source=Source.BGP_ELEVATED), Path(source=Source.LEAVING, metric=1025)
+    ranks = [block, workload, elevated, leaving, _WORSE]
+    for winner, loser in pairwise(ranks):
         choice = choose([loser, winner], _cost)
         assert choice is not None and choice.best == winner
     leftover = Path(source=Source.KERNEL)

@@ -1,17 +1,18 @@
 """bgp.json and the status file: what is written is read, what was tampered with is refused."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tortie.bgp import status
+from tests.support.bgp_agent import agent
+from tortie.bgp import ask, status
 from tortie.bgp.config import Block, Config, Local, Peer, Pool, decode, encode, handed_over, load
 from tortie.bgp.session import failure_text
 from tortie.bgp.status import PeerStatus, Status
 from tortie.core.errors import ConfigError
+from tortie.core.paths import Paths
 
 pytestmark = pytest.mark.unit
 
@@ -85,16 +86,24 @@ def test_status_is_read_as_written(tmp_path: Path) -> None:
         address="10.0.0.2", type="global", family=4, port=0, state="up", since=1.0, bgp_state="Established",
         info="Established",
     )  # fmt: skip
-    written = Status(pid=os.getpid(), started=1.0, updated=2.0, peers=(peer,))
+    written = Status(started=1.0, updated=2.0, peers=(peer,))
     path = tmp_path / "status"
     assert status.read(str(path)) is None
     path.write_bytes(status.encode(written))
     found = status.read(str(path))
-    assert found == written and found.alive
-    assert not Status(pid=2**22 + 1, started=0, updated=0).alive
+    assert found == written
     path.write_bytes(b"{")
     with pytest.raises(ConfigError, match=str(path)):
         status.read(str(path))
+
+
+def test_an_agent_is_known_by_its_socket(tmp_path: Path) -> None:
+    """Not by a process: in a container it has a number that out here is nobody's, or another's."""
+    paths, said = Paths(run=str(tmp_path)), Status(started=1.0, updated=2.0)
+    assert not status.runs(paths)
+    with agent(tmp_path, said):
+        assert status.runs(paths) and ask.status(paths) == said
+    assert not status.runs(paths) and ask.status(paths) is None, "what it left does not count"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +114,10 @@ def test_status_is_read_as_written(tmp_path: Path) -> None:
         ("notification received (2,2)", False, "received OPEN error: Bad peer AS (2,2)"),
         ("notification sent (9,9)", False, "sent unknown error (9,9)"),
         ("closing connection", True, "connection lost"),
-        ("closing connection", False, "connection refused or lost before the session was up"),
+        ("closing connection", False, "connection closed before the session was up"),
+        ("closing connection: ECONNREFUSED", False, "connection refused"),
+        ("closing connection: ECONNRESET", True, "connection reset by the peer"),
+        ("closing connection: EPIPE", True, "connection lost"),
         ("", True, "error inside ExaBGP"),
         ("stop, message [removed]", True, "stop, message [removed]"),
     ],

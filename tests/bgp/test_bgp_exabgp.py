@@ -64,22 +64,78 @@ class Neighbor:
     rib = Rib
 
 class Down:
-    neighbor, fsm = Neighbor, FSM.IDLE
+    neighbor, fsm, full = Neighbor, FSM.IDLE, peer.Peer.full
 
 reactor._peers["down"] = Down
 assert not reactor._pending_adjribout(), "routes for a peer that is down hold up nothing"
 Down.fsm = FSM.ESTABLISHED
 assert reactor._pending_adjribout()
+Down.full = True
+assert not reactor._pending_adjribout(), "nor do those for one that does not read"
+assert peer.Peer.run.__module__ == "tortie.bgp.exabgp"
 assert protocol.Outgoing.__name__ == "BriefOutgoing"
 assert listener.set_accepted_ttl.__module__ == "tortie.bgp.exabgp"
 
 from exabgp.rib import RIB
-assert type(RIB("one", True, True, set()).incoming).__name__ == "LimitedRIB"
+made = RIB("one", True, True, set())
+assert type(made.incoming).__name__ == "LimitedRIB" and type(made.outgoing).__name__ == "SharingRIB"
+assert peer.Protocol.__name__ == "SharingProtocol"
+assert type(reactor.asynchronous).__name__ == "PlainASYNC" and not reactor.asynchronous.run()
+
+from exabgp.logger import log
+log.init(env)
+done = []
+reactor.asynchronous.schedule("agent", "a command", (done.append(number) for number in range(3)))
+while reactor.asynchronous.run():
+    pass
+assert done == [0, 1, 2], done
+
+from exabgp.reactor.api.command import Command
+for command in ("announce attributes", "withdraw attributes"):
+    assert Command.callback["text"][command].__module__ == "tortie.bgp.exabgp_routes", command
 """
 
 
 def test_the_replaced_parts_are_in_place() -> None:
     done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+_STRANGERS = """
+import os, socket
+from tortie.bgp import exabgp
+os.environ.update(exabgp.environment(os.environ))
+exabgp._replace_edges()
+from exabgp.application import server
+from exabgp.environment import getenv
+from exabgp.logger import log
+from exabgp.protocol.ip import IP
+log.init(getenv())
+
+class Configuration:
+    neighbors = {}
+
+reactor = server.Reactor(Configuration())
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+strangers = []
+for address in ("127.0.0.1", "127.0.0.2"):
+    assert reactor.listener.listen_on(IP.create(address), None, port, None, False, None)
+    strangers.append(socket.create_connection((address, port)))
+for _ in range(100):
+    if reactor.listener.incoming():
+        reactor.asynchronous.schedule("", "", reactor.listener.new_connections())
+    reactor.asynchronous.run()
+for stranger in strangers:
+    stranger.setblocking(False)
+    said = stranger.recv(4096)
+    assert said[18:21] == bytes([3, 6, 3]), said  # NOTIFICATION, Cease, peer de-configured
+"""
+
+
+def test_strangers_who_come_at_the_same_time_are_all_refused() -> None:
+    """One of them would wait for our OPEN otherwise, and take none of our own calls meanwhile."""
+    done = subprocess.run([sys.executable, "-c", _STRANGERS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

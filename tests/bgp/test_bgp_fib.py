@@ -44,7 +44,6 @@ def test_behind_a_gateway() -> None:
     resolver = _resolver(_DEFAULT, Route("10.1.0.0/16", gateway="10.0.0.253", metric=50))
     assert resolver.way("172.16.0.1") == Way("10.0.0.254", _ETH0, 0)
     assert resolver.way("10.1.0.1") == Way("10.0.0.253", _ETH0, 50), "the gateway has no interface of its own"
-    assert resolver.cost("10.1.0.1") == 50
 
 
 def test_the_longest_prefix_and_then_the_lowest_metric() -> None:
@@ -131,6 +130,8 @@ def _route(prefix: str, choice: Choice, tunnel: bool = True) -> Route | str:
 
 
 _OWN = Choice(Path(source=Source.STATIC), (), "")
+_KERNEL = Path(source=Source.KERNEL, interface="eth0")
+_OWNERS = Choice(_KERNEL, (_KERNEL,), "only path")
 _HOP = NextHop("10.0.0.9", _ETH0, onlink=True)
 
 
@@ -160,6 +161,9 @@ def _via(prefix: str, gateway: str, ifindex: int = _ETH0) -> Route:
             Choice(Path(source=Source.WORKLOAD), (), ""),
             "route of a local workload",
         ),
+        ("192.168.2.6/32", Choice(Path(source=Source.LEAVING), (), ""), "route of a local workload"),
+        ("192.168.2.0/24", _OWNERS, "route of the host's owner"),
+        ("10.81.2.0/24", _OWNERS, "route of the host's owner"),  # not through the tunnel
     ],
 )
 def test_which_route_a_prefix_gets(prefix: str, choice: Choice, expected: Route | str) -> None:
@@ -223,6 +227,13 @@ def test_metrics_become_preferences() -> None:
     both = _local(Route(_POD.dst, ifindex=7, metric=1024), Route(_POD.dst, ifindex=7, metric=512))
     assert both[_POD.dst].metric == 512
     assert _local(normal_metric=2000)["192.168.1.0/26"].metric == 2000
+
+
+@pytest.mark.parametrize(("metric", "source"), [(0, Source.WORKLOAD), (512, Source.WORKLOAD),
+                                                (1024, Source.WORKLOAD), (1025, Source.LEAVING)])  # fmt: skip
+def test_a_metric_behind_the_normal_one_says_that_a_pod_moves_away(metric: int, source: Source) -> None:
+    path = _local(Route(_POD.dst, ifindex=7, metric=metric))[_POD.dst]
+    assert (path.source, path.metric) == (source, metric or 1024)
 
 
 def test_routes_through_gateways_only_once_all_peers_were_heard() -> None:

@@ -3,20 +3,15 @@
 import pytest
 from msgspec.structs import replace
 
+from tests.support.peers import PEER
 from tortie.bgp.metrics import text
-from tortie.bgp.status import PeerStatus, RouteStatus, Status
+from tortie.bgp.status import RouteStatus, Status
 
 pytestmark = pytest.mark.unit
 
-_PEER = PeerStatus(
-    address="10.0.0.2",
-    type="node-to-node mesh",
-    family=4,
-    port=0,
-    state="up",
+_PEER = replace(
+    PEER,
     since=1_700_000_000.5,
-    bgp_state="Established",
-    info="Established",
     received=12,
     stale=1,
     rejected=3,
@@ -25,7 +20,6 @@ _PEER = PeerStatus(
 )
 _DOWN = replace(_PEER, address="fd00::9", family=6, type="global", state="start", bgp_state="Active")
 _STATUS = Status(
-    pid=1,
     started=0,
     updated=0,
     peers=(_PEER, replace(_PEER, address="10.0.0.3"), _DOWN),

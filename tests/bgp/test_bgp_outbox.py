@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tortie.bgp.commands import Change
-from tortie.bgp.outbox import Outbox
+from tortie.bgp.outbox import Outbox, next_changes
 from tortie.bgp.route import Announcement, Attributes, Received
 
 pytestmark = pytest.mark.unit
@@ -111,7 +111,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 3))
     def write(self, limit: int) -> None:
-        self.commands.extend(self.outbox.changes(self.now, limit))
+        self.commands.extend(self.outbox.changes(self.outbox.first(limit), self.now))
 
     @rule()
     def carry_out(self) -> None:
@@ -150,7 +150,7 @@ class OutboxMachine(RuleBasedStateMachine):
             self.time_passes()
         assert self.exabgp.wire == self.desired
         assert self.outbox.settled and self.outbox.sent_count == len(self.desired)
-        assert list(self.outbox.changes(self.now, 100)) == []
+        assert next_changes([self.outbox], self.now, 100) in (None, [])
 
 
 TestOutbox = OutboxMachine.TestCase
@@ -161,17 +161,21 @@ def _one(prefix: str, announcement: Announcement | None) -> Change:
     return Change(_PEER, prefix, announcement)
 
 
+def _changes(outbox: Outbox, now: float) -> list[Change]:
+    return outbox.changes(outbox.first(10), now)
+
+
 def test_nothing_is_written_while_the_session_is_down() -> None:
     outbox = Outbox(_PEER)
     outbox.want(_PREFIXES[0], _ANNOUNCEMENTS[0])
-    assert list(outbox.changes(0, 10)) == []
+    assert _changes(outbox, 0) == []
     outbox.session_up(0)
-    assert list(outbox.changes(0, 10)) == [_one(_PREFIXES[0], _ANNOUNCEMENTS[0])]
-    assert list(outbox.changes(0, 10)) == []
+    assert _changes(outbox, 0) == [_one(_PREFIXES[0], _ANNOUNCEMENTS[0])]
+    assert _changes(outbox, 0) == []
     outbox.want(_PREFIXES[0], _ANNOUNCEMENTS[1])
-    assert list(outbox.changes(0, 10)) == [], "the first change has not been reported"
+    assert _changes(outbox, 0) == [], "the first change has not been reported"
     outbox.reported({_PREFIXES[0]: Received(*_ANNOUNCEMENTS[0])}, 0)
-    assert list(outbox.changes(0, 10)) == [_one(_PREFIXES[0], _ANNOUNCEMENTS[1])]
+    assert _changes(outbox, 0) == [_one(_PREFIXES[0], _ANNOUNCEMENTS[1])]
 
 
 def test_what_exabgp_holds_is_withdrawn_only_when_all_is_known() -> None:
@@ -179,9 +183,18 @@ def test_what_exabgp_holds_is_withdrawn_only_when_all_is_known() -> None:
     outbox.adopt({_PREFIXES[0]: _ANNOUNCEMENTS[0], _PREFIXES[1]: _ANNOUNCEMENTS[0]})
     outbox.want(_PREFIXES[0], _ANNOUNCEMENTS[0])
     outbox.want(_PREFIXES[2], _ANNOUNCEMENTS[0])
-    assert list(outbox.changes(0, 10)) == [_one(_PREFIXES[2], _ANNOUNCEMENTS[0])]
+    assert _changes(outbox, 0) == [_one(_PREFIXES[2], _ANNOUNCEMENTS[0])]
     outbox.release()
-    assert list(outbox.changes(0, 10)) == [_one(_PREFIXES[1], None)]
+    assert _changes(outbox, 0) == [_one(_PREFIXES[1], None)]
+
+
+def test_what_was_desired_since_the_start_is_withdrawn_at_once() -> None:
+    """One peer that never ends its table must not keep what others withdraw alive."""
+    outbox = Outbox(_PEER)
+    outbox.adopt({_PREFIXES[0]: _ANNOUNCEMENTS[0], _PREFIXES[1]: _ANNOUNCEMENTS[0]})
+    outbox.want(_PREFIXES[0], _ANNOUNCEMENTS[0])
+    outbox.want(_PREFIXES[0], None)
+    assert _changes(outbox, 0) == [_one(_PREFIXES[0], None)]
 
 
 def test_what_exabgp_sends_by_itself_is_waited_for() -> None:
@@ -191,18 +204,63 @@ def test_what_exabgp_sends_by_itself_is_waited_for() -> None:
     outbox.want(_PREFIXES[0], _ANNOUNCEMENTS[1])
     outbox.session_down()
     outbox.session_up(0)
-    assert list(outbox.changes(0, 10)) == []
+    assert _changes(outbox, 0) == []
     outbox.reported({prefix: Received(*_ANNOUNCEMENTS[0]) for prefix in _PREFIXES[:2]}, 0)
     changes = {_one(_PREFIXES[0], _ANNOUNCEMENTS[1]), _one(_PREFIXES[1], None)}
-    assert set(outbox.changes(0, 10)) == changes
+    assert set(_changes(outbox, 0)) == changes
 
 
 def test_a_missing_report_is_noticed() -> None:
     outbox = Outbox(_PEER)
     outbox.session_up(0)
     outbox.want(_PREFIXES[0], _ANNOUNCEMENTS[0])
-    list(outbox.changes(5, 10))
+    _changes(outbox, 5)
     assert not outbox.overdue(14) and outbox.overdue(16)
     outbox.resend(16)
     assert not outbox.overdue(17)
-    assert list(outbox.changes(17, 10)) == [_one(_PREFIXES[0], _ANNOUNCEMENTS[0])]
+    assert _changes(outbox, 17) == [_one(_PREFIXES[0], _ANNOUNCEMENTS[0])]
+
+
+def test_a_lost_withdrawal_is_repeated() -> None:
+    """ExaBGP's `flush adj-rib out` sends announcements only."""
+    outbox = Outbox(_PEER)
+    outbox.adopt({_PREFIXES[0]: _ANNOUNCEMENTS[0]})
+    outbox.release()
+    assert _changes(outbox, 5) == [_one(_PREFIXES[0], None)]
+    outbox.resend(16)
+    assert not outbox.settled
+    assert _changes(outbox, 17) == [_one(_PREFIXES[0], None)]
+
+
+def test_what_is_wanted_again_while_its_withdrawal_is_lost_is_announced() -> None:
+    """The withdrawal was sent, only not reported; ExaBGP has nothing left to flush."""
+    outbox = Outbox(_PEER)
+    outbox.adopt({_PREFIXES[0]: _ANNOUNCEMENTS[0]})
+    outbox.release()
+    assert _changes(outbox, 5) == [_one(_PREFIXES[0], None)]
+    outbox.want(_PREFIXES[0], _ANNOUNCEMENTS[0])
+    outbox.resend(16)
+    assert not outbox.settled
+    assert _changes(outbox, 17) == [_one(_PREFIXES[0], _ANNOUNCEMENTS[0])]
+
+
+def test_neighbours_are_told_the_same_at_the_same_time() -> None:
+    """One has something of its own to tell, another is down, a third still waits for a report."""
+    one, two, three, down = (Outbox(f"10.0.0.{number}") for number in range(1, 5))
+    for outbox in (one, two, three):
+        outbox.session_up(0)
+    three.want(_PREFIXES[1], _ANNOUNCEMENTS[2])
+    assert len(_changes(three, 0)) == 1
+    two.want(_PREFIXES[2], _ANNOUNCEMENTS[1])
+    for prefix in _PREFIXES[:2]:
+        for outbox in (one, two, three, down):
+            outbox.want(prefix, _ANNOUNCEMENTS[0])
+    outboxes = [one, two, three, down]
+    told: list[set[tuple[str, str]]] = []
+    while (changes := next_changes(outboxes, 0, 4)) is not None:
+        told.append({(change.peer[-1], change.prefix) for change in changes})
+    mine, first, second = _PREFIXES[2], _PREFIXES[0], _PREFIXES[1]
+    assert told == [{("2", mine)}, {("1", first), ("2", first), ("3", first)}, {("1", second), ("2", second)}]
+    three.reported({second: Received(*_ANNOUNCEMENTS[2])}, 0)
+    assert next_changes(outboxes, 0, 4) == [Change("10.0.0.3", second, _ANNOUNCEMENTS[0])]
+    assert next_changes(outboxes, 0, 4) is None and next_changes([], 0, 4) is None

@@ -251,3 +251,11 @@ def test_who_must_wait_for_the_others() -> None:
 def test_origin_passes_unchanged() -> None:
     told = _policy().announce(_learned(_EBGP, origin=Origin.INCOMPLETE), _IBGP, _EBGP)
     assert isinstance(told, Announcement) and told.attributes.origin is Origin.INCOMPLETE
+
+
+def test_what_a_workload_announces_leads_to_its_node() -> None:
+    """Other nodes know no way to the workload but by its node."""
+    workload = replace(_EBGP, kind="workload", address="192.168.1.7")
+    path = Path(source=Source.BGP, next_hop="192.168.1.7", peer=workload.address, ebgp=True)
+    told = _policy().announce(path, _IBGP, workload)
+    assert isinstance(told, Announcement) and told.next_hop == _ME

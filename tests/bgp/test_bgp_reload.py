@@ -99,6 +99,58 @@ def test_an_exabgp_that_is_deaf_is_restarted() -> None:
     assert exabgp.did.count("restart") == 1
 
 
+def test_reloads_that_are_only_slow_are_no_failures() -> None:
+    """Each takes effect between our last question and the next try; twenty are not one that never does."""
+    exabgp, waits = ModelExaBGP(), []
+
+    async def sleep(seconds: float) -> None:
+        if seconds != 0.2:
+            waits.append(seconds)
+            exabgp.runs = exabgp.file
+
+    async def main() -> None:
+        reload, content = Reload(exabgp, sleep), asyncio.Event()
+        exabgp.drops = 1000
+        runner = asyncio.create_task(reload.run(content.set))
+        for number in range(20):
+            content.clear()
+            _want(exabgp, str(number))(reload)
+            async with asyncio.timeout(30):
+                await content.wait()
+        runner.cancel()
+
+    asyncio.run(main())
+    assert "restart" not in exabgp.did and set(waits) == {0.5}
+
+
+def test_a_restart_that_fails_is_tried_again() -> None:
+    """As when there is no memory to start ExaBGP's check: the supervisor calls run() once more."""
+
+    class Poor(ModelExaBGP):
+        async def restart(self) -> None:
+            if "restart" not in self.did:
+                self.did.append("restart")
+                raise OSError("Cannot allocate memory")
+            await super().restart()
+
+    async def sleep(_seconds: float) -> None:
+        pass
+
+    async def main() -> None:
+        reload, content = Reload(exabgp, sleep), asyncio.Event()
+        _want(exabgp, "a")(reload)
+        with pytest.raises(OSError, match="memory"):
+            await reload.run(content.set)
+        runner = asyncio.create_task(reload.run(content.set))
+        async with asyncio.timeout(30):
+            await content.wait()
+        runner.cancel()
+
+    exabgp = Poor(drops=1000)
+    asyncio.run(main())
+    assert exabgp.runs == "a"
+
+
 def test_a_configuration_without_sessions() -> None:
     exabgp = ModelExaBGP()
     exabgp.runs = "a"

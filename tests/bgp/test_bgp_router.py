@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tests.bgp.bgp_settle import settle
 from tortie.bgp import events
 from tortie.bgp.commands import Change
 from tortie.bgp.config import Block, Config, Local, Peer, Pool
@@ -92,24 +93,10 @@ class World:
 
     def settle(self) -> list[Change]:
         """Decide, carry out and report, until nothing changes; all changes on the way."""
-        done: list[Change] = []
-        while True:
-            decision = self.router.decide()
-            for prefix, route in decision.routes.items():
-                if route is None:
-                    self.routes.pop(prefix, None)
-                else:
-                    self.routes[prefix] = route
-            self.router.announce(decision)
-            changes = [c for s in self.router.sessions.values() for c in s.outbox.changes(self.now, 1000)]
-            for change in changes:
-                announced = None if change.announcement is None else Received(*change.announcement)
-                report = events.Update(change.peer, True, {change.prefix: announced})
-                self.router.handle(report, self.now, self.now)
-                self.told[change.peer, change.prefix] = change.announcement
-            done += changes
-            if not changes and not decision.routes:
-                return done
+        done = settle(self.router, self.routes, self.now)
+        for change in done:
+            self.told[change.peer, change.prefix] = change.announcement
+        return done
 
     def tick(self, seconds: float) -> bool:
         self.now += seconds

@@ -298,7 +298,19 @@ CASES: dict[str, Case] = {  # name of the golden files -> what they are made fro
             POOL,
             *_DUAL,
             NO_MESH,
-            bgp_filter("both", exportV4=(_rule(),), exportV6=(_rule(cidr="fd00::/8", matchOperator="In"),)),
+            bgp_filter(
+                "both",
+                exportV4=(_rule(),),
+                exportV6=(_rule(cidr="fd00::/8", matchOperator="In"),),
+                importV6=(
+                    *(
+                        _rule(cidr="fd00:1::/32", matchOperator=operator)
+                        for operator in ("Equal", "NotEqual", "In", "NotIn")
+                    ),
+                    _rule(cidr="fd00::/8", matchOperator="In", prefixLength=PrefixLength(min=48, max=122)),
+                    _rule("Accept", operations=(FilterOperation(setPriority=SetPriority(value=512)),)),
+                ),
+            ),
             peer("four", peerIP="10.225.0.5", asNumber=65500, filters=("both",)),
             peer("six", peerIP="2001:db8::5", asNumber=65500, filters=("both",)),
         )
@@ -345,6 +357,40 @@ CASES: dict[str, Case] = {  # name of the golden files -> what they are made fro
                 PrefixAdvertisement(cidr="10.0.0.0/8", communities=("65000:9",)),
             )
         ),
+    ),
+    "bind-to-the-node": _case(
+        *NODES,
+        configuration(bindMode="NodeIP", logSeverityScreen="Warning"),
+        peer("tor", peerIP="10.225.0.5", asNumber=65500, sourceAddress="None"),
+    ),
+    "peer-password": _case(
+        *NODES,
+        peer("tor", peerIP="10.225.0.5", asNumber=65500, password=password()),
+        secrets={("bgp", "password"): b"it's {secret}; \xff\\"},
+    ),
+    "reflector-of-services": _case(
+        *NODES,
+        _REFLECTOR,
+        configuration(
+            nodeToNodeMeshEnabled=False,
+            serviceLoadBalancerIPs=(CIDRBlock(cidr="198.51.100.0/24"),),
+            serviceExternalIPs=(CIDRBlock(cidr="203.0.113.7/32"),),
+            serviceLoadBalancerAggregation="Disabled",
+        ),
+        peer("rr", peerSelector="has(rr)"),
+        node="rr",
+        blocks={},
+    ),
+    "pools-inside-pools": _case(
+        MASTER,
+        pool("wide", "10.0.0.0/8"),
+        pool("vxlan-inside", "10.3.0.0/16", vxlanMode="Always"),
+        pool("hidden-inside", "10.4.0.0/16", disableBGPExport=True),
+        pool("plain-inside-vxlan", "10.3.9.0/24"),
+        blocks={"10.3.9.0/26": "confirmed", "10.3.1.0/26": "confirmed"},
+    ),
+    "route-priorities": _case(
+        *_DUAL, configuration(ipv4NormalRoutePriority=900, ipv6NormalRoutePriority=901)
     ),
     "interfaces-ignored": _case(*NODES, configuration(ignoredInterfaces=("eth1", "vlan*"))),
 }

@@ -16,6 +16,7 @@ from tests.confd.confd_cases import MASTER, cluster, configuration, node, passwo
 from tortie.bgp import exabgp
 from tortie.bgp.config import decode
 from tortie.confd import context, render
+from tortie.confd.localpeers import LocalPeer
 from tortie.core.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -99,6 +100,7 @@ _peers = st.builds(
             "localASNumber": st.integers(0, 2**32 - 1),
             "filters": st.tuples(_text),
             "reversePeering": _near("Manual"),
+            "localWorkloadSelector": _near("all()"),
         },
     ),
 )
@@ -113,13 +115,15 @@ _configurations = st.builds(
             "nodeMeshPassword": st.builds(password, _text, _text),
             "programClusterRoutes": _near("Enabled"),
             "bindMode": _near("NodeIP"),
+            "localWorkloadPeeringIPV4": _near("10.255.0.1"),
+            "localWorkloadPeeringIPV6": _near("fd00:255::1"),
         },
     ),
 )
 _pools = st.builds(
     lambda name, cidr, mode: pool(name, cidr, ipipMode=mode), _text, _near("192.168.0.0/16"), _near("Always")
 )
-_clusters = st.builds(
+hostile_clusters = st.builds(
     lambda nodes, peers, config, pools: cluster(
         MASTER, *nodes, *peers, *config, *pools, blocks={"10.1.0.0/26": ""}
     ),
@@ -180,7 +184,7 @@ class Judge:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(120)
         self._folder.cleanup()
 
 
@@ -207,10 +211,17 @@ class _Secrets(dict[tuple[str, str], bytes]):
         HealthCheck.data_too_large,
     ],
 )
-@given(_clusters, st.sampled_from(["", "hash", "10.0.0.1"]))
-def test_hostile_data_never_reaches_a_file(judge: Judge, snapshot: Any, router_id: str) -> None:
+@given(
+    hostile_clusters,
+    st.sampled_from(["", "hash", "10.0.0.1"]),
+    st.lists(_near("10.65.0.2/32", "fd00:65::2/128"), max_size=2),
+)
+def test_hostile_data_never_reaches_a_file(
+    judge: Judge, snapshot: Any, router_id: str, workload: list[str]
+) -> None:
     """And it never stops the rest from being rendered."""
-    made = context.build(snapshot, "kube-master", router_id, _Secrets())
+    workloads = [LocalPeer(name, tuple(workload)) for name in snapshot.peers]
+    made = context.build(snapshot, "kube-master", router_id, _Secrets(), local_peers=workloads)
     conf, digest = render.exabgp_conf(made)
     found = judge.ask(conf)
     event(f"{len(made.neighbors)} neighbors, {len(made.problems)} problems")

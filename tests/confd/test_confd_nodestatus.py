@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.memory_backend import MemoryBackend
-from tortie.bgp.status import PeerStatus, Status
+from tests.support.peers import PEER
+from tortie.bgp.status import Status
 from tortie.bgp.table import TableRoute
 from tortie.confd import nodestatus
 from tortie.confd.statusreporter import StatusReporter
@@ -23,20 +25,10 @@ from tortie.datastore.types.node import CalicoNodeStatus, CalicoNodeStatusSpec, 
 pytestmark = pytest.mark.unit
 
 _NOW = 1_800_000_000.0
-_MESH = PeerStatus(
-    address="10.0.0.2",
-    type="node-to-node mesh",
-    family=4,
-    port=0,
-    state="up",
-    since=_NOW - 86400 * 3,
-    bgp_state="Established",
-    info="Established",
-)
+_MESH = replace(PEER, since=_NOW - 86400 * 3)
 _TOR = replace(_MESH, address="10.0.0.9", type="global", state="start", bgp_state="Passive", info="Passive")
 _V6 = replace(_MESH, address="fd00::2", type="node specific", family=6)
 _AGENT = Status(
-    pid=1,
     started=_NOW - 100,
     updated=_NOW,
     configured=_NOW - 50,
@@ -135,7 +127,7 @@ class World:
         async def main() -> None:
             watching = asyncio.create_task(self.reporter.watch())
             try:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(240):
                     await act()
             finally:
                 await cancel([watching])
@@ -199,6 +191,34 @@ def test_trouble_is_said_once_and_passes(caplog: pytest.LogCaptureFixture) -> No
         world.routes = list(_TABLE)
         await world.round(20)
         assert (await world.stored("mine")).status.routes.routesV4
+
+    world.run(act)
+
+
+def test_a_speaker_that_is_slow_to_answer_stops_nobody_else() -> None:
+    """BIRD is asked on its socket, and waited for; all of confd runs in one loop."""
+    world = World()
+    asked, others_ran = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def slow() -> None:
+        asked.set()
+        waited.append(others_ran.wait(60))
+
+    world.reporter = StatusReporter(world.client, "one", slow, world._routes)
+
+    async def report() -> None:
+        while not waited:
+            await world.round()
+
+    async def act() -> None:
+        await world.ask_for("mine")
+        reporting = asyncio.create_task(report())
+        while not asked.is_set():
+            await asyncio.sleep(0.001)
+        others_ran.set()
+        await reporting
+        assert waited == [True]
 
     world.run(act)
 

@@ -1,12 +1,15 @@
 """Who peers with whom, from BGPPeer resources and the mesh, seen from several nodes."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.confd.confd_cases import MASTER, NO_MESH, NODES, cluster, configuration, node, password, peer
 from tortie.bgp.config import Peer
-from tortie.confd import context
+from tortie.confd import context, localpeers
+from tortie.confd.localpeers import LocalPeer
 from tortie.confd.sessions import HOLD_TIME, RESTART_TIME, Session
 from tortie.core.errors import ConfigError
 
@@ -66,6 +69,53 @@ def test_two_nodes_with_one_address() -> None:
 _RACK = {"rack": "1"}
 _RACKED = tuple(node(f"r{number}", f"10.0.0.{number}/24", labels=_RACK) for number in (1, 2))
 _SPINE = node("spine", "10.0.0.9/24", labels={"role": "spine"}, asNumber=65009)
+
+
+def test_workloads_that_are_peers() -> None:
+    """Sessions to their first addresses; they dial the address that felix set there."""
+    rack = node("r1", "10.0.0.1/24", "fd00::1/64", labels=_RACK)
+    wanted = peer(
+        "pods",
+        localWorkloadSelector="bgp == 'yes'",
+        asNumber=65500,
+        nodeSelector="rack == '1'",
+        filters=("no",),
+    )
+    peering = configuration(localWorkloadPeeringIPV4="10.255.0.1")
+    stored = cluster(rack, _SPINE, wanted, peering)
+    found = (LocalPeer("pods", ("192.168.1.7/32", "fd00::7/128")), LocalPeer("others", ("192.168.1.8/32",)))
+    made = context.build(stored, "r1", local_peers=found)
+    (neighbor,) = [one for one in made.neighbors if one.session.peer.kind == "workload"]
+    session = neighbor.session
+    assert (session.name, neighbor.listen) == ("Local_Workload_192_168_1_7", 179)
+    assert (session.peer.local_address, session.peer.local_as, session.peer.peer_as) == (
+        "10.255.0.1",
+        64512,
+        65500,
+    )
+    assert session.peer.passive and not session.peer.client
+    assert set(made.problems) == {
+        "BGPPeer pods: BGPConfiguration has no localWorkloadPeeringIPV6 to peer with",
+        "BGPPeer pods: there is no BGPFilter 'no'",
+    }
+    elsewhere = context.build(stored, "spine", local_peers=found)
+    assert not [one for one in elsewhere.neighbors if one.session.peer.kind == "workload"]
+
+
+def test_files_of_felix_name_the_workloads(tmp_path: Path) -> None:
+    plain = {
+        "ifaceName": "cali1",
+        "mac": "",
+        "ipv4Nets": ["192.168.1.7/32", "192.168.1.8/32"],
+        "ipv6Nets": [],
+    }
+    (tmp_path / "a").write_text(json.dumps(plain))
+    (tmp_path / "b").write_text(json.dumps({**plain, "bgpPeerName": "pods", "ipv6Nets": ["fd00::7/128"]}))
+    (tmp_path / "c").write_text("{")
+    (tmp_path / ".b.tmp").write_text(json.dumps({**plain, "bgpPeerName": "pods"}))
+    (tmp_path / "d").mkdir()
+    assert localpeers.read(str(tmp_path)) == (LocalPeer("pods", ("192.168.1.7/32", "fd00::7/128")),)
+    assert localpeers.read(str(tmp_path / "nowhere")) == ()
 
 
 def test_scopes() -> None:
@@ -154,6 +204,31 @@ def test_two_resources_for_one_address() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"asNumber": 65002}),
+        ({"password": password()}, {}),
+        ({}, {"node": "kube-master", "keepaliveTime": "10s"}),
+    ],
+)
+def test_a_second_resource_that_says_something_else_is_told(first: Any, second: Any) -> None:
+    given = {"peerIP": "10.225.0.1", "asNumber": 65001}
+    told = _problems(MASTER, peer("a", **given | first), peer("b", **given | second))
+    (problem,) = [one for one in told if "secret" not in one]
+    assert problem.endswith(": there is a session to 10.225.0.1 already, Global_10_225_0_1")
+
+
+def test_a_second_resource_that_says_the_same_is_not_told() -> None:
+    given = {"peerIP": "10.225.0.1", "asNumber": 65001}
+    assert _problems(MASTER, peer("a", **given), peer("b", node="kube-master", **given)) == ()
+    mine = [peer(name, peerIP="10.192.0.2", asNumber=number) for name, number in (("a", 1), ("b", 2))]
+    assert _problems(MASTER, *mine) == ()
+    up = peer("up", nodeSelector="rack == '1'", peerSelector="role == 'spine'", keepaliveTime="10s")
+    down = peer("down", nodeSelector="role == 'spine'", peerSelector="rack == '1'")
+    assert _problems(*_RACKED, _SPINE, NO_MESH, up, down, at="r1") == (), "each is its own side's"
+
+
 def test_nobody_peers_with_itself() -> None:
     assert _peers(MASTER, NO_MESH, peer("self", peerIP="10.192.0.2", asNumber=64512)) == {}
     assert _peers(MASTER, NO_MESH, peer("self", peerSelector="all()")) == {}
@@ -206,7 +281,6 @@ def test_next_hop_modes(spec: dict[str, Any], mode: str) -> None:
         ({"peerIP": "10.225.0.1:x", "asNumber": 1}, "must be <IP>"),
         ({"peerIP": "fe80::1%eth0; }", "asNumber": 1}, "must be <IP>"),
         ({"peerSelector": "((("}, "selector '((('"),
-        ({"localWorkloadSelector": "all()", "asNumber": 1}, "not available"),
     ],
 )
 def test_a_wrong_resource_costs_only_itself(spec: dict[str, Any], problem: str) -> None:

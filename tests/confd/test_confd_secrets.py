@@ -66,7 +66,7 @@ def test_a_changed_password_is_rendered(tmp_path: Path, monkeypatch: pytest.Monk
     async def rendered(confd: Confd, content: bytes) -> None:
         wanted = f'md5-password "{b64encode(content).decode()}";' if content else "neighbor 10.192.0.9"
         conf = tmp_path / "exabgp.conf"
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not conf.exists() or wanted not in (text := conf.read_text()):
                 confd.look_at_secrets()
                 await asyncio.sleep(0.02)

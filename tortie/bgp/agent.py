@@ -19,18 +19,20 @@ from collections.abc import Awaitable
 
 import msgspec
 
-from tortie.bgp import commands, config, events, exabgp, status, table, tablerows
+from tortie.bgp import birdctl, commands, config, events, exabgp, leftovers, status, table, tablerows
 from tortie.bgp.kernel import Kernel
+from tortie.bgp.outbox import next_changes
 from tortie.bgp.prefix import canonical
 from tortie.bgp.reload import Reload
 from tortie.bgp.report import report
 from tortie.bgp.router import Router
 from tortie.bgp.speaker import Answer, Speaker
 from tortie.core import log, tasks
-from tortie.core.errors import ConfigError, PeerError
+from tortie.core.errors import ConfigError, KernelError, PeerError
 from tortie.core.files import write_atomic
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
 from tortie.core.paths import Paths
+from tortie.linux.routes import PROTOCOL_BIRD
 
 _log = logging.getLogger("tortie.bgp.agent")  # not __name__: it runs as __main__
 
@@ -38,7 +40,7 @@ _REST = 0.02  # seconds from news to a look at the table: a burst of updates bec
 _REST_SHARE = 0.2  # a look that took long is followed by a rest in proportion …
 _LONGEST_REST = 0.2  # … but no longer than this
 _TICK = 1.0  # seconds between looks at the clock: restart times are whole seconds
-_PER_TURN = 5000  # changes made into commands at a time, some 100 kB
+_PER_TURN = 20_000  # changes made into commands at a time: half a MB, if no two neighbours are told the same
 _POLL_CONFIG = 5.0  # seconds between looks at bgp.json, should a nudge get lost
 _SWITCH = 0.0005  # seconds the reading thread waits for its turn; ExaBGP stands still while the pipe is full
 _STATUS_REST = 1.0  # seconds between two status files at least
@@ -70,6 +72,7 @@ class Agent:
         self._read_config()
         await self._take_over()
         self._speaker.on_room = self._fill_pipe
+        self._report()  # before our socket says that what the file tells is true
         loops = [
             ("watching the kernel", lambda: self._kernel.watch(self._kernel_changed, self._resync)),
             ("listing the kernel", lambda: self._kernel.relist(self._kernel_changed, self._resync)),
@@ -131,8 +134,8 @@ class Agent:
         if decision.routes or (self._resync_at is not None and now >= self._resync_at):
             self._resync_at = None
             outcome = await self._kernel.sync()
-            if outcome.retry_at is not None:
-                self._resync_at = min(outcome.retry_at, self._resync_at or outcome.retry_at)
+            if self._resync_at is None:  # else it was asked for meanwhile
+                self._resync_at = outcome.retry_at
         if decision.routes and news_at is not None:
             self._convergence = time.monotonic() - news_at
         self._router.announce(decision)
@@ -144,6 +147,18 @@ class Agent:
             _log.info("start-up is over: what is left of the last run goes")
             self._kernel.release()
             self._resync()
+            await self._clear_bird_away()
+
+    async def _clear_bird_away(self) -> None:
+        """Routes of a BIRD that was this node's speaker before us, Calico's or the BIRD back-end's."""
+        if self._router.config is None or birdctl.there(self._paths.bird_ctl):
+            return
+        try:
+            count = await leftovers.remove(PROTOCOL_BIRD, [one.cidr for one in self._router.config.pools])
+        except KernelError as err:
+            _log.error("routes that BIRD left stay: %s", err)
+        else:
+            _log.log(logging.INFO if count else logging.DEBUG, "removed %d routes that BIRD left", count)
 
     def _kernel_changed(self) -> None:
         self._router.kernel_changed()
@@ -157,14 +172,9 @@ class Agent:
 
     def _fill_pipe(self) -> None:
         """Make changes into commands while the pipe has room; called again when it has."""
-        while self._speaker.room:
-            now = time.monotonic()
-            everybody = not self._reload.pausing  # else only those that are about to be removed
-            sessions = [s for s in self._router.sessions.values() if everybody or s.peer is None]
-            share = max(1, _PER_TURN // max(1, len(sessions)))
-            changes = [change for one in sessions for change in one.outbox.changes(now, share)]
-            if not changes:
-                return
+        everybody = not self._reload.pausing  # else only those that are about to be removed
+        told = [s.outbox for s in self._router.sessions.values() if everybody or s.peer is None]
+        while self._speaker.room and (changes := next_changes(told, time.monotonic(), _PER_TURN)) is not None:
             for line in commands.tell(changes):
                 self._speaker.write(line)
 
@@ -236,8 +246,8 @@ class Agent:
         if lost := config.handed_over(before, after):
             _log.info("felix is to program %s from now on", ", ".join(lost))
             self._kernel.hand_over(lost)
-        if config.handed_over(after, before):
-            self._kernel.take_back()
+        if gained := config.handed_over(after, before):
+            self._kernel.take_back(gained)
 
     def _reloaded(self) -> None:
         _log.info("ExaBGP runs with the present configuration")

@@ -1,8 +1,9 @@
 """What the agent tells ExaBGP: lines of its command language, few and long.
 
-ExaBGP takes 25 to 50 commands per turn of its loop, whatever they hold: prefixes with the same attributes
-go into one line, and neighbours that are told the same into one selector. It wants ASCII lines of less
-than 1 MiB, and sends attributes exactly as they are written (it prepends no AS where a path is given).
+What one line says is read, packed and described once, however many neighbours are told (exabgp_routes.py):
+prefixes with the same attributes go into one, and neighbours that are told the same into its selector.
+ExaBGP takes up to 50 of them per turn of its loop. It wants ASCII lines of less than 1 MiB, and sends
+attributes exactly as they are written (it prepends no AS where a path is given).
 
 Pure. What to tell whom is decided in outbox.py.
 """

@@ -26,7 +26,7 @@ PREFIX_LIMIT_VARIABLE = "TORTIE_BGP_PREFIX_LIMIT"
 
 NextHopMode = Literal["auto", "self", "keep"]
 Tunnel = Literal["never", "always", "cross-subnet"]
-PeerKind = Literal["mesh", "global", "node"]
+PeerKind = Literal["mesh", "global", "node", "workload"]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -43,6 +43,7 @@ class Peer(_Value, frozen=True, kw_only=True):
     local_address: str = ""  # "": whichever the kernel takes
     port: int = 0  # of the peer, for people; 0: 179
     passive: bool = False
+    password: bool = False  # whether it has one, for people
     next_hop: NextHopMode = "auto"
     allowed_own_as: int = 0  # how often an AS path may hold our own AS
     client: bool = False  # of ours as its route reflector

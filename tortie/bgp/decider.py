@@ -117,24 +117,31 @@ class Decider:
     def _alike(self, prefixes: Iterable[str]) -> Iterable[tuple[list[Path], list[str]]]:
         """Candidate paths and the prefixes that have just these."""
         groups: dict[tuple[int, ...], tuple[list[Path], list[str]]] = {}  # identities of the paths -> both
-        for prefix in prefixes:
-            paths = self._candidates(prefix)
-            groups.setdefault(tuple(map(id, paths)), (paths, []))[1].append(prefix)
+        for heard in self._rib.alike(prefixes):
+            receptions = self._heard(heard[0])
+            same = all(one is None or one.same_for_all for one in receptions.values())
+            for some in (heard,) if same else ([prefix] for prefix in heard):
+                paths = self._candidates(some, receptions)
+                groups.setdefault(tuple(map(id, paths)), (paths, []))[1].extend(some)
         return groups.values()
 
-    def _candidates(self, prefix: str) -> list[Path]:
-        """Our own path, and those of peers that pass import."""
-        local = self._rib.local(prefix)
+    def _heard(self, prefix: str) -> dict[str, Reception | None]:
+        """Peer -> its path; None: its session is gone."""
+        known, heard = self._receptions, self._rib.received(prefix).items()
+        return {one: known.get((one, id(path))) or self._receive(one, path) for one, path in heard}
+
+    def _candidates(self, prefixes: list[str], receptions: Mapping[str, Reception | None]) -> list[Path]:
+        """Our own path, and those of peers that pass import; they are the same for all of the prefixes."""
+        local = self._rib.local(prefixes[0])
         paths = [] if local is None else [local]
         refused: dict[str, str] = {}  # peer -> why
-        for address, received in self._rib.received(prefix).items():
-            reception = self._receptions.get((address, id(received))) or self._receive(address, received)
-            path = reception.of(prefix) if reception else "its session is gone"
+        for address, reception in receptions.items():
+            path = reception.of(prefixes[0]) if reception else "its session is gone"
             if isinstance(path, str):
                 refused[address] = path
             else:
                 paths.append(path)
-        self.refusals.note(prefix, refused)
+        self.refusals.note(prefixes, refused)
         return paths
 
     def _receive(self, address: str, received: Received) -> Reception | None:
@@ -172,17 +179,15 @@ class Decider:
         for prefix in self.contested.keys() & chosen.keys():
             del self.contested[prefix]
 
-    def _forget(self, prefixes: Iterable[str], decision: Decision) -> None:
+    def _forget(self, prefixes: list[str], decision: Decision) -> None:
         """Nobody has a usable path to these any more."""
-        prefixes = list(prefixes)
         for prefix in prefixes:
             self.choices.pop(prefix, None)
             self.contested.pop(prefix, None)
             self.reasons.pop(prefix, None)
         decision.routes.update(dict.fromkeys(prefixes))
         for session in self._sessions.values():
-            for prefix in session.outbox.desired.keys() & prefixes:
-                session.outbox.want(prefix, None)
+            session.outbox.want_none(prefixes)
 
     def _route(self, prefixes: Iterable[str], choice: Choice, decision: Decision) -> None:
         assert self._fib is not None
@@ -214,13 +219,17 @@ class Decider:
         return list(classes.values())
 
     def _tell(
-        self, prefixes: Iterable[str], choice: Choice, classes: list[list[Session]], decision: Decision
+        self, prefixes: list[str], choice: Choice, classes: list[list[Session]], decision: Decision
     ) -> None:
         """Members of a class differ only in that none hears its own path again."""
         for sessions in classes:
             offer = self._offer(choice.best, sessions)
+            if offer is None or offer.is_nothing:
+                for session in sessions:
+                    session.outbox.want_none(prefixes)
+                continue
             for prefix in prefixes:
-                told = offer.of(prefix) if offer else ""
+                told = offer.of(prefix)
                 announcement = told if isinstance(told, Announcement) else None
                 for session in sessions:
                     mine = announcement if session.address != choice.best.peer else None

@@ -13,7 +13,7 @@ and unknown attributes are not carried: listings and events write them in differ
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -239,17 +239,24 @@ def _message(peer: str, sent: bool, message: _Message) -> Event | None:
     told: dict[str, Received | None] = {}
     for family, prefixes in message.update.withdraw.items():  # before announcements, RFC 4271, 4.3
         if family in FAMILIES:
-            told.update(dict.fromkeys(map(_prefix, prefixes)))
+            told.update(dict.fromkeys(_prefixes(prefixes)))
     for family, by_next_hop in message.update.announce.items():
         if family in FAMILIES:
             attributes = _known(bytes(message.update.attribute))
             for next_hop, prefixes in by_next_hop.items():
-                told.update(dict.fromkeys(map(_prefix, prefixes), Received(attributes, next_hop)))
+                told.update(dict.fromkeys(_prefixes(prefixes), Received(attributes, next_hop)))
     return Update(peer, sent, told)
 
 
-def _prefix(nlri: str | dict[str, Any]) -> str:
-    return canonical(nlri if isinstance(nlri, str) else nlri["nlri"])
+def _prefixes(told: list[str | dict[str, Any]]) -> Iterator[str]:
+    """One by one as ExaBGP writes them, or all in one, in the kernel's form, as exabgp_prefixes.py does."""
+    for one in told:
+        if isinstance(one, str):
+            yield canonical(one)
+        elif "prefixes" in one:
+            yield from one["prefixes"].split()
+        else:
+            yield canonical(one["nlri"])
 
 
 def _open(peer: str, told: dict[str, Any]) -> Open:

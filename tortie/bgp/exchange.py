@@ -33,10 +33,15 @@ class Reception:
             subject = Subject(attributes, attributes.local_pref, True, peer.ebgp, interface)
             self._clauses = filters.narrow(clauses, subject)
 
+    @property
+    def same_for_all(self) -> bool:
+        """Whether the answer is the same for all prefixes."""
+        return not self._clauses
+
     def of(self, prefix: str) -> Path | str:
         """The path as a candidate for best path, or why it is refused."""
         path = self._path
-        if not self._clauses or isinstance(path, str):
+        if isinstance(path, str) or not self._clauses:
             return path
         clause = filters.decide(self._clauses, network(prefix))
         if clause is None:
@@ -70,6 +75,11 @@ class Offer:
             attributes = self._told.attributes
             subject = Subject(attributes, local_pref, not path.local, peer.ebgp, interface)
             self._clauses = filters.narrow(clauses, subject)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the peer is told of no prefix."""
+        return isinstance(self._told, str)
 
     def of(self, prefix: str) -> Announcement | str:
         """What the peer is told of the prefix, or why it is told nothing."""

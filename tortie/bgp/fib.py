@@ -21,7 +21,7 @@ from typing import NamedTuple
 from tortie.bgp.bestpath import Choice
 from tortie.bgp.config import Config, Pool
 from tortie.bgp.nexthop import Resolver
-from tortie.bgp.prefix import Network, network, version
+from tortie.bgp.prefix import Network, network, parse, version
 from tortie.bgp.route import Path, Source
 from tortie.linux.routes import PROTOCOL_BGP, NextHop, Route, RouteType
 
@@ -54,7 +54,7 @@ class Fib:
         """The kernel route for each prefix with this choice, or the reason why there is none."""
         ways: dict[str | None, list[NextHop] | str] = {}  # pool -> next hops for the choice, or why none
         for prefix in prefixes:
-            net = network(prefix)
+            net = parse(prefix)
             if self._services and any(one.contains(net) for one in self._services):
                 yield prefix, "in a range of services"
                 continue
@@ -71,7 +71,7 @@ class Fib:
     def _ways(
         self, choice: Choice, pool: Pool | None, resolver: Resolver, interfaces: Interfaces
     ) -> list[NextHop] | str:
-        if choice.best.source is Source.WORKLOAD:
+        if choice.best.source in (Source.WORKLOAD, Source.LEAVING):
             return LOCAL_WORKLOAD
         if choice.best.source is Source.DIRECT:
             return "connected network"
@@ -79,6 +79,8 @@ class Fib:
             return "outside all pools"
         if not pool.programmed:
             return "not programmed by BGP"
+        if choice.best.local:
+            return "route of the host's owner"
         hops = sorted(set(self._hops(choice.equal, pool, resolver, interfaces)), key=str)
         return hops or self._no_hop(choice, pool, interfaces)
 
@@ -119,7 +121,10 @@ class Fib:
 
     def _pool(self, net: Network) -> Pool | None:
         """The most specific pool that holds the prefix."""
-        return next((pool for pool_net, pool in self._pools if pool_net.contains(net)), None)
+        for pool_net, pool in self._pools:
+            if pool_net.contains(net):
+                return pool
+        return None
 
 
 def unicast(prefix: str, hops: list[NextHop]) -> Route:

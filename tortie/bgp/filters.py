@@ -21,7 +21,7 @@ from tortie.bgp.route import INT_MAX, Attributes, Segment, prepend
 Operator = Literal["Equal", "NotEqual", "In", "NotIn"]
 Direction = Literal["import", "export"]
 
-_INTERFACE = re.compile(r"[a-zA-Z0-9_.*-]{1,15}")  # Calico's schema
+INTERFACE = re.compile(r"[a-zA-Z0-9_.*-]{1,15}")  # Calico's schema
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -184,7 +184,7 @@ def check(one: Filter) -> None:
     for rule in (*one.import4, *one.export4, *one.import6, *one.export6):
         if rule.cidr and canonical(rule.cidr) != rule.cidr:
             raise ValueError(f"filter {one.name}: {rule.cidr!r} is not in canonical form")
-        if rule.interface and not _INTERFACE.fullmatch(rule.interface):
+        if rule.interface and not INTERFACE.fullmatch(rule.interface):
             raise ValueError(f"filter {one.name}: {rule.interface!r} is no interface")
         for operation in rule.operations:
             numbers = (*operation.add_community, *operation.prepend)

@@ -46,15 +46,16 @@ class _Target(RouteTarget):
     """
 
     def __init__(self, netlink: NetlinkSocket) -> None:
-        super().__init__(netlink, owned, protocol=PROTOCOL_BGP)
+        super().__init__(netlink, owned, protocol=PROTOCOL_BGP, one_each=True)
         self.holding = True
         self._wanted: dict[RouteKey, set[NextHop]] = {}  # key -> next hops this run has wanted, while holding
         self._handed_over: dict[Network, float] = {}  # pool -> until when its routes wait, monotonic clock
 
-    def note(self, route: Route) -> None:
-        """The route is wanted now."""
+    def note(self, wanted: Mapping[RouteKey, Route]) -> None:
+        """These routes are wanted now."""
         if self.holding:
-            self._wanted.setdefault(route.key, set()).update(route.hops)
+            for key, route in wanted.items():
+                self._wanted.setdefault(key, set()).update(route.hops)
 
     def release(self) -> None:
         self.holding = False
@@ -63,6 +64,10 @@ class _Target(RouteTarget):
     def hand_over(self, pools: Iterable[str], now: float) -> None:
         self._handed_over = {one: until for one, until in self._handed_over.items() if until > now}
         self._handed_over |= dict.fromkeys(map(network, pools), now + _HANDOVER)
+
+    def take_back(self, pools: Iterable[str]) -> None:
+        for one in map(network, pools):
+            self._handed_over.pop(one, None)
 
     def spare(self, key: RouteKey, _actual: Route) -> float:
         """For Reconciler."""
@@ -113,19 +118,20 @@ class Kernel:
 
     def want(self, changed: Mapping[str, Route | None]) -> None:
         """These prefixes should have these routes from now on; None: none."""
-        for prefix, route in changed.items():
-            if route is None:
-                self._reconciler.drop(Route(prefix).key)
-            else:
-                self._target.note(route)
-                self._reconciler.put(route.key, route)
+        wanted = {route.key: route for route in changed.values() if route is not None}
+        self._target.note(wanted)
+        self._reconciler.put_all(wanted)
+        self._reconciler.drop_all(
+            [routes.key_of(prefix) for prefix, route in changed.items() if route is None]
+        )
 
     def hand_over(self, pools: Iterable[str]) -> None:
         """These pools (CIDRs) are not ours to program any more: packets are not to be lost meanwhile."""
         self._target.hand_over(pools, time.monotonic())
 
-    def take_back(self) -> None:
+    def take_back(self, pools: Iterable[str]) -> None:
         """Pools are ours again: what felix did meanwhile to routes that we did not want is not known."""
+        self._target.take_back(pools)
         self._reconciler.forget()
 
     async def sync(self) -> Outcome:
@@ -189,11 +195,11 @@ class Kernel:
                 return _set(self.interfaces.by_name, link.name, link.ifindex) or lost
             case monitor.LinkGone(link):
                 lost = self._lose_link(link.ifindex, resync)
-                return self.interfaces.by_name.pop(link.name, None) is not None or lost
+                return _unset(self.interfaces.by_name, link.name, link.ifindex) or lost
             case monitor.AddressChanged(address):
                 return _set(self.interfaces.by_address, address.address, address.ifindex)
             case monitor.AddressGone(address):
-                return self.interfaces.by_address.pop(address.address, None) is not None
+                return _unset(self.interfaces.by_address, address.address, address.ifindex)
             case monitor.RouteChanged(route):
                 return self._route(route, False, resync)
             case monitor.RouteGone(route):
@@ -268,3 +274,11 @@ def _set(target: dict[str, int], key: str, value: int) -> bool:
     different = target.get(key) != value
     target[key] = value
     return different
+
+
+def _unset(target: dict[str, int], key: str, value: int) -> bool:
+    """An address that moves is on its new interface before it leaves the old one."""
+    if target.get(key) != value:
+        return False
+    del target[key]
+    return True

@@ -60,14 +60,16 @@ def _kernel_path(config: Config, route: Route, names: Mapping[int, str]) -> Path
     hop = route.hops[0]
     interface = names.get(hop.ifindex or 0, "")
     without_gateway = hop.gateway is None and not route.nexthops
-    source = Source.WORKLOAD if without_gateway else Source.KERNEL
+    metric, normal = route.metric, config.normal(version(route.dst))
+    here = Source.LEAVING if metric > normal else Source.WORKLOAD
+    source = here if without_gateway else Source.KERNEL
     if route.protocol == PROTOCOL_KERNEL and without_gateway and _is_told(interface, config):
         source = Source.DIRECT
     elif route.protocol in _NOT_LEARNED:
         return None
     return Path(
         source=source,
-        metric=route.metric or config.normal(version(route.dst)),
+        metric=metric or normal,
         interface=interface,
     )
 

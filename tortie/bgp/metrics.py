@@ -1,21 +1,10 @@
 """The agent's status as Prometheus metrics, in its text format. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 from tortie.bgp.status import PeerStatus, Status
-
-_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-
-Labels = Mapping[str, str]
-
-
-class Metric(NamedTuple):
-    """A gauge: what it means, and its samples."""
-
-    name: str
-    help: str
-    samples: Iterable[tuple[Labels, float]]
+from tortie.core import exposition
+from tortie.core.exposition import Metric
 
 
 def text(status: Status | None) -> str:
@@ -23,7 +12,7 @@ def text(status: Status | None) -> str:
     metrics = [Metric("tortie_bgp_up", "Whether the BGP agent runs.", [({}, float(status is not None))])]
     if status is not None:
         metrics += [*_of_sessions(status.peers), *_of_routes(status)]
-    return "".join(_lines(metrics))
+    return exposition.text(metrics)
 
 
 def _of_sessions(peers: Iterable[PeerStatus]) -> Iterator[Metric]:
@@ -59,6 +48,8 @@ def _value(peer: PeerStatus, name: str) -> float:
 def _of_routes(status: Status) -> Iterator[Metric]:
     routes = status.routes
     yield Metric("tortie_bgp_routes", "Kernel routes that are wanted.", [({}, float(routes.wanted))])
+    if status.speaker == "bird":
+        return  # it tells no more
     yield Metric("tortie_bgp_routes_failed", "Of those, refused by the kernel.", [({}, float(routes.failed))])
     yield Metric(
         "tortie_bgp_prefixes_left_out", "Prefixes without a kernel route.", [({}, float(routes.left_out))]
@@ -68,11 +59,3 @@ def _of_routes(status: Status) -> Iterator[Metric]:
         "How long the last change of routes took, from the first report to the kernel.",
         [({}, status.convergence)],
     )
-
-
-def _lines(metrics: Iterable[Metric]) -> Iterator[str]:
-    for metric in metrics:
-        yield f"# HELP {metric.name} {metric.help}\n# TYPE {metric.name} gauge\n"
-        for labels, value in metric.samples:
-            inside = ",".join(f'{name}="{told.translate(_ESCAPES)}"' for name, told in labels.items())
-            yield f"{metric.name}{'{' + inside + '}' if inside else ''} {value:.15g}\n"

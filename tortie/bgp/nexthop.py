@@ -70,11 +70,6 @@ class Resolver:
             self._known[key] = self._find(next_hop, ifindex, _DEPTH)
         return self._known[key]
 
-    def cost(self, next_hop: str) -> int | None:
-        """For bestpath: the metric of the way, None if there is none."""
-        way = self.way(next_hop)
-        return None if way is None else way.metric
-
     def _find(self, next_hop: str, ifindex: int, depth: int) -> Way | None:
         if is_link_local(next_hop):
             return Way(next_hop, ifindex, 0) if ifindex else None

@@ -113,7 +113,7 @@ class Policy:
         """
         if refusal := self._may_not_pass(path, peer, source):
             return refusal
-        next_hop = self._next_hop(path, peer)
+        next_hop = self._next_hop(path, peer, source)
         if not next_hop:
             return "no own address as next hop"
         attributes = self._for_ebgp(path, peer) if peer.ebgp else self._for_ibgp(path, peer, source)
@@ -181,9 +181,10 @@ class Policy:
             attributes, communities=tuple(sorted(standard)), large_communities=tuple(sorted(large))
         )
 
-    def _next_hop(self, path: Path, peer: Peer) -> str:
+    def _next_hop(self, path: Path, peer: Peer, source: Peer | None) -> str:
+        """A workload is reached by its node: other nodes know no other way."""
         own = peer.local_address or self.config.local.address(version(peer.address))
-        if path.local or peer.next_hop == "self":
+        if path.local or peer.next_hop == "self" or (source is not None and source.kind == "workload"):
             return own
         if peer.next_hop == "keep" or not peer.ebgp:
             return path.next_hop

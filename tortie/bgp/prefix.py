@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 Version = Literal[4, 6]
 
+_LENGTHS = {str(length): length for length in range(129)}  # as written, without leading zeros -> number
 _KEPT = 65536  # parsed prefixes remembered, about 20 MB when full
 
 
@@ -36,8 +37,7 @@ class Network(NamedTuple):
         return f"{inet_ntop(family, self.value.to_bytes(self.bits // 8, 'big'))}/{self.length}"
 
 
-@lru_cache(_KEPT)
-def network(text: str) -> Network:
+def parse(text: str) -> Network:
     """A prefix from text; an address counts as a whole one, host bits are dropped (RFC 4271, 4.3).
 
     Raises ValueError.
@@ -47,15 +47,21 @@ def network(text: str) -> Network:
     bits = 32 if version == 4 else 128
     if not slash:
         return Network(version, value, bits)
-    if not (length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= bits):
+    shift = bits - _LENGTHS.get(length, bits + 1)
+    if shift < 0:
         raise ValueError(f"{text!r} is not a prefix")
-    shift = bits - int(length)
-    return Network(version, value >> shift << shift, int(length))
+    return Network(version, value >> shift << shift, bits - shift)
 
 
+network = lru_cache(_KEPT)(parse)
+"""parse() for what is looked at again and again; of a hundred thousand new ones it only costs more."""
+
+
+@lru_cache(_KEPT)
 def canonical(text: str) -> str:
     """The prefix as the kernel prints it. Raises ValueError."""
-    return str(network(text))
+    found = str(network(text))
+    return text if text == found else found  # one object for all tables
 
 
 def number(address: str) -> tuple[Version, int]:

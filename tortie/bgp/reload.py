@@ -49,23 +49,20 @@ class Reload:
         """The file on disk has this digest."""
         if digest != self.wanted:
             self.wanted = digest
+            self.state = "asking ExaBGP what it runs with"
             self._changed.set()
 
     async def run(self, loaded: Callable[[], None]) -> None:
         """For ever; `loaded()` whenever ExaBGP has come to run with what is on disk."""
-        failures = 0
         while True:
             await self._changed.wait()
-            self._changed.clear()
-            while not await self._is_loaded():
-                if await self._reload():
-                    failures = 0
-                    break
+            failures = 0
+            while not (await self._is_loaded() or await self._reload()):
                 failures += 1
                 await self._complain(failures)
-            if not self._changed.is_set():
-                self.state = "loaded"
-                loaded()
+            self._changed.clear()  # no sooner: whoever calls run() again after an error has the same to do
+            self.state = "loaded"
+            loaded()
 
     async def _is_loaded(self) -> bool:
         return await self._edge.digest() == self.wanted
@@ -93,4 +90,4 @@ class Reload:
         if failures % _HOPELESS == 0:
             _log.error("ExaBGP has not taken its configuration %d times: it must be restarted", failures)
             await self._edge.restart()
-        await self._sleep(min(_FIRST_RETRY * 2 ** (failures - 1), _LAST_RETRY))
+        await self._sleep(min(_FIRST_RETRY * 2 ** min(failures - 1, _HOPELESS), _LAST_RETRY))

@@ -1,6 +1,5 @@
 """The agent's state as a Status: what calicoctl and readiness are shown. Pure."""
 
-import os
 from itertools import islice
 
 from tortie.bgp.bestpath import Choice
@@ -17,6 +16,7 @@ _TYPES: dict[PeerKind, PeerType] = {
     "mesh": "node-to-node mesh",
     "node": "node specific",
     "global": "global",
+    "workload": "local workload",
 }
 _EXAMPLES = 20  # prefixes or reasons named of each sort: enough to find the rule that is behind them
 
@@ -33,7 +33,6 @@ def report(
     local = router.config.local if router.config else None
     sessions = [session for session in router.sessions.values() if session.peer is not None]
     return Status(
-        pid=os.getpid(),
         started=started,
         updated=now,
         node=local.name if local else "",

@@ -43,6 +43,18 @@ class Rib:
     def local(self, prefix: str) -> Path | None:
         return self._local.get(prefix)
 
+    def alike(self, prefixes: Iterable[str]) -> Iterable[list[str]]:
+        """The prefixes in groups that have the very same paths, as those of one UPDATE have."""
+        groups: dict[tuple[object, ...], list[str]] = {}  # identities of the paths, and whose -> prefixes
+        nothing: dict[str, Received] = {}
+        for prefix in prefixes:
+            heard = self._paths.get(prefix, nothing)
+            key = id(self._local.get(prefix)), *heard, *map(id, heard.values())
+            if (group := groups.get(key)) is None:
+                group = groups[key] = []
+            group.append(prefix)
+        return groups.values()
+
     def count(self, peer: str) -> int:
         """How many prefixes a peer announces, stale ones included."""
         return len(self._by_peer.get(peer, ()))
@@ -74,13 +86,17 @@ class Rib:
             if path is None:
                 if prefix in mine:
                     self._remove(peer, prefix)
-                continue
-            if self.limit and len(mine) >= self.limit and prefix not in mine:
+            elif prefix in mine:
+                if self._paths[prefix][peer] != path:
+                    self._paths[prefix][peer] = path
+                    self._changed.add(prefix)
+            elif self.limit and len(mine) >= self.limit:
                 self._over.add(peer)
-                continue
-            holders = self._paths.setdefault(prefix, {})
-            if holders.get(peer) != path:
-                holders[peer] = path
+            else:
+                if (holders := self._paths.get(prefix)) is None:
+                    self._paths[prefix] = {peer: path}
+                else:
+                    holders[peer] = path
                 mine.add(prefix)
                 self._changed.add(prefix)
 

@@ -78,8 +78,9 @@ class Source(IntEnum):
 
     KERNEL = 10  # a kernel route through a gateway, of felix or of the host's owner
     BGP = 100
-    WORKLOAD = 150  # a kernel route straight to an interface: a pod is here, whoever else claims it
-    BGP_ELEVATED = 200  # LOCAL_PREF above that of a normal route: a pod that is moving
+    LEAVING = 120  # WORKLOAD with a metric behind normal ones: a pod that is moving away, by felix
+    BGP_ELEVATED = 150  # LOCAL_PREF above that of a normal route: a pod that is moving
+    WORKLOAD = 200  # a kernel route straight to an interface: a pod is here, whoever else claims it
     STATIC = 240  # own blocks
     DIRECT = 241  # networks that this node is connected to
 

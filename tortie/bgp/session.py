@@ -49,6 +49,7 @@ class Session:
     last_error: str = ""
     last_error_at: float = 0.0  # wall clock
     last_notification: str = ""  # the last error that was one; attempts at a new session do not hide it
+    notified_at: float = 0.0  # wall clock: when that was
     carries_family: bool = True  # the peer's OPEN had the family of this session
     end_of_rib_sent: bool = False
     end_of_rib_received: bool = False
@@ -59,16 +60,41 @@ class Session:
         self.outbox = Outbox(self.address)
 
     @property
+    def secured(self) -> bool:
+        """Whether the session has a password."""
+        return self.peer is not None and self.peer.password
+
+    @property
     def version(self) -> int:
         return version(self.address)
 
     def failed(self, reason: str, at: float) -> None:
-        """`reason` is ExaBGP's for a session, or an attempt at one, that ended."""
-        self.last_error, self.last_error_at = failure_text(reason, self.up), at
-        if _NOTIFICATION.match(reason):
-            self.last_notification = self.last_error
+        """`reason` is ExaBGP's for a session, or an attempt at one, that ended.
+
+        A NOTIFICATION says more than the connections that fail in its wake: for a while they do not hide it.
+        """
+        text = failure_text(reason, self.up)
+        notified = _NOTIFICATION.match(reason) is not None
+        if not notified and not self.up and at < self.notified_at + _TELLING:
+            return
+        self.last_error, self.last_error_at = text, at
+        if self.secured and text == _ERRORS["ETIMEDOUT"]:
+            self.last_error += _SECURED
+        if notified:
+            self.last_notification, self.notified_at = text, at
 
 
+_LOST = "closing connection"  # ExaBGP's word, and after it the error if there was one
+_ERRORS = {  # error of the connection -> what it says
+    "ECONNREFUSED": "connection refused",
+    "ETIMEDOUT": "connection timed out",
+    "ECONNRESET": "connection reset by the peer",
+    "EHOSTUNREACH": "host unreachable",
+    "ENETUNREACH": "network unreachable",
+    "EADDRNOTAVAIL": "own address not available",
+}
+_SECURED = ": the peer may not have our password"  # its kernel drops what is not signed as it expects
+_TELLING = 30.0  # seconds in which a NOTIFICATION is still the best answer; both sides dial some ten times
 _NOTIFICATION = re.compile(r"notification (sent|received) \((\d+),(\d+)\)")
 
 
@@ -79,6 +105,9 @@ def failure_text(reason: str, was_up: bool) -> str:
         detail = _SUBCODES.get((code, subcode))
         name = _CODES.get(code, "unknown error")
         return f"{match[1]} {name}{': ' + detail if detail else ''} ({code},{subcode})"
-    if reason == "closing connection":
-        return "connection lost" if was_up else "connection refused or lost before the session was up"
+    if reason.startswith(_LOST):
+        error = reason.removeprefix(_LOST).removeprefix(": ")
+        return _ERRORS.get(error) or (
+            "connection lost" if was_up else "connection closed before the session was up"
+        )
     return reason or "error inside ExaBGP"

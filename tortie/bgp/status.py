@@ -1,10 +1,10 @@
 """bgp-status.json: what the agent is doing and why, for `calicoctl node status`, readiness and people.
 
-The agent replaces the file in one step whenever something in it changes. `pid` tells whether it is
-still alive; a file of a dead agent says what was true last.
+The agent replaces the file in one step whenever something in it changes. Whether the agent still runs
+its socket tells; the file of one that does not says what was true last.
 """
 
-import os
+import socket
 import time
 from typing import Literal
 
@@ -13,10 +13,13 @@ import msgspec
 from tortie.core.errors import ConfigError
 from tortie.core.files import read_or_none
 from tortie.core.paths import Paths
+from tortie.core.speaker import Speaker
 
 _CLOCK_TIME_FOR = 20 * 3600  # seconds: BIRD writes older times as a date
 
-PeerType = Literal["node-to-node mesh", "node specific", "global"]  # calicoctl's words
+PeerType = Literal["node-to-node mesh", "node specific", "global", "local workload"]  # calicoctl's words
+PeerState = Literal["down", "start", "up", "wait", "feed", "stop", "flush"]
+"""BIRD's protocol states; the agent knows `up` and `start`."""
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +29,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     type: PeerType
     family: Literal[4, 6]
     port: int  # of the peer; 0: 179
-    state: Literal["up", "start"]  # BIRD's protocol states that we know
+    state: PeerState
     since: float  # of `state`
     bgp_state: str  # Idle Connect Active OpenSent OpenConfirm Established; Passive: idle and waiting
     info: str  # as calicoctl prints it: the BGP state, and after it the last error while down
@@ -60,7 +63,10 @@ class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    pid: int
+    """`convergence`, and of `routes` all but `wanted`, are the agent's: BIRD does not tell them."""
+
+    speaker: Speaker = "exabgp"
+    version: str = ""  # of BIRD; "": ours
     started: float
     updated: float
     configured: float = 0.0  # when the present configuration was read
@@ -74,21 +80,24 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[PeerStatus, ...] = ()
     routes: RouteStatus = RouteStatus()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the agent that wrote this still runs."""
+
+def runs(paths: Paths) -> bool:
+    """Whether there is an agent: who asks may be in other namespaces, where no process has its pid.
+
+    Nothing is sent: the kernel connects nobody to a socket that nobody holds.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
         try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
+            asking.connect(paths.bgp_nudge)
+        except (FileNotFoundError, ConnectionRefusedError):
             return False
-        except PermissionError:
-            pass
-        return True
+        except PermissionError:  # root alone may know more than that it is there
+            return True
+    return True
 
 
-def read(path: str = "") -> Status | None:
+def read(path: str) -> Status | None:
     """The last status, None if there was never one. Raises ConfigError if the file is none of ours."""
-    path = path or Paths.from_env().bgp_status
     data = read_or_none(path)
     if data is None:
         return None

@@ -13,6 +13,7 @@ _ORIGINS: Mapping[Source, Origin] = {
     Source.DIRECT: "direct",
     Source.KERNEL: "kernel",
     Source.WORKLOAD: "kernel",
+    Source.LEAVING: "kernel",
 }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tortie.bgp.config import NextHopMode, Peer, PeerKind
 from tortie.bgp.prefix import Version, canonical, number, version
 from tortie.confd.cluster import Cluster, NodeView, seconds
+from tortie.confd.localpeers import LocalPeer
 from tortie.confd.sessions import HOLD_TIME, Session, own_as, port_of, restart_time, session_name
 from tortie.datastore import selector
 from tortie.datastore.types.bgp import BGPPeer
@@ -43,7 +44,8 @@ class Resources:
         self._filters = filters
         self._problems = problems
         ordered = sorted(resources, key=lambda one: one.name)
-        self._usable = [one for one in ordered if not self._local_workloads(one)]
+        self._usable = [one for one in ordered if not one.spec.localWorkloadSelector]
+        self._for_workloads = {one.name: one for one in ordered if one.spec.localWorkloadSelector}
         self._by_address = {
             address: node for node in cluster.nodes.values() for address in node.addresses.values()
         }
@@ -72,13 +74,42 @@ class Resources:
                 if node.name != me.name and self._is_for(resource, node):
                     yield from self._sessions_to(resource, node, "node")
 
-    # --- which nodes ----------------------------------------------------------------------------
+    def workloads(self, found: Iterable[LocalPeer]) -> Iterator[Session]:
+        """Of resources for workloads of this node, which dial us at the address that felix set there.
 
-    def _local_workloads(self, resource: BGPPeer) -> bool:
-        if not resource.spec.localWorkloadSelector:
-            return False
-        self._note(resource, "peering with local workloads is not available")
-        return True
+        Of the resource count the AS numbers and the filters (reference: BGP facts, 2.3).
+        """
+        for one in found:
+            resource = self._for_workloads.get(one.resource)
+            if resource is None or not self._is_for(resource, self._cluster.me):
+                continue
+            for net in one.nets:
+                yield from self._to_workload(resource, net)
+
+    def _to_workload(self, resource: BGPPeer, net: str) -> Iterator[Session]:
+        try:
+            address = canonical(net).partition("/")[0]
+        except ValueError:
+            return  # felix's file was not felix's
+        spec, family = resource.spec, version(address)
+        own = self._cluster.settings.local_peering.get(family)
+        if own is None:
+            self._note(resource, f"BGPConfiguration has no localWorkloadPeeringIPV{family} to peer with")
+            return
+        local_as = own_as(self._cluster) if spec.localASNumber is None else int(spec.localASNumber)
+        peer = Peer(
+            address=address,
+            kind="workload",
+            local_as=local_as,
+            peer_as=int(spec.asNumber),
+            local_address=own,
+            passive=True,
+            client=bool(self._cluster.me.cluster_id) and local_as == int(spec.asNumber),
+            filters=tuple(self._named_filters(resource)),
+        )
+        yield Session(peer, session_name("workload", address))
+
+    # --- which nodes ----------------------------------------------------------------------------
 
     def _is_for(self, resource: BGPPeer, node: NodeView) -> bool:
         spec = resource.spec
@@ -155,14 +186,16 @@ class Resources:
         if own is None:
             return
         secret = spec.password.secretKeyRef if spec.password else None
+        passive = far.node is not None and far.address > own
         peer = Peer(
             address=far.address,
             kind=kind,
             local_as=far.local_as,
             peer_as=far.peer_as,
-            local_address="" if spec.sourceAddress == "None" else own,
+            # a passive session has no source to leave open: the far end dials our node's address
+            local_address="" if spec.sourceAddress == "None" and not passive else own,
             port=far.port,
-            passive=far.node is not None and far.address > own,
+            passive=passive,
             next_hop=_next_hop_mode(resource, far),
             allowed_own_as=far.allowed_own_as,
             client=self._is_client(far),
@@ -176,6 +209,7 @@ class Resources:
             restart_time=restart_time(self._seconds(resource, "maxRestartTime")),
             password=(secret.name, secret.key) if secret else None,
             minimum_ttl=256 - min(spec.ttlSecurity, 255) if spec.ttlSecurity and spec.ttlSecurity > 0 else 0,
+            between_nodes=far.node is not None,
         )
 
     def _is_client(self, far: _FarEnd) -> bool:

@@ -4,6 +4,7 @@ A wrong value in one object costs that object its part and is noted in `problems
 rest (values were validated on the way in, but old data and other writers exist). Pure.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -31,7 +32,7 @@ class NodeView:
     subnets: Mapping[Version, str]
     labels: Mapping[str, str]
     listen_port: int | None  # of its own BGPConfiguration
-    wireguard: frozenset[Version]  # families in which it has a WireGuard address
+    wireguard: frozenset[Version]  # families in which others reach it by WireGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,11 @@ class Settings:
     mesh_password: tuple[str, str] | None = None  # Secret, key
     listen_port: int | None = None  # this node's, else the cluster's
     cluster_listen_port: int | None = None
+    bind_to_node: bool = False
     log_severity: str = "info"
     program_cluster_routes: str | None = None
     ignored_interfaces: tuple[str, ...] = ()
+    local_peering: Mapping[Version, str] = field(default_factory=dict)  # what workloads dial
     normal_metrics: Mapping[Version, int] = field(
         default_factory=lambda: {4: NORMAL_METRIC, 6: NORMAL_METRIC}
     )
@@ -67,13 +70,19 @@ def view(snapshot: Snapshot, node: str, router_id: str, problems: list[str]) -> 
     """
     if node not in snapshot.nodes:
         raise ConfigError("NODENAME", node, "there is no such node in the datastore")
-    nodes = {name: _node(one, snapshot, problems) for name, one in sorted(snapshot.nodes.items())}
+    claims = Counter(key for one in snapshot.nodes.values() for key in _keys(one).values())
+    nodes = {name: _node(one, snapshot, claims, problems) for name, one in sorted(snapshot.nodes.items())}
     me = nodes[node]
     return Cluster(me, _router_id(me, router_id), nodes, _settings(snapshot, node, problems))
 
 
-def _node(node: Node, snapshot: Snapshot, problems: list[str]) -> NodeView:
-    bgp, wireguard = node.spec.bgp, node.spec.wireguard
+def _keys(node: Node) -> dict[Version, str]:
+    found: dict[Version, str] = {4: node.status.wireguardPublicKey, 6: node.status.wireguardPublicKeyV6}
+    return {version: key for version, key in found.items() if key}
+
+
+def _node(node: Node, snapshot: Snapshot, claims: Mapping[str, int], problems: list[str]) -> NodeView:
+    bgp, wireguard, keys = node.spec.bgp, node.spec.wireguard, _keys(node)
     addresses: dict[Version, str] = {}
     subnets: dict[Version, str] = {}
     given: dict[Version, str] = {4: bgp.ipv4Address, 6: bgp.ipv6Address} if bgp else {}
@@ -96,7 +105,11 @@ def _node(node: Node, snapshot: Snapshot, problems: list[str]) -> NodeView:
         subnets=subnets,
         labels=node.labels,
         listen_port=(own.spec.listenPort or None) if own else None,
-        wireguard=frozenset(version for version, address in tunnels.items() if address),
+        wireguard=frozenset(
+            version
+            for version, address in tunnels.items()
+            if address and claims.get(keys.get(version, ""), 0) <= 1
+        ),
     )
 
 
@@ -154,14 +167,32 @@ def _settings(snapshot: Snapshot, node: str, problems: list[str]) -> Settings:
         mesh_password=(password.name, password.key) if password else None,
         listen_port=(own.spec.listenPort if own else 0) or spec.listenPort or None,
         cluster_listen_port=spec.listenPort or None,
+        bind_to_node=spec.bindMode == "NodeIP",
         log_severity=severity or "info",
         program_cluster_routes=spec.programClusterRoutes,
         ignored_interfaces=spec.ignoredInterfaces,
+        local_peering=_local_peering(spec, problems),
         normal_metrics={
             4: spec.ipv4NormalRoutePriority or NORMAL_METRIC,
             6: spec.ipv6NormalRoutePriority or NORMAL_METRIC,
         },
     )
+
+
+def _local_peering(spec: BGPConfigurationSpec, problems: list[str]) -> dict[Version, str]:
+    given: dict[Version, str] = {4: spec.localWorkloadPeeringIPV4, 6: spec.localWorkloadPeeringIPV6}
+    found: dict[Version, str] = {}
+    for version, text in given.items():
+        try:
+            if text and number(text)[0] == version:
+                found[version] = str(network(text)).partition("/")[0]
+                continue
+        except ValueError:
+            pass
+        if text:
+            where = f"BGPConfiguration {DEFAULT_NAME}: localWorkloadPeeringIPV{version}"
+            problems.append(f"{where} = {text!r}: not an IPv{version} address")
+    return found
 
 
 def seconds(text: str, where: str, problems: list[str]) -> int | None:

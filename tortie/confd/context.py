@@ -2,12 +2,16 @@
 
 Everything that reaches a file is made of parsed parts: addresses as the kernel prints them, numbers as
 numbers, names from our own alphabet. Nothing a person stored passes as text, except passwords, which
-render.py writes in base64. Pure.
+render.py writes in base64 for ExaBGP, and quoted for BIRD. Pure.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+from msgspec.structs import replace
 
 from tortie.bgp.config import PREFIX_LIMIT, Block, Config, Local, Pool, Tunnel
 from tortie.bgp.prefix import canonical
@@ -15,16 +19,21 @@ from tortie.confd import bgpfilter
 from tortie.confd.bgppeer import Resources
 from tortie.confd.cluster import Cluster, view
 from tortie.confd.communities import advertisements
+from tortie.confd.localpeers import LocalPeer
 from tortie.confd.services import advertised
 from tortie.confd.sessions import RESTART_TIME, Session, combine, mesh, own_as
 from tortie.confd.snapshot import Snapshot
 from tortie.core.errors import ConfigError
+from tortie.core.speaker import Speaker
 from tortie.datastore import felixparams, routeowner
 from tortie.datastore.routeowner import Owner
-from tortie.datastore.types.ippool import IPPool
+from tortie.datastore.types.ippool import IPPoolSpec
 
+LISTEN_PORT = 179  # BGP's
 _MAX_PASSWORD = 80  # bytes, TCP_MD5SIG_MAXKEYLEN of the kernel
 _TUNNELS: Mapping[str, Tunnel] = {"Always": "always", "CrossSubnet": "cross-subnet"}
+
+_Owns = Callable[[IPPoolSpec], Owner]
 
 Secrets = Mapping[tuple[str, str], bytes]
 """(Secret, key) -> value. Empty where there is nothing to hold secrets, as with etcd alone."""
@@ -51,6 +60,8 @@ class Context:
     config: Config
     agent: tuple[str, ...]  # command line of the helper
     problems: tuple[str, ...] = ()
+    bind_to_node: bool = False  # listen on the node's address alone (ExaBGP always does)
+    listen: int = LISTEN_PORT  # of this node
 
 
 def build(
@@ -61,24 +72,31 @@ def build(
     felix_local: FelixLayers | None = None,
     cluster_ips: str = "",
     prefix_limit: int = PREFIX_LIMIT,
+    kube_node: str = "",
+    speaker: Speaker = "exabgp",
+    local_peers: Iterable[LocalPeer] = (),
 ) -> Context:
-    """`felix_local`: felix's settings that are not in the datastore; `cluster_ips`: see services.py.
+    """`felix_local`: felix's settings that are not in the datastore; for `cluster_ips` and `kube_node` see
+    services.py.
 
     Raises ConfigError if nothing can be rendered at all: the node is unknown, the router ID wrong.
     """
     problems: list[str] = []
     cluster = view(snapshot, node, router_id, problems)
     resources = Resources(cluster, snapshot.peers.values(), snapshot.filters, problems)
-    sources = (resources.everywhere(), resources.here(), resources.mirrored(), mesh(cluster))
-    sessions = combine(cluster, sources, problems)
+    written = chain(resources.everywhere(), resources.here(), resources.workloads(local_peers))
+    sessions = combine(cluster, written, chain(resources.mirrored(), mesh(cluster)), problems)
     neighbors = tuple(_neighbors(cluster, sessions, {} if secrets is None else secrets, problems))
     names = [name for neighbor in neighbors for name in neighbor.session.peer.filters]
     felix = _felix_says(snapshot, node, felix_local or {}, problems)
-    services = advertised(snapshot, node, cluster_ips, problems)
+    owner = partial(
+        routeowner.owner, felix=felix, bgp=cluster.settings.program_cluster_routes, speaker=speaker
+    )
+    services = advertised(snapshot, node, cluster_ips, problems, kube_node)
     config = Config(
         local=_local(cluster),
-        peers=tuple(neighbor.session.peer for neighbor in neighbors),
-        pools=tuple(_pools(snapshot, cluster, felix, problems)),
+        peers=tuple(replace(one.session.peer, password=bool(one.password)) for one in neighbors),
+        pools=tuple(_pools(snapshot, owner, problems)),
         blocks=tuple(_blocks(snapshot)),
         services=services.routes,
         service_ranges=services.unprogrammed,
@@ -87,14 +105,18 @@ def build(
         advertisements=advertisements(snapshot.bgp, node, problems),
         ignored_interfaces=cluster.settings.ignored_interfaces,
         excluded_next_hops=tuple(_wireguard_peers(cluster)),
-        tunnel_routes_exported=_bgp_owns_tunnels(snapshot, cluster, felix),
+        tunnel_routes_exported=_bgp_owns_tunnels(snapshot, owner),
         normal_metric=cluster.settings.normal_metrics[4],
         normal_metric6=cluster.settings.normal_metrics[6],
         prefix_limit=prefix_limit,
         restart_time=max((one.session.restart_time for one in neighbors), default=RESTART_TIME),
         log_severity=cluster.settings.log_severity,
     )
-    return Context(neighbors, config, (sys.executable, "-m", "tortie.bgp.agent"), tuple(problems))
+    agent = (sys.executable, "-m", "tortie.bgp.agent")
+    settings = cluster.settings
+    return Context(
+        neighbors, config, agent, tuple(problems), settings.bind_to_node, settings.listen_port or LISTEN_PORT
+    )
 
 
 def _local(cluster: Cluster) -> Local:
@@ -112,7 +134,7 @@ def _local(cluster: Cluster) -> Local:
 def _neighbors(
     cluster: Cluster, sessions: tuple[Session, ...], secrets: Secrets, problems: list[str]
 ) -> Iterator[Neighbor]:
-    listen = cluster.settings.listen_port or 179
+    listen = cluster.settings.listen_port or LISTEN_PORT
     for session in sessions:
         password = _password(session, secrets, problems)
         if password is None:
@@ -139,7 +161,7 @@ def _password(session: Session, secrets: Secrets, problems: list[str]) -> bytes 
 # --- pools and blocks ---------------------------------------------------------------------------
 
 
-def _pools(snapshot: Snapshot, cluster: Cluster, felix: str | None, problems: list[str]) -> Iterator[Pool]:
+def _pools(snapshot: Snapshot, owner: _Owns, problems: list[str]) -> Iterator[Pool]:
     for name, pool in sorted(snapshot.pools.items()):
         try:
             cidr = canonical(pool.spec.cidr)
@@ -148,15 +170,11 @@ def _pools(snapshot: Snapshot, cluster: Cluster, felix: str | None, problems: li
             continue
         yield Pool(
             cidr=cidr,
-            programmed=_owner(pool, felix, cluster) is Owner.BGP,
+            programmed=owner(pool.spec) is Owner.BGP,
             tunnel=_TUNNELS.get(pool.spec.ipipMode, "never"),
             enabled=not pool.spec.disabled,
             exported=not pool.spec.disableBGPExport,
         )
-
-
-def _owner(pool: IPPool, felix: str | None, cluster: Cluster) -> Owner:
-    return routeowner.owner(pool.spec, felix, cluster.settings.program_cluster_routes)
 
 
 def _felix_says(snapshot: Snapshot, node: str, local: FelixLayers, problems: list[str]) -> str | None:
@@ -171,10 +189,10 @@ def _felix_says(snapshot: Snapshot, node: str, local: FelixLayers, problems: lis
     return None if resolved.sources[name] is felixparams.Source.DEFAULT else str(resolved[name])
 
 
-def _bgp_owns_tunnels(snapshot: Snapshot, cluster: Cluster, felix: str | None) -> bool:
+def _bgp_owns_tunnels(snapshot: Snapshot, owner: _Owns) -> bool:
     """Whether routes over tunl0 are BGP's: then it may tell peers of them."""
     tunnelled = [p for p in snapshot.pools.values() if p.spec.ipipMode in _TUNNELS]
-    return all(_owner(pool, felix, cluster) is not Owner.FELIX for pool in tunnelled)
+    return all(owner(pool.spec) is not Owner.FELIX for pool in tunnelled)
 
 
 def _blocks(snapshot: Snapshot) -> Iterator[Block]:

@@ -1,7 +1,7 @@
 """What a CalicoNodeStatus says of this node, from what the BGP agent reports (reference: BGP facts, 6.2).
 
-One process speaks BGP in both families here, so both of Calico's daemons have its state. If it is gone,
-that is what the status says; Calico would leave what it wrote last. Pure.
+ExaBGP speaks in both families, so both of Calico's daemons have its state; two BIRDs are shown as one, too.
+If it is gone, that is what the status says; Calico would leave what it wrote last. Pure.
 """
 
 import time
@@ -27,7 +27,7 @@ _TYPES: Mapping[bgp.PeerType, str] = {
     "node-to-node mesh": "NodeMesh",
     "node specific": "NodePeer",
     "global": "GlobalPeer",
-}
+}  # Calico has no word for local workloads, and leaves them out
 _SOURCES = {"static": "Static", "direct": "Direct", "kernel": "Kernel"}
 _MOST_ROUTES = 4000  # of a family: with 150 bytes each, both fit into etcd's 1.5 MB
 
@@ -50,7 +50,7 @@ def _agent(agent: Status | None) -> AgentStatus:
         return AgentStatus(birdV4=gone, birdV6=gone)
     daemon = BGPDaemonStatus(
         state="Ready" if agent.configuration == "loaded" else "NotReady",
-        version=f"Tortie {__version__}",
+        version=agent.version or f"Tortie {__version__}",
         routerID=agent.router_id,
         lastBootTime=_moment(agent.started),
         lastReconfigurationTime=_moment(agent.configured),
@@ -64,7 +64,8 @@ def _moment(seconds: float) -> str:
 
 
 def _bgp(agent: Status, now: float) -> BGPStatus:
-    peers = {family: [one for one in agent.peers if one.family == family] for family in (4, 6)}
+    shown = [one for one in agent.peers if one.type in _TYPES]
+    peers = {family: [one for one in shown if one.family == family] for family in (4, 6)}
     up = {family: sum(one.state == "up" for one in mine) for family, mine in peers.items()}
     return BGPStatus(
         numberEstablishedV4=up[4],

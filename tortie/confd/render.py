@@ -1,8 +1,8 @@
-"""From a context to the text of exabgp.conf and bgp.json.
+"""From a context to the text of exabgp.conf and bgp.json, or to that of BIRD's two files.
 
-ExaBGP's language has no escapes: a quote or a newline in a value could end it and begin a statement,
-and a `process` statement runs programs as root. So every value passes one of the filters below, which
-raise rather than let through anything but their own alphabet. Pure, apart from reading templates.
+Neither language has escapes: a quote or a newline in a value could end it and begin a statement,
+and a `process` statement has ExaBGP run programs as root. So every value passes one of the filters below,
+which raise rather than let through anything but their own alphabet. Pure, apart from reading templates.
 """
 
 import re
@@ -14,7 +14,9 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from tortie.bgp import config
-from tortie.bgp.prefix import canonical
+from tortie.bgp.filters import INTERFACE
+from tortie.bgp.prefix import Version, canonical
+from tortie.confd import birdview
 from tortie.confd.context import Context
 from tortie.core.errors import ConfigError
 
@@ -35,6 +37,16 @@ def exabgp_conf(context: Context) -> tuple[str, str]:
 def bgp_json(context: Context, digest: str) -> bytes:
     """`digest` is that of the exabgp.conf made from the same context."""
     return config.encode(msgspec.structs.replace(context.config, sessions=digest))
+
+
+def bird_cfg(context: Context, version: Version, problems: list[str]) -> bytes:
+    """bird.cfg or bird6.cfg; `problems` takes what was left out and why. Raises ConfigError."""
+    template = _environment().get_template("bird.cfg.j2")
+    try:
+        text = template.render(d=birdview.daemon(context, version, problems))
+    except TemplateError as err:
+        raise ConfigError("bird.cfg", "", str(err)) from err
+    return text.encode("latin-1")  # passwords are bytes; all else is ASCII
 
 
 def _render(context: Context, digest: str) -> str:
@@ -60,6 +72,9 @@ def _environment() -> Environment:
         "word": word,
         "command": command,
         "base64": base64,
+        "prefix": prefix,
+        "interface": interface,
+        "quoted": birdview.quoted,
     }
     return environment
 
@@ -72,36 +87,54 @@ def address(value: object) -> str:
     try:
         text, _, length = canonical(str(value)).partition("/")
     except ValueError as err:
-        raise ConfigError("exabgp.conf", value, "not an address") from err
+        raise ConfigError("BGP configuration", value, "not an address") from err
     if length not in ("32", "128") or "/" in str(value):
-        raise ConfigError("exabgp.conf", value, "not an address")
+        raise ConfigError("BGP configuration", value, "not an address")
     return text
 
 
 def number(value: object) -> str:
     """A number of four bytes."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 0xFFFFFFFF:
-        raise ConfigError("exabgp.conf", value, "not a number from 0 to 4294967295")
+        raise ConfigError("BGP configuration", value, "not a number from 0 to 4294967295")
     return str(int(value))
 
 
 def boolean(value: object) -> str:
     if not isinstance(value, bool):
-        raise ConfigError("exabgp.conf", value, "not true or false")
+        raise ConfigError("BGP configuration", value, "not true or false")
     return "true" if value else "false"
 
 
 def word(value: object) -> str:
     """Letters, digits and `_ . / + @ -`."""
     if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise ConfigError("exabgp.conf", value, "has characters that ExaBGP could misread")
+        raise ConfigError("BGP configuration", value, "has characters that a routing daemon could misread")
+    return value
+
+
+def prefix(value: object) -> str:
+    """A prefix in canonical form."""
+    try:
+        text = canonical(str(value))
+    except ValueError as err:
+        raise ConfigError("bird.cfg", value, "not a prefix") from err
+    if text != value:
+        raise ConfigError("bird.cfg", value, "not a prefix in canonical form")
+    return text
+
+
+def interface(value: object) -> str:
+    """A pattern of interfaces' names."""
+    if not isinstance(value, str) or not INTERFACE.fullmatch(value):
+        raise ConfigError("bird.cfg", value, "not an interface")
     return value
 
 
 def command(value: object) -> str:
     """A program and its arguments, each a word: ExaBGP splits at blanks and knows no quotes here."""
     if not isinstance(value, tuple):
-        raise ConfigError("exabgp.conf", value, "not a command line")
+        raise ConfigError("BGP configuration", value, "not a command line")
     return " ".join(word(part) for part in value)
 
 

@@ -1,15 +1,15 @@
-"""Which addresses of services this node announces, and why it does not announce the others.
+"""Which addresses of services this node announces.
 
 Two sorts (reference: BGP facts, 4). *Ranges*, which BGPConfiguration names, are announced by every node
 and stay out of the kernel: kube-proxy takes what arrives before it is routed. *Single addresses* of a
 service are announced beside them where that says more than the range: by the nodes that have an
 endpoint, if the service keeps traffic local; or where no range says anything.
 
-Services come from Kubernetes; with etcd alone there are none, and the ranges remain. Pure.
+Services come from Kubernetes; with etcd alone there are none, and the ranges remain (see beside.py). Pure.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tortie.bgp.prefix import Network, canonical, network
 from tortie.confd.snapshot import Snapshot
@@ -40,36 +40,32 @@ class Ranges:
 
 @dataclass(frozen=True, slots=True)
 class Advertised:
-    """What concerns this node; `why_not`: `namespace/name` of a service -> why its addresses are not told."""
+    """What concerns this node."""
 
     routes: tuple[str, ...] = ()
     unprogrammed: tuple[str, ...] = ()  # ranges whose routes, our own or learned, stay out of the kernel
     reflected: tuple[str, ...] = ()  # ranges that a route reflector passes on, whoever announced them
-    why_not: Mapping[str, str] = field(default_factory=dict)
 
 
-def advertised(snapshot: Snapshot, node: str, cluster_ips: str, problems: list[str]) -> Advertised:
-    """`cluster_ips`: CALICO_ADVERTISE_CLUSTER_IPS, which takes the place of the configured ranges."""
+def advertised(
+    snapshot: Snapshot, node: str, cluster_ips: str, problems: list[str], kube_node: str = ""
+) -> Advertised:
+    """`cluster_ips`: CALICO_ADVERTISE_CLUSTER_IPS, which takes the place of the configured ranges;
+    `kube_node`: the node's name in Kubernetes, '' if it is the same."""
     default = snapshot.bgp.get("default")
     ranges = _ranges(default.spec if default else BGPConfigurationSpec(), cluster_ips, problems)
     me = snapshot.nodes.get(node)
     excluded = me is not None and me.metadata.labels.get(_EXCLUDED[0]) == _EXCLUDED[1]
     routes = set() if excluded else set(ranges.announced())
-    why_not: dict[str, str] = {}
     by_service = _slices(snapshot.slices.values())
     for service in snapshot.services.values():
         key = service.metadata.namespace, service.metadata.name
-        slices = by_service.get(key, [])
-        reason = "the node is excluded" if excluded else _why_not(service, slices, node, ranges)
-        told = [] if reason else list(_addresses(service, ranges))
-        routes.update(told)
-        if not told:
-            why_not["/".join(key)] = reason or "none of its addresses is in a range"
+        if not excluded and _is_told(service, by_service.get(key, []), kube_node or node, ranges):
+            routes.update(_addresses(service, ranges))
     return Advertised(
         tuple(sorted(routes)),
         ranges.announced(),
         tuple(sorted({*ranges.load_balancer, *ranges.external})),
-        why_not,
     )
 
 
@@ -111,30 +107,22 @@ def _slices(slices: Iterable[EndpointSlice]) -> Mapping[tuple[str, str], list[En
     return found
 
 
-def _why_not(service: Service, slices: Iterable[EndpointSlice], node: str, ranges: Ranges) -> str:
-    """Why this node announces no single address of the service, "" if it does; the first hit counts."""
+def _is_told(service: Service, slices: Iterable[EndpointSlice], node: str, ranges: Ranges) -> bool:
+    """Whether this node announces single addresses of the service; the first hit counts."""
     spec = service.spec
-    if spec.type not in _EXPOSED:
-        return f"a service of type {spec.type}"
-    if spec.clusterIP in _HEADLESS:
-        return "headless"
+    if spec.type not in _EXPOSED or spec.clusterIP in _HEADLESS:
+        return False
     local = spec.externalTrafficPolicy == "Local"
     if not local and _stands_for_itself(service, ranges):
-        return ""  # without endpoints as well: the address is announced as a range is
+        return True  # without endpoints as well: the address is announced as a range is
     if not local and ranges.aggregated:
-        return "its range is announced"
-    ready = [
-        endpoint
+        return False  # its range says as much
+    return any(
+        endpoint.conditions.ready is not False and (not local or endpoint.node == node)
         for one in slices
-        if one.addressType in spec.ipFamilies
+        if one.addressType in spec.families
         for endpoint in one.endpoints
-        if endpoint.conditions.ready is not False
-    ]
-    if not ready:
-        return "no endpoint is ready"
-    if local and not any(endpoint.nodeName == node for endpoint in ready):
-        return "externalTrafficPolicy is Local, and no ready endpoint is on this node"
-    return ""
+    )
 
 
 def _stands_for_itself(service: Service, ranges: Ranges) -> bool:
@@ -153,7 +141,7 @@ def _addresses(service: Service, ranges: Ranges) -> Iterator[str]:
     """Those that may be announced. Cluster IPs are not checked against the ranges, as in Calico."""
     spec = service.spec
     if ranges.cluster:
-        yield from map(str, _networks(spec.clusterIPs or (spec.clusterIP,)))
+        yield from map(str, _networks(spec.addresses))
     yield from _inside(spec.externalIPs, ranges.external)
     yield from _inside(_balanced(service), ranges.load_balancer)
 

@@ -11,7 +11,9 @@ Pure.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+from msgspec import structs
 
 from tortie.bgp.config import Peer, PeerKind
 from tortie.confd.cluster import Cluster, NodeView
@@ -32,11 +34,12 @@ class Session:
     """A peer for bgp.json, and what else exabgp.conf says about its session."""
 
     peer: Peer
-    name: str
+    name: str = field(compare=False)
     hold_time: int = HOLD_TIME
     restart_time: int = RESTART_TIME  # seconds; 0: no graceful restart
     password: tuple[str, str] | None = None  # Secret, key
     minimum_ttl: int = 0  # 0: no TTL security
+    between_nodes: bool = False  # the far end is a node of this cluster
 
 
 def mesh(cluster: Cluster) -> Iterator[Session]:
@@ -64,23 +67,26 @@ def mesh(cluster: Cluster) -> Iterator[Session]:
                 session_name("mesh", address),
                 restart_time=restart_time(settings.mesh_restart_time),
                 password=settings.mesh_password,
+                between_nodes=True,
             )
 
 
 def combine(
-    cluster: Cluster, sources: Iterable[Iterable[Session]], problems: list[str]
+    cluster: Cluster, written: Iterable[Session], implied: Iterable[Session], problems: list[str]
 ) -> tuple[Session, ...]:
-    """One session per address, the first that is found; a second that says something else is a problem."""
+    """One session per address, the first that is found; of those written in resources for this node, a
+    second that says something else is a problem."""
     found: dict[str, Session] = {}  # peer address -> its session
-    for source in sources:
-        for session in source:
-            address = session.peer.address
-            if address in cluster.me.addresses.values():
-                continue
-            known = found.setdefault(address, session)
-            if known.peer.port != session.peer.port and session.peer.kind != "mesh":
-                problems.append(f"{session.name}: there is a session to {address} already, {known.name}")
-    return tuple(found[address] for address in sorted(found))
+    own = cluster.me.addresses.values()
+    for session in written:
+        address = session.peer.address
+        known = found.setdefault(address, session)
+        alike = replace(known, peer=structs.replace(known.peer, kind=session.peer.kind))
+        if session != alike and address not in own:
+            problems.append(f"{session.name}: there is a session to {address} already, {known.name}")
+    for session in implied:
+        found.setdefault(session.peer.address, session)
+    return tuple(found[address] for address in sorted(found.keys() - own))
 
 
 def own_as(cluster: Cluster) -> int:
@@ -97,7 +103,12 @@ def restart_time(configured: int | None) -> int:
     return RESTART_TIME if configured is None else min(configured, _MAX_RESTART_TIME)
 
 
-_PREFIXES: dict[PeerKind, str] = {"mesh": "Mesh", "global": "Global", "node": "Node"}
+_PREFIXES: dict[PeerKind, str] = {
+    "mesh": "Mesh",
+    "global": "Global",
+    "node": "Node",
+    "workload": "Local_Workload",
+}
 
 
 def session_name(kind: PeerKind, address: str, port: int = 0) -> str:

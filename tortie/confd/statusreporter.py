@@ -13,13 +13,11 @@ from contextlib import aclosing
 
 from msgspec.structs import replace
 
-from tortie.bgp import status as bgp_status
-from tortie.bgp import table
+from tortie.bgp import ask
 from tortie.bgp.status import Status
 from tortie.bgp.table import TableRoute
 from tortie.confd import nodestatus
 from tortie.core.errors import ConfigError, DatastoreError, PeerError, ResourceDoesNotExist, UpdateConflict
-from tortie.core.paths import Paths
 from tortie.datastore import validate
 from tortie.datastore.client import Client
 from tortie.datastore.keys import ResourceKey, ResourceList
@@ -39,10 +37,10 @@ class StatusReporter:
         agent: Callable[[], Status | None] | None = None,
         routes: Callable[[], Awaitable[Sequence[TableRoute]]] | None = None,
     ) -> None:
-        """`agent` and `routes` tell what the BGP agent does; by default they ask it."""
+        """`agent` (which may block) and `routes` tell what the BGP speaker does; by default they ask it."""
         self._client = client
         self._node = node
-        self._agent = agent or _ask_status
+        self._agent = agent or ask.status
         self._routes = routes or _ask_routes
         self._resources: dict[str, CalicoNodeStatus] = {}  # name -> as stored; this node's only
         self._due: dict[str, float] = {}  # name -> when to report next, by time.monotonic()
@@ -104,15 +102,10 @@ class StatusReporter:
         self._told.discard(name)
 
     async def _build(self, classes: Sequence[str], wall: float) -> CalicoNodeStatusStatus:
-        agent = self._agent()
+        agent = await asyncio.to_thread(self._agent)
         routes = await self._routes() if agent is not None and "Routes" in classes else ()
         return nodestatus.build(classes, agent, routes, wall)
 
 
-def _ask_status() -> Status | None:
-    found = bgp_status.read()
-    return found if found is not None and found.alive else None
-
-
 async def _ask_routes() -> Sequence[TableRoute]:
-    return await table.read(Paths.from_env().bgp_routes)
+    return await ask.routes()
