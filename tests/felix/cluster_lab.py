@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tests.felix.driver_lab import Felix
 from tests.felix.nft_rulesets import nft_picture
-from tests.felix.node_lab import Node
-from tests.felix.packets import Ear, Mouth, heard, identity
-from tests.felix.test_felix_dataplane import Felix
+from tests.felix.node_lab import Node, comparable
+from tests.felix.packets import Ear, Identity, Mouth, heard, identity
 from tests.felix.worlds import HOST, NODE, OUTSIDE, PODS, SETTINGS, Place
+from tests.netns_lab import eventually
 from tortie.datastore.keys import Key
 from tortie.datastore.syncer import Update
 from tortie.felix.calc.graph import Calculation, Inputs, State
@@ -69,15 +70,20 @@ class Cluster:
         self.objects = dict(objects)
 
     def apply(self) -> None:
-        assert self.felix.apply(self.calc.flush()), self.felix.driver.failures()
+        touched = self.calc.flush()
+        eventually(lambda: self.felix.apply(touched))  # as Felix.settle()
 
-    def try_out(self, packets: Sequence[tuple[Place, Place, Packet]]) -> list[bool]:
-        """Whether each packet came through."""
+    def try_out(self, packets: Sequence[tuple[Place, Place, Packet]], expected: Sequence[bool]) -> list[bool]:
+        """Whether each packet came through; those that are expected to are waited for."""
         numbered = [(*one, self.sent + number) for number, one in enumerate(packets)]
         self.sent += len(packets)
         for source, _, packet, number in numbered:
             self.mouths[source.name].send(packet, number)
-        found = heard(self.ears)
+        wanted: dict[str, set[Identity]] = {}
+        for (_, target, packet, number), comes in zip(numbered, expected, strict=True):
+            if comes:
+                wanted.setdefault(target.name, set()).add(identity(packet, number))
+        found = heard(self.ears, wanted)
         return [identity(packet, number) in found[target.name] for _, target, packet, number in numbered]
 
     def rulesets(self) -> dict[int, Ruleset]:
@@ -109,7 +115,7 @@ class Cluster:
 def _by_chain(text: str) -> list[str]:
     """Lines of iptables-save, those of one chain together and in their order."""
     table, found = "", list[tuple[str, str, int, str]]()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(comparable(text), 1):
         if line.startswith("*"):
             table = line
         elif line.startswith(":"):

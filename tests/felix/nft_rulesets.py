@@ -8,7 +8,7 @@ from tortie.felix.rules import ir, names
 from tortie.felix.rules.evaluate import Ruleset
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.nftables import render_chain, render_hook
-from tortie.linux.nftables import Chain, Content, Key, Map
+from tortie.linux.nft_table import Chain, Content, Key, Map
 
 _ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 

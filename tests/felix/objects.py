@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import msgspec
+
 from tortie.datastore.keys import Key, ResourceKey
 from tortie.datastore.types.endpoint import (
     IPNAT,
     HostEndpoint,
     HostEndpointSpec,
+    LiveMigration,
+    LiveMigrationSpec,
     QoSControls,
     WorkloadEndpoint,
     WorkloadEndpointPort,
@@ -68,6 +72,14 @@ def workload(
     return ResourceKey("WorkloadEndpoint", resource, "default"), WorkloadEndpoint(
         metadata=metadata, spec=spec
     )
+
+
+def migration(
+    name: str, *, source: dict[str, Any] | None = None, target: dict[str, Any] | None = None
+) -> tuple[Key, Any]:
+    spec = msgspec.convert({"source": source, "target": target}, LiveMigrationSpec)
+    metadata = ObjectMeta(name=name, namespace="default")
+    return ResourceKey("LiveMigration", name, "default"), LiveMigration(metadata=metadata, spec=spec)
 
 
 def profile(

@@ -16,6 +16,7 @@ from tortie.lab.echo import BUFFER, SO_RCVBUFFORCE
 
 _ICMP, _TCP, _UDP, _ICMPV6, _SCTP = 1, 6, 17, 58, 132
 _PROTOCOLS = {4: (_ICMP, _TCP, _UDP, _SCTP), 6: (_ICMPV6, _TCP, _UDP, _SCTP)}
+_MOMENT, _PATIENCE = 0.15, 60.0  # seconds for what should not arrive, and for what should
 _CHECKSUM_AT = {_TCP: 16, _UDP: 6, _ICMPV6: 2}  # protocol -> offset of the checksum in its header
 
 Identity = tuple[int, int, int]
@@ -72,7 +73,7 @@ class Mouth:
     def send(self, packet: Packet, number: int) -> None:
         key = (packet.src, packet.protocol)
         if key not in self._sockets:
-            self._sockets[key] = _raw(self._ns, packet.version, packet.protocol)
+            self._sockets[key] = raw_socket(self._ns, packet.version, packet.protocol)
             self._sockets[key].bind((packet.src, 0))
         try:
             self._sockets[key].sendto(payload(packet, number), (packet.dst, 0))
@@ -92,7 +93,7 @@ class Ear:
         self.sockets: dict[socket.socket, tuple[int, int]] = {}  # -> (IP version, protocol)
         for version, protocols in _PROTOCOLS.items():
             for protocol in only or protocols:
-                one = _raw(ns, version, protocol)
+                one = raw_socket(ns, version, protocol)
                 one.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
                 one.setblocking(False)
                 self.sockets[one] = (version, protocol)
@@ -123,7 +124,7 @@ class Ear:
             one.close()
 
 
-def _raw(ns: Namespace, version: int, protocol: int) -> socket.socket:
+def raw_socket(ns: Namespace, version: int, protocol: int) -> socket.socket:
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     return ns.call(socket.socket, family, socket.SOCK_RAW, protocol)
 
@@ -132,13 +133,20 @@ def identity(packet: Packet, number: int) -> Identity:
     return packet.version, packet.protocol, number if packet.icmp else packet.sport
 
 
-def heard(ears: Mapping[str, Ear], silence: float = 0.15) -> dict[str, set[Identity]]:
-    """What each ear heard, until nothing came for `silence` seconds: forwarding here takes microseconds."""
+def heard(ears: Mapping[str, Ear], wanted: Mapping[str, set[Identity]]) -> dict[str, set[Identity]]:
+    """What each ear heard, until all that is wanted came and then nothing for a moment, or for long.
+
+    Forwarding here takes microseconds, unless the machine is busy: then some of it is left to a thread.
+    """
     found: dict[str, set[Identity]] = {name: set() for name in ears}
     owners = {one: name for name, ear in ears.items() for one in ear.sockets}
-    deadline = time.monotonic() + 10
-    while ready := select.select(list(owners), (), (), silence)[0]:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        complete = all(found[name] >= those for name, those in wanted.items())
+        silence = _MOMENT if complete else max(0.0, deadline - time.monotonic())
+        ready = select.select(list(owners), (), (), silence)[0]
+        if not ready:
+            return found
         for one in ready:
             found[owners[one]].update(ears[owners[one]].read(one))
-        assert time.monotonic() < deadline, "it never gets quiet"
-    return found
+        assert not complete or time.monotonic() < deadline, "it never gets quiet"

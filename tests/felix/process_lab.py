@@ -25,6 +25,9 @@ from tortie.datastore.keys import Key
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "node1"
+_PATIENCE = 60.0  # seconds
+_UP = "first apply done"  # felix' log
+_BEHIND = 100  # packets that may be on their way at once: on a busy machine they wait for each other
 _LONGEST = 1 << 24  # bytes that a ping says, at 6 kB a second
 
 
@@ -40,7 +43,7 @@ class Relay:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._tasks: set[asyncio.Task[None]] = set()
-        asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result(_PATIENCE)
 
     async def _serve(self) -> None:
         self._server = await asyncio.start_server(self._accept, sock=self._listener)
@@ -74,9 +77,9 @@ class Relay:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(_PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(_PATIENCE)
         self._loop.close()
 
 
@@ -89,8 +92,9 @@ class FelixProcess:
         self.log_path = folder / "felix.log"
         self.health = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.health.bind(str(folder / "health.sock"))
-        self.health.settimeout(10)
+        self.health.settimeout(_PATIENCE)
         self.process: subprocess.Popen[bytes] | None = None
+        self._up_before = 0  # how many runs had come so far when the present one started
 
     def start(self, **parameters: str) -> "FelixProcess":
         values = {
@@ -112,6 +116,7 @@ class FelixProcess:
             "CALICO_LIB_DIR": str(self.folder / "lib"),
         }
         with self.log_path.open("ab") as log:
+            self._up_before = self.log.count(_UP)
             self.process = self.node.ns.call(
                 subprocess.Popen, [sys.executable, "-m", "tortie.felix.daemon"], env=environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -126,10 +131,9 @@ class FelixProcess:
         """Until the log says it (since the last start of anything that truncated it)."""
         eventually(lambda: re.search(pattern, self.log), seconds)
 
-    def up(self, seconds: float = 60.0) -> None:
+    def up(self) -> None:
         """Until the first apply of this run is done."""
-        count = self.log.count("first apply done")
-        eventually(lambda: self.log.count("first apply done") > count, seconds)
+        eventually(lambda: self.log.count(_UP) > self._up_before, 2 * _PATIENCE)
 
     def started(self, **parameters: str) -> "FelixProcess":
         self.start(**parameters)
@@ -139,7 +143,12 @@ class FelixProcess:
     def kill(self, number: int = signal.SIGKILL) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(_PATIENCE)
+
+    def ends(self) -> int:
+        """Its exit code, when it has ended by itself."""
+        assert self.process is not None
+        return self.process.wait(2 * _PATIENCE)  # it looks at some things every 15 s only
 
     def report(self) -> dict[str, Any]:
         """The next word on health."""
@@ -192,25 +201,16 @@ class Stream:
         )
 
     def lost(self) -> int:
-        """Ends it. The very last packet may still be on its way, and counts neither way."""
-        sent, answered = self._end()
-        return len(set(range(1, sent)) - answered)
-
-    def answered(self) -> int:
-        """Ends it."""
-        return len(self._end()[1])
+        """How many of those sent up to now. Ends it, when some that were sent later have been answered."""
+        now = max(self.heard(), default=0) + _BEHIND
+        eventually(lambda: max(self.heard(), default=0) >= now + _BEHIND)
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(_PATIENCE)
+        return len(set(range(1, now)) - self.heard())
 
     def heard(self) -> set[int]:
         """Numbers of the packets that have been answered so far."""
         return {int(number) for number in re.findall(r"bytes from .* icmp_seq=(\d+)", self._output())}
-
-    def _end(self) -> tuple[int, set[int]]:
-        """How many were sent, and the numbers of those that were answered."""
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait(60)
-        match = re.search(r"(\d+) packets transmitted", self._output())
-        assert match, self._output()
-        return int(match[1]), self.heard()
 
     def _output(self) -> str:
         return os.pread(self._said.fileno(), _LONGEST, 0).decode()  # where ping writes next stays as it is

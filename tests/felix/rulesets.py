@@ -42,7 +42,6 @@ FULL = Settings(
     service_loop=ir.REJECT,
     log_prefix="%t %k %n %p",
     log_rate="5/minute",
-    flow_logs=True,
 )
 
 NETS = ("10.0.0.0/8", "10.1.0.0/16", "192.168.1.1/32", "fd00::/8", "fd01::/16", "fe80::1/128")
@@ -108,9 +107,13 @@ def everything(version: int) -> tuple[Ruleset, dict[str, str]]:
             add(ruleset, {table: profiles.policy_chains(policy, version, table, FULL)})
         profile = Profile("kns.default", policies()[0].inbound, policies()[0].outbound)
         add(ruleset, {table: profiles.profile_chains(profile, version, table, FULL)})
-    down = Workload(WorkloadId("k8s", "a/b", "eth0"), "cali2", admin_up=False)
+    bare = Workload(WorkloadId("k8s", "a/b", "eth0"), "cali2")
     add(ruleset, {ir.FILTER: endpoints.workload_chains(workload, FULL)})
-    add(ruleset, {ir.FILTER: endpoints.workload_chains(down, FULL)})
+    rate = endpoints.rate_chain(workload, FULL)
+    assert rate is not None
+    add(ruleset, {ir.FILTER: [rate]})
+    add(ruleset, {ir.FILTER: dispatch.rate_dispatch([workload.interface])})
+    add(ruleset, {ir.FILTER: endpoints.workload_chains(bare, FULL)})
     add(ruleset, {ir.FILTER: dispatch.workload_dispatch([workload.interface, "cali2", "cali01"], FULL)})
     for name in ("eth0", "eth1", dispatch.ANY_INTERFACE):
         add(ruleset, {ir.FILTER: endpoints.host_filter_chains(host, name, FULL)})

@@ -348,13 +348,24 @@ def _early(world: World, packet: Packet) -> bool | None:
             verdict = tiers_verdict(world, coming, "untracked", True, packet)
             if verdict:
                 return verdict == "allow"
-        verdict = "" if safe else tiers_verdict(world, coming, "pre-dnat", True, packet)
+        decides = _before_translation(world, coming)
+        verdict = tiers_verdict(world, decides, "pre-dnat", True, packet) if decides and not safe else ""
         return None if not verdict else verdict == "allow"
     going = world.host_endpoint(packet.out_interface)
     if going is None or going.spec.interfaceName == "*" or world.failsafe(packet, "out"):
         return None
     verdict = tiers_verdict(world, going, "untracked", False, packet)
     return None if not verdict else verdict == "allow"
+
+
+def _before_translation(world: World, own: HostEndpoint) -> HostEndpoint | None:
+    """Whose policy of that stage counts: where an interface's own endpoint has none, that of `*` has its say.
+
+    (Reference: felix/dataplane/linux/endpoint_mgr.go, updateHostEndpoints.)
+    """
+    policies = [one for one in world.all("GlobalNetworkPolicy") if stage_of(one) == "pre-dnat"]
+    candidates = [own, *([any_interface] if (any_interface := world.host_endpoint("*")) else [])]
+    return next((one for one in candidates if any(applies(world, policy, one) for policy in policies)), None)
 
 
 def _workloads_allow(world: World, packet: Packet) -> bool:

@@ -1,14 +1,27 @@
 """The calculation: any order, repetition or split of changes leads where a fresh start leads."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
-from tests.felix.objects import allow, global_policy, host, node, policy, pool, profile, tier, workload
+from tests.felix.objects import (
+    allow,
+    global_policy,
+    host,
+    migration,
+    node,
+    policy,
+    pool,
+    profile,
+    tier,
+    workload,
+)
 from tortie.datastore.keys import AffinityKey, BlockKey, Key, ResourceKey
 from tortie.datastore.selector import parse
 from tortie.datastore.syncer import Update
@@ -36,9 +49,9 @@ Objects = Mapping[Key, Any]
 INPUTS = Inputs("node1", owns_routes=lambda pool: pool.spec.vxlanMode == "CrossSubnet")
 
 
-def calculated(*steps: Objects) -> State:
+def calculated(*steps: Objects, inputs: Inputs = INPUTS) -> State:
     """The state after each of `steps` was written over the last (None deletes)."""
-    calc = Calculation(INPUTS)
+    calc = Calculation(inputs)
     for step in steps:
         for key, value in step.items():
             calc.update(Update("deleted" if value is None else "new", key, value))
@@ -58,6 +71,7 @@ def plain(state: State) -> dict[str, Any]:
         "nodes",
         "blackholes",
         "block_routes",
+        "owners",
         "service_cidrs",
         "problems",
     )
@@ -312,6 +326,38 @@ def test_blocks_of_nodes_in_the_own_subnet_are_reached_directly() -> None:
     }
 
 
+def test_endpoints_may_say_who_has_which_address() -> None:
+    """RouteSource WorkloadIPs. Of two nodes that have one address, the first by name counts."""
+    inputs = replace(INPUTS, wireguard=True, workload_ips=True)
+    objects: dict[Key, Any] = dict(
+        [
+            pool("mine", "10.0.0.0/16", vxlan="CrossSubnet"),
+            pool("bgps", "10.1.0.0/16"),
+            node("node1", "172.16.0.1/24"),
+            node("node2", "172.16.0.2/24"),
+            node("node3", "172.17.0.3/24"),
+            workload("a", "10.0.0.1"),
+            workload("b", "10.0.0.2", "10.1.0.2", node="node2"),
+            workload("c", "10.0.0.3", node="node3"),
+            workload("moved", "10.0.0.3", node="node2"),
+        ]
+    )
+    objects[AffinityKey("10.0.0.0/26", "node1")] = Affinity(state="confirmed")
+    state = calculated(objects, inputs=inputs)
+    owners = {
+        "10.0.0.1/32": "node1", "10.0.0.2/32": "node2", "10.0.0.3/32": "node2", "10.1.0.2/32": "node2",
+    }  # fmt: skip
+    assert state.owners == owners
+    assert {dst: route.gateway for dst, route in state.block_routes.items()} == {
+        "10.0.0.2/32": "172.16.0.2",
+        "10.0.0.3/32": "172.16.0.2",
+    }
+    assert not state.blackholes, "nobody says what is in the block"
+    gone = {workload("moved", node="node2")[0]: None, workload("b", node="node2")[0]: None}
+    state = calculated(objects, gone, inputs=inputs)
+    assert {dst: route.gateway for dst, route in state.block_routes.items()} == {"10.0.0.3/32": "172.17.0.3"}
+
+
 def test_pools_nodes_and_service_addresses() -> None:
     spec = BGPConfigurationSpec(serviceClusterIPs=(CIDRBlock(cidr="10.96.0.1/12"),))
     objects: dict[Key, Any] = dict(
@@ -325,6 +371,51 @@ def test_pools_nodes_and_service_addresses() -> None:
     assert state.pools["10.0.0.0/16"].nat_outgoing
     assert (state.nodes["n"].of(4), state.nodes["n"].of(6)) == ("172.16.0.9", "fd00::9")
     assert state.service_cidrs == {"10.96.0.0/12"}
+
+
+# --- migrations ---------------------------------------------------------------------------------
+
+
+def called(name: str, **fields: str) -> dict[str, str]:
+    return {"orchestratorID": "k8s", "workloadID": f"default/{name}", **fields}
+
+
+def test_a_target_is_selected_or_named_and_comes_before_a_source() -> None:
+    job = {"job": "1"}
+    pods = dict([workload("a", labels=job), workload("b"), workload("c"), workload("d"), workload("e")])
+    moves = dict(
+        [
+            migration("1", source={"workload": called("a")}, target={"selector": "job == '1'"}),
+            migration("2", target={"workloadEndpoint": called("b", endpointID="eth0")}),
+            migration("3", source={"workload": called("b")}),
+            migration("4", source={"workload": called("c", hostname="elsewhere", endpointID="eth9")}),
+            migration("5", source={"workloadEndpoint": called("d", endpointID="eth1")}),
+        ]
+    )
+
+    def roles(*steps: Objects) -> dict[str, str]:
+        state = calculated(*steps)
+        return {one.workload.removeprefix("default/"): w.migration for one, w in state.workloads.items()}
+
+    expected = {"a": "target", "b": "target", "c": "source", "d": "none", "e": "none"}
+    assert roles(pods, moves) == roles(moves, pods) == expected
+    assert roles(pods, moves, dict.fromkeys(moves)) == dict.fromkeys("abcde", "none")
+    moved = {**pods, **dict([workload("a"), workload("e", labels=job)])}
+    assert roles(pods, moves, moved) == {**expected, "a": "source", "e": "target"}
+
+
+def test_other_orchestrators_workloads_are_told_apart_by_their_node() -> None:
+    _, value = workload("vm")
+    other = ResourceKey("WorkloadEndpoint", "node1-openstack-vm-port", "region")
+    spec = structs.replace(
+        value.spec, orchestrator="openstack", pod="", workload="vm", endpoint="port", interfaceName="calip"
+    )
+    port = structs.replace(value, metadata=ObjectMeta(name=other.name, namespace="region"), spec=spec)
+    for where, role in (("node1", "target"), ("node2", "none"), ("", "none")):
+        named = called("vm", orchestratorID="openstack", workloadID="region/vm", hostname=where)
+        moves = dict([migration("1", target={"workloadEndpoint": {**named, "endpointID": "port"}})])
+        (found,) = calculated({other: port}, moves).workloads.values()
+        assert found.migration == role, where
 
 
 # --- histories ----------------------------------------------------------------------------------
@@ -389,6 +480,14 @@ def some_objects(rand: Random) -> dict[Key, Any]:
         wanted = rand.choice(["*", "eth0", "", "eth 0"])
         profiles = tuple(rand.sample(["p", "q"], 1))
         objects.update([host(f"h{number}", wanted, node=where, labels=labels(), profiles=profiles)])
+    for number in range(3):
+        one = {"orchestratorID": "k8s", "workloadID": f"default/w{rand.randint(0, 3)}", "hostname": "any"}
+        target = rand.choice(
+            [None, {"workloadEndpoint": {**one, "endpointID": rand.choice(["eth0", "eth1", ""])}}]
+            + [{"selector": rand.choice(["(", *selectors])}] * 2
+        )
+        source = rand.choice([None, {"workload": one}, {"workloadEndpoint": {**one, "endpointID": "eth0"}}])
+        objects.update([migration(f"m{number}", source=source, target=target)])
     return {key: value for key, value in objects.items() if rand.random() < 0.8}
 
 
@@ -411,13 +510,14 @@ def a_history(rand: Random, end: Objects) -> Iterable[Update]:
 def test_every_history_ends_where_a_fresh_start_ends(seed: int) -> None:
     rand = Random(seed)
     end = some_objects(rand)
-    calc = Calculation(INPUTS)
+    inputs = replace(INPUTS, wireguard=True, workload_ips=rand.random() < 0.5)
+    calc = Calculation(inputs)
     for update in a_history(rand, end):
         calc.update(update)
         if rand.random() < 0.2:
             calc.flush()
     calc.flush()
-    assert plain(calc.state) == plain(calculated(end))
+    assert plain(calc.state) == plain(calculated(end, inputs=inputs))
 
 
 @settings(max_examples=200, deadline=None)

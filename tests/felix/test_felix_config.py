@@ -50,6 +50,15 @@ def test_routes_to_pods_have_no_metric_until_somebody_asks_for_one() -> None:
     assert config(IPV4NORMALROUTEPRIORITY="1024").wiring.metrics == (1024, 0)
 
 
+def test_routes_to_what_has_just_moved_here_come_first_for_a_while() -> None:
+    assert (config().wiring.elevated, config().wiring.patience) == ((512, 512), 30)
+    wiring = config(
+        IPV4ELEVATEDROUTEPRIORITY="5", IPV6ELEVATEDROUTEPRIORITY="6", LIVEMIGRATIONROUTECONVERGENCETIME="7"
+    ).wiring
+    assert (wiring.elevated, wiring.patience) == ((5, 6), 7)
+    assert wiring.leaving == (1025, 1025) and config(IPV6NORMALROUTEPRIORITY="9").wiring.leaving == (1025, 10)
+
+
 def test_the_nearer_source_wins() -> None:
     sources = Sources("node1", file="ChainInsertMode = append\n")
     sources.take(
@@ -105,6 +114,14 @@ def test_pools_switch_encapsulation_on(modes: list[tuple[str, str, str]], expect
     assert found.needs_blocks == bool(expected[1])
     forced = config(sources, IPINIPENABLED="true", VXLANENABLED="false")
     assert (forced.settings.ipip, 4 in forced.settings.vxlan) == (True, False)
+
+
+def test_who_has_which_address_is_read_from_blocks_or_from_endpoints() -> None:
+    for source, blocks, workload_ips in (("CalicoIPAM", True, False), ("WorkloadIPs", False, True)):
+        found = config(Sources("node1"), ROUTESOURCE=source, WIREGUARDENABLED="true")
+        assert (found.needs_blocks, found.inputs().workload_ips) == (blocks, workload_ips)
+        unneeded = config(Sources("node1"), ROUTESOURCE=source)
+        assert not unneeded.needs_blocks and not unneeded.inputs().workload_ips
 
 
 def test_cutting_denied_connections_is_asked_for_by_an_annotation_or_locally() -> None:
@@ -220,6 +237,8 @@ def test_the_manual_names_every_parameter_that_has_an_effect_and_no_other() -> N
     root = Path(__file__).parents[2]
     manual = (root / "docs/operations.md").read_text()
     listed = manual.partition("are read, checked and stored only:")[2].partition("A change in the")[0]
-    read = re.findall(r'"(\w+)"', (root / "tortie/felix/config.py").read_text())
+    readers = ("config.py", "ruleconfig.py", "wgconfig.py", "metrics.py")
+    code = "".join((root / "tortie/felix" / name).read_text() for name in readers)
+    read = re.findall(r'"(\w+)"', code)
     told = {"ClusterType", "IpInIpTunnelAddr", "IPv4VXLANTunnelAddr", "IPv6VXLANTunnelAddr"}  # by the cluster
     assert set(re.findall(r"\w+", listed)) & PARAMS.keys() == set(read) & PARAMS.keys() - told

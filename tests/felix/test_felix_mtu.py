@@ -16,7 +16,7 @@ from tortie.linux.links import IFF_RUNNING, IFF_UP, Link
 
 pytestmark = pytest.mark.unit
 
-_ETH = re.compile("^eth.*")
+_ETH = mtu.Uplinks(re.compile("^eth.*"))
 
 
 def link(name: str, size: int, *, running: bool = True) -> Link:
@@ -35,7 +35,7 @@ def of_pods(host: int, environment: dict[str, str], *pools: tuple[Any, Any]) -> 
 def test_the_hosts_is_the_smallest_of_its_running_uplinks() -> None:
     links = [link("eth0", 1500), link("eth1", 1400), link("eth2", 1300, running=False), link("docker0", 900)]
     assert mtu.of_host(links, _ETH) == 1400
-    assert mtu.of_host(links, re.compile("^none")) == 1460
+    assert mtu.of_host(links, mtu.Uplinks(None)) == 1460
 
 
 _PLAIN, _IPIP = pool("a", "10.0.0.0/16"), pool("b", "10.1.0.0/16", ipip="CrossSubnet")
@@ -71,7 +71,18 @@ def test_the_pattern_and_the_file_are_configured() -> None:
     )
     wanted = resolve(sources)[0].pod_mtu
     assert wanted is not None and (wanted.path, wanted.required) == ("/l/mtu", True)
-    assert wanted.uplinks.search("bond0") and not wanted.uplinks.search("eth0")
+    assert "bond0" in wanted.uplinks and "eth0" not in wanted.uplinks
+
+
+def test_our_own_tunnels_are_no_uplinks_whatever_the_pattern_says() -> None:
+    """Else each look would find the last one's MTU, and take the encapsulation off once more."""
+    environment = {"FELIX_MTUIFACEPATTERN": ".*", "FELIX_WIREGUARDINTERFACENAME": "eth-wg"}
+    config, _ = resolve(Sources("n", environment))
+    ours = ("tunl0", "vxlan.calico", "vxlan-v6.calico", "eth-wg", "wg-v6.cali")
+    links = [link("eth0", 1500), *(link(name, 1280) for name in ours)]
+    assert config.pod_mtu is not None
+    for uplinks in (config.pod_mtu.uplinks, config.overlay.uplinks, config.wireguard.uplinks):
+        assert mtu.of_host(links, uplinks) == 1500
 
 
 def test_the_file_follows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,64 +1,44 @@
 """Nftables as felix's dataplane in a real kernel: what stands, what is put back, what packets meet."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 
-from tests.felix.node_lab import Node, Pod, pings, udp_sees
-from tests.felix.test_felix_dataplane import HOSTILE, Felix
-from tests.netns_lab import Namespace
+from tests.felix.driver_lab import HOSTILE, OPEN, Felix, picture
+from tests.felix.node_lab import Node, Pod, pings
+from tests.netns_lab import eventually
 from tortie.felix.calc.model import Members, Pool, Profile, Rule, Side
 from tortie.felix.rules.evaluate import Packet, Sets, evaluate
 from tortie.felix.rules.settings import Settings
 
 pytestmark = pytest.mark.kernel
 
-OPEN = (Rule("allow"),)
 UDP = 17
 
 
 @pytest.fixture
-def node(make_netns: Callable[[], Namespace]) -> Node:
-    return Node(make_netns)
-
-
-@pytest.fixture
-def felix(node: Node) -> Iterator[Callable[..., Felix]]:
-    made: list[Felix] = []
-
-    def make(**options: Any) -> Felix:
-        made.append(Felix(node, **{"nftables": True, **options}))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def picture(node: Node) -> list[str]:
-    """All of nftables without counters, objects in any order."""
-    return sorted(node.ns.sh("nft -s list ruleset").splitlines())
+def dataplane() -> str:
+    return "nftables"
 
 
 # --- what stands ----------------------------------------------------------------------------------
 
 
-def test_it_reads_like_calicos(node: Node, felix: Callable[..., Felix]) -> None:
-    daemon = felix()
-    daemon.state.profiles["kns.default"] = Profile("kns.default", OPEN, OPEN)
+def test_it_reads_like_calicos(node: Node, make_felix: Callable[..., Felix]) -> None:
+    daemon = make_felix()
+    daemon.state.profiles["kns.default"] = replace(OPEN, name="kns.default")
     daemon.add(node.pod("a"), "kns.default")
     assert daemon.apply(), daemon.driver.failures()
     listed = node.ns.sh("nft list table ip calico")
     for line in (
         "type filter hook forward priority filter; policy accept;",
         "type nat hook postrouting priority srcnat + 10; policy accept;",
-        "type route hook output priority mangle; policy accept;",
         "type filter hook prerouting priority raw; policy accept;",
-        "chain mangle-INPUT {",
         '"calia" : goto filter-cali-fw-calia',
         "iifname vmap @filter-cali-from-wl-dispatch",
         "jump filter-cali-pri-kns.default",
@@ -70,9 +50,9 @@ def test_it_reads_like_calicos(node: Node, felix: Callable[..., Felix]) -> None:
     assert "cali" not in node.rules() + node.ns.sh("ipset list -n")
 
 
-def test_an_endpoint_more_is_an_element_more(node: Node, felix: Callable[..., Felix]) -> None:
+def test_an_endpoint_more_is_an_element_more(node: Node, make_felix: Callable[..., Felix]) -> None:
     """Nothing that stands is written anew for it."""
-    daemon = felix()
+    daemon = make_felix()
     daemon.add(node.pod("a"), "open")
     daemon.apply()
     before = node.ns.sh("nft -a -s list chain ip calico filter-cali-from-wl-dispatch")
@@ -82,84 +62,18 @@ def test_an_endpoint_more_is_an_element_more(node: Node, felix: Callable[..., Fe
     assert "calib" in node.ns.sh("nft list map ip calico filter-cali-from-wl-dispatch")
 
 
-def test_what_leaves_the_pool_is_masqueraded(node: Node, felix: Callable[..., Felix]) -> None:
-    a, b = node.pod("a"), node.pod("b")
-    daemon = felix()
-    daemon.add(a, "open")
-    daemon.add(b, "open")
-    daemon.state.pools = {"10.65.0.0/16": Pool("10.65.0.0/16", True), "fd65::/64": Pool("fd65::/64", True)}
-    assert daemon.apply()
-    assert udp_sees(node.outside, a.ns, "172.16.0.254") == "172.16.0.1"
-    assert udp_sees(node.outside, a.ns, "fd16::fe") == "fd16::1"
-    assert udp_sees(b.ns, a.ns, b.v4) == a.v4
-
-
-def test_a_forged_source_does_not_get_out(node: Node, felix: Callable[..., Felix]) -> None:
-    a, b = node.pod("a"), node.pod("b")
-    daemon = felix()
-    daemon.add(a, "open")
-    daemon.add(b, "open")
-    daemon.apply()
-    a.ns.sh("ip address add 10.65.9.9/32 dev eth0")
-    assert a.reaches(b.v4) and not pings(a.ns, b.v4, "-I", "10.65.9.9")
-    assert not node.ns.run("conntrack", "-L", check=False).count("10.65.9.9"), "it was seen before tracking"
-
-
 # --- the guard -------------------------------------------------------------------------------------
 
 
-def test_with_only_the_guard_pods_are_cut_off_and_the_host_is_not(
-    node: Node, felix: Callable[..., Felix]
-) -> None:
-    a, b = node.pod("a"), node.pod("b")
-    for pod in (a, b):
-        pod.cni_route()
-    node.ns.sh("sysctl -qw net.ipv4.ip_forward=1")
-    assert a.reaches(b.v4)
-    daemon = felix()
-    daemon.loop.run(daemon.driver.guard())
-    assert not a.reaches(b.v4) and not a.reaches("172.16.0.1") and pings(node.ns, "172.16.0.254")
-    before = picture(node)
-    other = felix()
-    other.loop.run(other.driver.guard())
-    assert picture(node) == before
-    daemon.add(a, "open")
-    daemon.add(b, "open")
-    assert daemon.apply()
-    assert a.reaches(b.v4)
-
-
-@pytest.mark.parametrize("nftables", [True, False])
-def test_the_guard_changes_nothing_where_either_dataplane_stands(
-    node: Node, felix: Callable[..., Felix], nftables: bool
-) -> None:
-    a, b = node.pod("a"), node.pod("b")
-    daemon = felix(nftables=nftables)
-    daemon.add(a, "open")
-    daemon.add(b, "open")
-    daemon.apply()
-    before = picture(node), comparable(node)
-    for other in (True, False):
-        restarted = felix(nftables=other)
-        restarted.loop.run(restarted.driver.guard())
-    assert (picture(node), comparable(node)) == before
-    assert a.reaches(b.v4)
-
-
-def comparable(node: Node) -> list[str]:
-    return [line for line in node.rules().splitlines() if not line.startswith("#")]
-
-
-def test_the_guard_leaves_what_it_does_not_need(node: Node, felix: Callable[..., Felix]) -> None:
+def test_the_guard_leaves_what_it_does_not_need(node: Node, make_felix: Callable[..., Felix]) -> None:
     a = node.pod("a")
-    daemon = felix()
+    daemon = make_felix()
     daemon.add(a, "open")
     daemon.state.pools = {"10.65.0.0/16": Pool("10.65.0.0/16", True)}
     daemon.apply()
     for chain in ("filter-FORWARD", "filter-INPUT"):
         node.ns.sh(f"nft flush chain ip calico {chain}")
-    restarted = felix()
-    restarted.loop.run(restarted.driver.guard())
+    make_felix().guard()
     assert "masquerade" in node.ns.sh("nft list chain ip calico nat-cali-nat-outgoing")
     assert not pings(node.outside, a.v4)
 
@@ -167,10 +81,10 @@ def test_the_guard_leaves_what_it_does_not_need(node: Node, felix: Callable[...,
 # --- history and damage ----------------------------------------------------------------------------
 
 
-def test_any_history_ends_as_a_fresh_start_does(node: Node, felix: Callable[..., Felix]) -> None:
+def test_any_history_ends_as_a_fresh_start_does(node: Node, make_felix: Callable[..., Felix]) -> None:
     rand = Random(11)
     pods = [node.pod(f"p{number}") for number in range(4)]
-    daemon = felix()
+    daemon = make_felix()
     for _ in range(15):
         pod = rand.choice(pods)
         known = any(one.interface == pod.interface for one in daemon.state.workloads.values())
@@ -183,13 +97,13 @@ def test_any_history_ends_as_a_fresh_start_does(node: Node, felix: Callable[...,
         daemon.state.sets = {
             f"s:{n}": Members("net", {"10.0.0.0/8", "10.1.0.0/16"}) for n in range(rand.randint(0, 3))
         }
-        assert daemon.apply(), daemon.driver.failures()
+        daemon.settle()
     # Sets that are no more go with a reading; the test's Touched names those of now only.
     for name in ("s:0", "s:1", "s:2"):
         daemon.state.sets.setdefault(name, Members("net"))
     assert daemon.resync(), daemon.driver.failures()
     before = picture(node)
-    fresh = felix()
+    fresh = make_felix()
     fresh.state = daemon.state
     assert fresh.apply()
     assert picture(node) == before
@@ -199,35 +113,9 @@ def test_any_history_ends_as_a_fresh_start_does(node: Node, felix: Callable[...,
     assert picture(node) == before
 
 
-def test_a_flush_by_somebody_else_is_repaired(node: Node, felix: Callable[..., Felix]) -> None:
-    a, b, stranger = node.pod("a"), node.pod("b"), node.pod("stranger")
-    daemon = felix()
-    daemon.add(a, "open")
-    daemon.add(b, "open")
-    daemon.state.pools = {"10.65.0.0/16": Pool("10.65.0.0/16", True)}
-    daemon.apply()
-    stranger.cni_route()
-    good = picture(node)
-    for damage in (
-        "nft flush ruleset",
-        "nft flush table ip calico",
-        "nft delete table ip6 calico",
-        "nft flush chain ip calico filter-cali-from-wl-dispatch",
-        "nft flush map ip calico filter-cali-to-wl-dispatch",
-        "nft flush set ip calico cali40masq-ipam-pools",
-        "nft insert rule ip calico filter-FORWARD accept",
-        "nft flush table arp calico-arp",
-    ):
-        node.ns.sh(damage)
-        assert picture(node) != good, damage
-        assert daemon.resync(), (damage, daemon.driver.failures())
-        assert picture(node) == good, damage
-        assert a.reaches(b.v4) and not stranger.reaches(a.v4)
-
-
-def test_hostile_names_never_reach_the_ruleset(node: Node, felix: Callable[..., Felix]) -> None:
+def test_hostile_names_never_reach_the_ruleset(node: Node, make_felix: Callable[..., Felix]) -> None:
     a = node.pod("a")
-    daemon = felix()
+    daemon = make_felix()
     for number, name in enumerate([*HOSTILE, 'x" ; flush ruleset #', "a:b", "a; }"]):
         rule = Rule("allow", annotations=((name, name),))
         daemon.state.profiles[name] = Profile(name, (rule,), (rule,))
@@ -278,8 +166,12 @@ def a_rule(rand: Random, pods: list[Pod]) -> Rule:
     )
 
 
-def arrivals(listener: Pod, packets: list[tuple[Pod, int, int, int]]) -> set[int]:
-    """Which of the datagrams (from, version, source port, port) arrive, by their place in the list."""
+def arrivals(listener: Pod, packets: list[tuple[Pod, int, int, int]], expected: set[int]) -> set[int]:
+    """Which of the datagrams (from, version, source port, port) arrive, by their place in the list.
+
+    Forwarding inside one machine is done when sendto() returns, unless that is busy: then a thread of the
+    kernel's goes on. So those that are expected are waited for.
+    """
     sockets: dict[tuple[int, int], socket.socket] = {}
     try:
         for _, version, _, port in packets:
@@ -287,19 +179,25 @@ def arrivals(listener: Pod, packets: list[tuple[Pod, int, int, int]]) -> set[int
                 family = socket.AF_INET if version == 4 else socket.AF_INET6
                 one = sockets[version, port] = listener.ns.call(socket.socket, family, socket.SOCK_DGRAM)
                 one.bind((listener.v4 if version == 4 else listener.v6, port))
-                one.settimeout(0.0)
-        for index, (sender, version, sport, port) in enumerate(packets):
+                one.setblocking(False)
+        places = {sport: index for index, (_, _, sport, _) in enumerate(packets)}
+        for sender, version, sport, port in packets:
             family = socket.AF_INET if version == 4 else socket.AF_INET6
             with sender.ns.call(socket.socket, family, socket.SOCK_DGRAM) as sending:
                 sending.bind(("", sport))
-                sending.sendto(str(index).encode(), (listener.v4 if version == 4 else listener.v6, port))
+                sending.sendto(str(sport).encode(), (listener.v4 if version == 4 else listener.v6, port))
         found: set[int] = set()
-        for one in sockets.values():  # forwarding inside one machine is done when sendto() returns
-            try:
-                while True:
-                    found.add(int(one.recv(100)))
-            except OSError:
-                continue
+
+        def complete() -> bool:
+            for one in sockets.values():
+                with suppress(OSError):  # no more
+                    while True:
+                        found.add(places.get(int(one.recv(100)), -1))  # late ones of another round: -1
+            found.discard(-1)
+            return found >= expected
+
+        with suppress(AssertionError):  # who compares tells what is missing
+            eventually(complete)
         return found
     finally:
         for one in sockets.values():
@@ -307,10 +205,12 @@ def arrivals(listener: Pod, packets: list[tuple[Pod, int, int, int]]) -> set[int
 
 
 @pytest.mark.parametrize("nftables", [True, False])
-def test_packets_fare_as_the_oracle_says(node: Node, felix: Callable[..., Felix], nftables: bool) -> None:
+def test_packets_fare_as_the_oracle_says(
+    node: Node, make_felix: Callable[..., Felix], nftables: bool
+) -> None:
     rand = Random(3)
     a, b, c = (node.pod(name) for name in "abc")
-    daemon = felix(nftables=nftables)
+    daemon = make_felix(nftables=nftables)
     for pod in (a, c):
         daemon.add(pod, "open")
     daemon.add(b, "p")
@@ -323,7 +223,7 @@ def test_packets_fare_as_the_oracle_says(node: Node, felix: Callable[..., Felix]
     members = {name: [*one.v4, *one.v6] for name, one in daemon.state.sets.items()}
     members |= {name: [] for name in ("masq-ipam-pools", "network-ip-pools", "dscp-src-net", "this-host")}
     # The first packet to a fresh neighbour may be lost to its resolution.
-    daemon.state.profiles["p"] = Profile("p", OPEN, OPEN)
+    daemon.state.profiles["p"] = replace(OPEN, name="p")
     daemon.apply()
     assert all(pod.reaches(address) for pod in (a, c) for address in (b.v4, b.v6))
     sport = 20000
@@ -346,17 +246,17 @@ def test_packets_fare_as_the_oracle_says(node: Node, felix: Callable[..., Felix]
             verdicts["accept" if outcome == "accept" else "drop"] += 1
             if outcome == "accept":
                 expected.add(index)
-        assert arrivals(b, packets) == expected, daemon.state.profiles["p"]
+        assert arrivals(b, packets, expected) == expected, daemon.state.profiles["p"]
     assert min(verdicts.values()) > 100, verdicts
 
 
-def test_denials_may_be_rejections(node: Node, felix: Callable[..., Felix]) -> None:
+def test_denials_may_be_rejections(node: Node, make_felix: Callable[..., Felix]) -> None:
     from tortie.felix.rules import ir
 
     a, b = node.pod("a"), node.pod("b")
-    daemon = felix(settings=replace(Settings(), filter_deny=ir.REJECT))
+    daemon = make_felix(settings=replace(Settings(), filter_deny=ir.REJECT))
     daemon.add(a, "open")
     daemon.add(b)
     assert daemon.apply(), daemon.driver.failures()
-    said = a.ns.run("ping", "-n", "-c", "1", "-W", "1", b.v4, check=False)
+    said = a.ns.run("ping", "-n", "-c", "1", "-W", "60", b.v4, check=False)
     assert "Port Unreachable" in said

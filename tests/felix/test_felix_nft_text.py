@@ -22,12 +22,12 @@ from tortie.felix.calc.model import Policy, PolicyId, PolicyRef
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.hosts import assign
 from tortie.felix.dataplane.nft import NftTableWriter
-from tortie.felix.rules import dispatch, ir, names, profiles, static
+from tortie.felix.rules import dispatch, ir, names, nat, profiles, static
 from tortie.felix.rules.evaluate import evaluate
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.nftables import BASE_CHAINS, hashed, render_chain, render_hook
 from tortie.felix.rules.settings import Settings
-from tortie.linux.nftables import Base, Chain, Content, Map
+from tortie.linux.nft_table import Base, Chain, Content, Map
 
 unit, kernel = pytest.mark.unit, pytest.mark.kernel
 PLAIN = Features()
@@ -88,9 +88,8 @@ def test_matches_in_calicos_words(match: ir.Match, expected: str) -> None:
         (ir.NO_TRACK, "counter notrack"),
         (ir.Masquerade("1-2"), "counter masquerade to :1-2 fully-random"),
         (ir.Snat("10.0.0.1", "1-2"), "counter snat to 10.0.0.1:1-2 fully-random"),
-        (ir.Dnat("fd00::1", 80), "counter dnat to [fd00::1]:80"),
+        (ir.Dnat("fd00::1"), "counter dnat to fd00::1"),
         (ir.Log("a b"), 'counter log prefix "a b: " level info'),
-        (ir.Nflog(2, "DPE|default"), 'counter log prefix "DPE|default" snaplen 80 group 2'),
         (ir.SetDscp(46), "counter ip dscp set 46"),
         (ir.MarkWithinRate(100, 5, 0x80000),
          "limit rate 100/second burst 5 packets counter meta mark set mark or 0x80000"),
@@ -156,15 +155,27 @@ def test_without_the_feature_ports_are_not_randomised() -> None:
     ]
 
 
+@unit
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("eth0", ['oifname "eth0"']), ("eth+", ['oifname "eth*"']), ("+", [])],  # iptables' words
+)
+def test_masquerading_may_be_for_interfaces_whose_names_begin_so(setting: str, expected: list[str]) -> None:
+    chain = nat.outgoing_chain(4, True, Settings(nat_interface=setting))
+    content = render_chain(chain, "nat", 4, PLAIN)["chain", f"nat-{names.NAT_OUTGOING}"]
+    assert isinstance(content, Chain)
+    assert re.findall(r"oifname \S+", content.rules[0].text) == expected
+
+
 # --- chains, maps, names --------------------------------------------------------------------------
 
 
 @unit
 def test_base_chains_hang_where_calicos_do() -> None:
     assert BASE_CHAINS[ir.NAT, "POSTROUTING"] == Base("nat", "postrouting", 110)
-    assert BASE_CHAINS[ir.MANGLE, "OUTPUT"] == Base("route", "output", -150)
+    assert BASE_CHAINS[ir.MANGLE, "POSTROUTING"] == Base("filter", "postrouting", -150)
     assert BASE_CHAINS[ir.RAW, "PREROUTING"] == Base("filter", "prerouting", -300)
-    assert set(static.hooks(Settings())) <= set(BASE_CHAINS)
+    assert set(static.hooks(Settings())) == set(BASE_CHAINS)
 
 
 @unit

@@ -1,6 +1,7 @@
 """Whole paths through the chains of a state, packet by packet: fail closed, and both sides are asked."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,7 +12,7 @@ from tests.felix import naive
 from tests.felix.fakes import FakeClock, FakeTables
 from tests.felix.test_felix_rules import MEMBERS, a_packet, a_rule
 from tortie.felix.calc.graph import State, Touched
-from tortie.felix.calc.model import Pool, Profile, Rule, Workload, WorkloadId
+from tortie.felix.calc.model import HostEndpoint, Pool, Profile, QoS, Rule, Workload, WorkloadId
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.tables import Tables, TableWriter
 from tortie.felix.rules import ir, names
@@ -141,6 +142,35 @@ def test_a_permitted_spoofer_passes_with_its_prefix_only() -> None:
     for source, expected in (("10.9.9.9", "accept"), ("10.8.9.9", "drop")):
         packet = Packet(source, "1.1.1.1", 6, 1, 2, None, "cali1", "eth0", reverse_path_ok=False)
         assert evaluate(rules, SETS, packet).outcome == expected
+
+
+def test_no_packet_looks_where_nothing_is() -> None:
+    """A chain that most nodes leave empty is led to while it is not, and no longer."""
+    tables, plain = writer(), a_state({"cali1": ("open",)}, OPEN)
+    tables.start(plain)
+    before = tables.ruleset()
+    of_workloads = {names.RPF_SKIP, names.EGRESS_DSCP, names.WORKLOAD_RATE_DISPATCH, names.CIDR_BLOCK}
+    of_hosts = {names.FROM_HOST_DISPATCH, names.FROM_FORWARD_DISPATCH}
+
+    def led_to() -> set[str]:
+        return (of_workloads | of_hosts) & {chain for _, chain in tables.ruleset()}
+
+    assert led_to() == set()
+    (ident,) = plain.workloads
+    asking = replace(
+        plain.workloads[ident], spoofed_sources=("10.9.0.0/16",), dscp=46, qos=QoS(ingress_packets=9)
+    )
+    full = State(
+        workloads={ident: asking}, profiles={"open": OPEN}, service_cidrs=frozenset(["10.96.0.0/12"])
+    )
+    tables.update(full, Touched(workloads={ident}, services=True))
+    assert led_to() == of_workloads
+    tables.hosts({"eth0": HostEndpoint("h", "eth0")})
+    assert led_to() == of_workloads | of_hosts
+    tables.hosts({})
+    assert led_to() == of_workloads
+    tables.update(plain, Touched(workloads={ident}, services=True))
+    assert tables.ruleset() == before
 
 
 @pytest.mark.parametrize(("protocol", "port"), [(17, 4789), (4, 0)])

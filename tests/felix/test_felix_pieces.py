@@ -1,4 +1,4 @@
-"""The small machines of the dataplane: interfaces, reachable chains, duties, route wishes, throttle."""
+"""The small machines of the dataplane: IP sets, interfaces, reachable chains, duties, throttle."""
 
 import asyncio
 import re
@@ -15,7 +15,6 @@ from tortie.felix.calc.model import Members
 from tortie.felix.dataplane.chains import ChainGraph, Key
 from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.interfaces import Interface, Interfaces
-from tortie.felix.dataplane.routes import Candidate, Ownership, RouteClass, RouteTable, WorkloadRouteTarget
 from tortie.felix.dataplane.sets import SetWriter
 from tortie.felix.rules import ir
 from tortie.felix.rules.ir import Chain, Goto, Hook, Jump, Rule
@@ -24,7 +23,6 @@ from tortie.felix.throttle import Throttle
 from tortie.linux.addresses import Address
 from tortie.linux.ipsets import IPSet
 from tortie.linux.links import IFF_RUNNING, IFF_UP, Link
-from tortie.linux.routes import SCOPE_LINK, Route, RouteKey, RouteType, same
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +40,30 @@ def test_no_set_is_ever_too_small_for_its_members() -> None:
         (found,) = duty.desired.values()
         assert len(found.members) == count
         assert found.maximum == 4 if count <= 4 else count <= found.maximum <= 2 * count
+
+
+def test_a_set_is_wrong_until_it_was_written_also_while_the_kernel_cannot_be_read() -> None:
+    clock, kernel = FakeClock(), FakeKernel[str, IPSet]()
+    duty: Duty[str, IPSet] = Duty("sets", kernel, interval=90, clock=clock, rand=lambda: 0.5)
+    writer = SetWriter(4, Settings(), duty, node="node1", maximum=4)
+
+    def wrong(*members: str) -> dict[str, str]:
+        clock.now += 1000
+        writer.update(State(sets={"s:a": Members("ip", set(members))}), Touched(sets={"s:a"}))
+        asyncio.run(duty.sync())
+        return writer.wrong()
+
+    assert wrong("10.0.0.1") == {}
+    kernel.unreadable = True
+    assert wrong("10.0.0.1") == {}, "what was written is believed"
+    assert wrong("10.0.0.1", "10.0.0.2") == {"s:a": "pending"}
+    kernel.unreadable, (name,) = False, duty.desired
+    kernel.refuse[name] = "no room"
+    assert wrong("10.0.0.1", "10.0.0.2") == {"s:a": "no room"}
+    kernel.unreadable = True
+    assert wrong("10.0.0.1", "10.0.0.2") == {"s:a": "no room"}
+    kernel.unreadable, kernel.refuse = False, {}
+    assert wrong("10.0.0.1", "10.0.0.2") == {}
 
 
 # --- interfaces ---------------------------------------------------------------------------------
@@ -282,184 +304,6 @@ def test_echoes_of_what_was_done_cause_no_work() -> None:
     asyncio.run(duty.sync())
     duty.observe("b", 3)
     assert duty.next_due() < clock.now
-
-
-# --- routes -------------------------------------------------------------------------------------
-
-
-def workload_route(dst: str, ifindex: int) -> Route:
-    return Route(dst, ifindex=ifindex, scope=SCOPE_LINK)
-
-
-def candidate(dst: str, ifindex: int, kind: RouteClass = RouteClass.LOCAL_WORKLOAD) -> Candidate:
-    return Candidate(kind, workload_route(dst, ifindex))
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(min_value=0))
-def test_of_all_wishes_for_a_destination_the_best_holds(seed: int) -> None:
-    rand = Random(seed)
-    duty: Duty[RouteKey, Route] = Duty(
-        "routes", FakeKernel[RouteKey, Route](), interval=0, clock=FakeClock(), rand=lambda: 0.5
-    )
-    table = RouteTable(duty)
-    wishes: dict[str, list[Candidate]] = {}
-    for _ in range(rand.randint(1, 12)):
-        who = rand.choice("xyz")
-        wishes[who] = [
-            candidate(f"10.0.0.{n}/32", rand.randint(1, 4), rand.choice(list(RouteClass)))
-            for n in rand.sample(range(3), rand.randint(0, 3))
-        ]
-        table.want(who, wishes[who])
-        table.want(who, wishes[who])
-    best: dict[RouteKey, Candidate] = {}
-    for one in (one for several in wishes.values() for one in several):
-        if one.route.key not in best or one.rank < best[one.route.key].rank:
-            best[one.route.key] = one
-    assert duty.desired == {key: one.route for key, one in best.items()}
-
-
-NAMES = {1: "eth0", 2: "cali1", 3: "tunl0"}
-
-
-@pytest.mark.parametrize(
-    ("route", "mine"),
-    [
-        (Route("10.0.0.0/26", type=RouteType.BLACKHOLE, protocol=80), True),
-        (Route("10.0.0.0/26", type=RouteType.BLACKHOLE, protocol=186), False),
-        (Route("10.1.0.0/26", ifindex=1, gateway="172.16.0.2", protocol=80), True),
-        (Route("10.1.0.0/26", ifindex=1, gateway="172.16.0.2", protocol=186), False),
-        (Route("0.0.0.0/0", ifindex=1, protocol=3), False),
-        (Route("10.0.0.1/32", ifindex=2, protocol=3), True),
-        (Route("10.0.0.1/32", ifindex=2, protocol=4), True),
-        (Route("fe80::/64", ifindex=2, protocol=2), False),
-        (Route("10.1.0.0/26", ifindex=3, protocol=12), False),
-        (Route("10.0.0.1/32", ifindex=99, protocol=3), False),
-    ],
-)
-def test_whose_a_route_is(route: Route, mine: bool) -> None:
-    assert Ownership(lambda index: NAMES.get(index, ""), ("cali",)).owns(route) is mine
-
-
-def test_routes_others_put_on_workload_interfaces_can_be_left_alone() -> None:
-    ownership = Ownership(lambda index: NAMES.get(index, ""), ("cali",), remove_external=False)
-    assert not ownership.owns(Route("10.0.0.1/32", ifindex=2, protocol=4))
-    assert ownership.owns(Route("10.0.0.1/32", ifindex=2, protocol=3))
-    own_protocol = Ownership(lambda index: NAMES.get(index, ""), ("cali",), protocol=99)
-    assert own_protocol.owns(Route("10.0.0.0/26", type=RouteType.BLACKHOLE, protocol=99))
-    assert not own_protocol.owns(Route("10.0.0.0/26", type=RouteType.BLACKHOLE, protocol=80))
-
-
-class Forgetful:
-    """Remembers whose connections were forgotten, and can be made to take its time."""
-
-    def __init__(self) -> None:
-        self.addresses: list[str] = []
-        self.may_end: asyncio.Event | None = None
-
-    async def __call__(self, address: str) -> None:
-        self.addresses.append(address)
-        if self.may_end is not None:
-            await self.may_end.wait()
-
-
-class FakeRoutes(FakeKernel[RouteKey, Route]):
-    def same(self, desired: Route, actual: Route) -> bool:
-        return same(desired, actual)
-
-
-def a_target(kernel: FakeRoutes, clock: FakeClock) -> tuple[WorkloadRouteTarget, Forgetful]:
-    forget = Forgetful()
-    ownership = Ownership(lambda index: f"cali{index}", ("cali",))
-    return WorkloadRouteTarget(kernel, ownership, forget, clock), forget  # type: ignore[arg-type]
-
-
-def test_an_address_that_moves_leaves_its_connections_before_it_arrives() -> None:
-    async def scenario() -> None:
-        old, new = workload_route("10.0.0.1/32", 1), workload_route("10.0.0.1/32", 2)
-        kernel = FakeRoutes({old.key: old})
-        target, forget = a_target(kernel, FakeClock())
-        await target.read()
-        forget.may_end = asyncio.Event()
-        moving = asyncio.create_task(target.apply({new.key: new}, ()))
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert (kernel.objects, forget.addresses) == ({}, ["10.0.0.1"])
-        forget.may_end.set()
-        assert await moving == {}
-        assert kernel.objects == {new.key: new}
-
-    asyncio.run(scenario())
-
-
-def test_a_node_that_is_drained_starts_a_few_programs_at_a_time() -> None:
-    async def scenario() -> None:
-        routes = [workload_route(f"10.0.0.{number}/32", number) for number in range(1, 101)]
-        kernel = FakeRoutes({one.key: one for one in routes})
-        target, forget = a_target(kernel, FakeClock())
-        await target.read()
-        forget.may_end = asyncio.Event()
-        assert await target.apply({}, [one.key for one in routes]) == {}
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert 0 < len(forget.addresses) < 20
-        forget.may_end.set()
-        async with asyncio.timeout(30):
-            while len(forget.addresses) < 100:
-                await asyncio.sleep(0)
-        await target.close()
-
-    asyncio.run(scenario())
-
-
-def test_a_deleted_address_is_cleaned_up_in_the_background() -> None:
-    async def scenario() -> None:
-        old = workload_route("10.0.0.1/32", 1)
-        block = Route("10.0.0.64/26", ifindex=1, gateway="172.16.0.2", protocol=80)
-        kernel = FakeRoutes({old.key: old, block.key: block})
-        target, forget = a_target(kernel, FakeClock())
-        await target.read()
-        forget.may_end = asyncio.Event()
-        assert await target.apply({}, [old.key, block.key]) == {}
-        await asyncio.sleep(0)
-        assert forget.addresses == ["10.0.0.1"], "a block is nobody's address"
-        forget.may_end.set()
-        await target.close()
-
-    asyncio.run(scenario())
-
-
-def test_an_interface_that_vanishes_takes_its_addresses_connections() -> None:
-    async def scenario() -> None:
-        one, other = workload_route("10.0.0.1/32", 1), workload_route("10.0.0.2/32", 2)
-        kernel = FakeRoutes({one.key: one, other.key: other})
-        target, forget = a_target(kernel, FakeClock())
-        await target.read()
-        assert target.interface_lost(1) == [one.key]
-        del kernel.objects[other.key]  # the kernel said nothing about this one
-        await target.read()
-        await asyncio.sleep(0)
-        assert sorted(forget.addresses) == ["10.0.0.1", "10.0.0.2"]
-
-    asyncio.run(scenario())
-
-
-def test_what_cni_made_is_spared_until_its_endpoint_is_known() -> None:
-    async def scenario() -> None:
-        mine = workload_route("10.0.0.1/32", 1)
-        clock = FakeClock(100)
-        target, _ = a_target(FakeRoutes({mine.key: mine}), clock)
-        await target.read()
-        assert target.spare(mine.key, mine) == 10
-        clock.now = 107
-        await target.read()
-        assert target.spare(mine.key, mine) == 3
-        target.wanted = {RouteKey("10.0.0.2/32", 254, 0, 0): workload_route("10.0.0.2/32", 1)}
-        assert target.spare(mine.key, mine) == 0
-        blackhole = Route("10.0.0.0/26", type=RouteType.BLACKHOLE, protocol=80)
-        assert target.spare(blackhole.key, blackhole) == 0
-
-    asyncio.run(scenario())
 
 
 # --- throttle -----------------------------------------------------------------------------------

@@ -7,44 +7,33 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from tests.felix.node_lab import Node, Pod, pings
+from tests.felix.node_lab import Pod, comparable, pings
 from tests.felix.objects import allow, global_policy, host, policy, pool, profile, tier
-from tests.felix.process_lab import NODE, FelixProcess, Stream, basics
-from tests.netns_lab import Namespace, eventually
+from tests.felix.objects import node as node_object
+from tests.felix.process_lab import NODE, FelixProcess, Stream
+from tests.netns_lab import eventually
 from tests.support.etcd import Etcd
 from tortie.datastore.keys import (
     AffinityKey,
+    BlockKey,
     HostEndpointStatusKey,
     ProcessStatusKey,
     ResourceKey,
     WorkloadStatusKey,
 )
 from tortie.datastore.types.cluster import FelixConfiguration
-from tortie.datastore.types.ipam import Affinity
+from tortie.datastore.types.ipam import Affinity, Block
 from tortie.datastore.types.meta import ObjectMeta
+from tortie.datastore.types.node import NodeStatus
 from tortie.datastore.types.policy import EntityRule
 from tortie.felix.config import RESTART
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def node(make_netns: Callable[[], Namespace]) -> Node:
-    return Node(make_netns)
-
-
-@pytest.fixture
-def felix(node: Node, etcd: Etcd, tmp_path: Path) -> Iterator[FelixProcess]:
-    process = FelixProcess(node, etcd, tmp_path)
-    basics(process, "open")
-    yield process
-    process.close()
 
 
 def pair(felix: FelixProcess, *profiles: str) -> tuple[Pod, Pod]:
@@ -78,7 +67,7 @@ def test_endpoints_and_profiles_take_effect_as_they_are_written(felix: FelixProc
     felix.delete(key)
     eventually(lambda: felix.files() == {file_of("a")})
     eventually(lambda: not a.reaches(b.v4))
-    assert not [line for line in felix.node.routes() if b.v4 in line]
+    eventually(lambda: not [line for line in felix.node.routes() if b.v4 in line])
 
 
 def test_policies_take_effect_as_they_are_written(felix: FelixProcess) -> None:
@@ -112,15 +101,16 @@ def test_a_host_endpoint_shuts_the_host_but_for_failsafes_and_says_where_it_is(
     outside, inside = felix.node.outside, felix.node.ns
     assert pings(outside, "172.16.0.1")
     felix.put(host("h"), host("astray", "", "1.2.3.4"))
+    felix.wait_for("host endpoint h is up")
     eventually(lambda: not pings(outside, "172.16.0.1"))
 
-    def answers(port: int) -> bool:
+    def answers(port: int, within: float) -> bool:
         """A closed port says so; one that packets do not reach says nothing."""
         with outside.call(socket.socket) as one:
-            one.settimeout(0.5)
+            one.settimeout(within)
             return one.connect_ex(("172.16.0.1", port)) == errno.ECONNREFUSED
 
-    assert answers(22) and not answers(23)
+    assert answers(22, 60) and not answers(23, 0.5)
     assert not pings(inside, "172.16.0.254")
     felix.put(global_policy("icmp", ingress=(allow(protocol="ICMP"),), types=("Ingress",)))
     eventually(lambda: pings(outside, "172.16.0.1"))
@@ -157,7 +147,9 @@ def test_a_pod_waits_for_its_status_file_and_then_is_reachable(felix: FelixProce
         pod = felix.node.pod(f"n{number}")
         felix.endpoint(pod.name, "open")
         eventually(lambda name=pod.name: file_of(name) in felix.files())  # type: ignore[misc]
-        assert pod.reaches(a.v4) and a.reaches(pod.v4)
+        for one, other in ((pod, a), (a, pod)):
+            # a busy machine may take its time; what is lost stays lost
+            assert pings(one.ns, other.v4, within=60)
 
 
 def test_own_blocks_are_blackholed_where_felix_routes(felix: FelixProcess) -> None:
@@ -175,7 +167,7 @@ def test_cni_is_told_the_mtu_of_the_encapsulation(felix: FelixProcess) -> None:
     file = felix.folder / "lib" / "mtu"
     eventually(lambda: file.exists() and file.read_text() == str(own))
     felix.put(pool("tunnelled", "10.65.0.0/16", vxlan="Always"))
-    assert felix.process is not None and felix.process.wait(15) == RESTART
+    assert felix.ends() == RESTART
     felix.started(MTUIFACEPATTERN="^lo$")
     eventually(lambda: file.read_text() == str(own - 50))
 
@@ -186,8 +178,24 @@ def test_ipip_without_the_kernels_help_is_said_and_hurts_nobody_else(felix: Feli
     felix.parameters["IPINIPTUNNELADDR"] = "10.65.0.99"
     felix.put(pool("p", "10.65.0.0/16", ipip="Always"))
     a, b = pair(felix.started(), "open")
-    eventually(lambda: a.reaches(b.v4), 30)
-    eventually(lambda: "tunl0" in felix.report()["reason"], 30)
+    eventually(lambda: a.reaches(b.v4))
+    eventually(lambda: "tunl0" in felix.report()["reason"])
+
+
+def test_a_wireguard_key_that_a_node_cannot_have_is_taken_out_of_its_node(
+    felix: FelixProcess, etcd: Etcd
+) -> None:
+    """Others would encrypt what nobody here can read. Here the device's name is taken, on any kernel."""
+    felix.node.ns.veth("wireguard.cali", "other-end")
+    key, own = node_object(NODE, "172.16.0.1/24")
+    own = own.with_metadata(uid="1", creationTimestamp="2026-01-01T00:00:00Z")
+    felix.put((key, structs.replace(own, status=NodeStatus(wireguardPublicKey="A" * 42 + "E="))))
+    a, b = pair(felix.started(WIREGUARDENABLED="true"), "open")
+    eventually(lambda: b"wireguardPublicKey" not in etcd.entries(key.path())[key.path()])
+    assert b"172.16.0.1/24" in etcd.entries(key.path())[key.path()]
+    felix.wait_for("WireGuard devices could not be made so.* there is a veth of this name")
+    eventually(lambda: a.reaches(b.v4))
+    eventually(lambda: felix.report()["ready"])
 
 
 def test_an_invalid_pool_is_no_pool_and_said_to_be_once(felix: FelixProcess) -> None:
@@ -219,7 +227,7 @@ def test_killed_and_restarted_it_interrupts_nothing(felix: FelixProcess) -> None
     assert not stranger.reaches(a.v4), "what is unknown stays shut while felix is dead"
     assert not a.reaches(stranger.v4)
     felix.started()
-    assert without_time(felix.node.rules(4, "-t", "filter")) == without_time(rules)
+    assert comparable(felix.node.rules(4, "-t", "filter")) == comparable(rules)
     felix.kill(signal.SIGTERM)
     felix.started()
     assert [stream.lost() for stream in streams] == [0, 0]
@@ -227,22 +235,23 @@ def test_killed_and_restarted_it_interrupts_nothing(felix: FelixProcess) -> None
 
 
 def test_a_stream_does_show_an_interruption(felix: FelixProcess) -> None:
-    """The control of the test above: without the route for a tenth of a second, packets are lost."""
+    """The control of the test above: without the route for some packets, they are lost."""
     felix.started()
     a, b = pair(felix, "open")
     eventually(lambda: a.reaches(b.v4))
     felix.kill()
     stream = Stream(a.ns, b.v4)
     eventually(stream.heard)
-    pause = time.monotonic() + 0.1
+
+    def sent() -> int:
+        (link,) = a.ns.ip("-s", "link", "show", "dev", "eth0")
+        return int(link["stats64"]["tx"]["packets"])
+
     felix.node.ns.sh(f"ip route del {b.v4}/32")
-    eventually(lambda: time.monotonic() > pause)
+    before = sent()
+    eventually(lambda: sent() > before + 5)
     felix.node.ns.sh(f"ip route add {b.v4}/32 dev {b.interface} scope link")
     assert stream.lost() > 0
-
-
-def without_time(rules: str) -> list[str]:
-    return [line for line in rules.splitlines() if not line.startswith("#")]
 
 
 def test_counters_keep_counting_over_a_restart(felix: FelixProcess) -> None:
@@ -274,9 +283,9 @@ def test_losing_the_datastore_loses_nothing_else(felix: FelixProcess, etcd: Etcd
     eventually(lambda: "-j cali-FORWARD" in felix.node.rules())
     eventually(lambda: a.reaches(b.v4))
     etcd.restart()
-    felix.wait_for("following the datastore again", 30)
+    felix.wait_for("following the datastore again")
     felix.endpoint("b")
-    eventually(lambda: not a.reaches(b.v4), 30)
+    eventually(lambda: not a.reaches(b.v4))
 
 
 def test_without_a_datastore_at_the_start_what_stands_stays(felix: FelixProcess, etcd: Etcd) -> None:
@@ -289,24 +298,29 @@ def test_without_a_datastore_at_the_start_what_stands_stays(felix: FelixProcess,
     felix.wait_for("the datastore cannot be read")
     assert a.reaches(b.v4)
     etcd.restart()
-    felix.up(30)
+    felix.up()
     assert a.reaches(b.v4)
 
 
-def test_on_a_fresh_node_without_a_datastore_pods_are_shut(felix: FelixProcess, etcd: Etcd) -> None:
+@pytest.mark.parametrize(
+    "parameters", [{}, {"NFTABLESMODE": "Enabled", "IPINIPENABLED": "true"}], ids=["iptables", "nftables"]
+)
+def test_on_a_fresh_node_without_a_datastore_pods_are_shut(
+    felix: FelixProcess, etcd: Etcd, parameters: dict[str, str]
+) -> None:
     """Nothing stands yet and nothing is known: felix denies until it knows."""
     etcd.kill()
     a, b = felix.node.pod("a"), felix.node.pod("b")
     for pod in (a, b):
         pod.cni_route()
     assert a.reaches(b.v4), "forwarding is on and nobody has forbidden anything"
-    felix.start()
+    felix.start(**parameters)
     felix.wait_for("the datastore cannot be read")
     assert not a.reaches(b.v4) and not a.reaches(b.v6) and not a.reaches("172.16.0.1")
     etcd.restart()
     for name in ("a", "b"):
         felix.endpoint(name, "open")
-    eventually(lambda: a.reaches(b.v4), 30)
+    eventually(lambda: a.reaches(b.v4))
 
 
 # --- it repairs -----------------------------------------------------------------------------------
@@ -348,6 +362,20 @@ def test_an_interface_that_flaps_gets_its_routes_back(felix: FelixProcess) -> No
     eventually(lambda: a.reaches(b.v4))
 
 
+def test_an_uplink_that_flaps_gets_its_routes_back(felix: FelixProcess) -> None:
+    """Those to other nodes' blocks: the kernel takes them with the interface and does not say so."""
+    felix.put(pool("flat", "10.65.0.0/16"), node_object("node2", "172.16.0.2/24"))
+    felix.put((BlockKey("10.65.2.0/26"), Block(cidr="10.65.2.0/26", affinity="host:node2")))
+    hour = {"ROUTEREFRESHINTERVAL": "3600", "INTERFACEREFRESHINTERVAL": "3600"}
+    felix.started(PROGRAMCLUSTERROUTES="Enabled", **hour)
+    route = "10.65.2.0/26 via 172.16.0.2 dev eth0 proto 80 onlink"
+    eventually(lambda: route in felix.node.routes())
+    felix.node.ns.sh("ip link set eth0 down")
+    assert route not in felix.node.routes()
+    felix.node.ns.sh("ip link set eth0 up")
+    eventually(lambda: route in felix.node.routes())
+
+
 # --- it is told, and tells ------------------------------------------------------------------------
 
 
@@ -360,8 +388,7 @@ def test_another_configuration_means_a_fresh_start(felix: FelixProcess) -> None:
         metadata=ObjectMeta(name="default"), spec={"defaultEndpointToHostAction": "Accept"}
     )
     felix.put((ResourceKey("FelixConfiguration", "default"), configuration))
-    assert felix.process is not None
-    assert felix.process.wait(10) == RESTART
+    assert felix.ends() == RESTART
     felix.started()
     assert "DefaultEndpointToHostAction = 'ACCEPT' (from datastore (global))" in felix.log
     assert a.reaches("172.16.0.1")
@@ -387,10 +414,10 @@ def test_it_ends_as_it_is_asked_to_and_leaves_everything(
 ) -> None:
     felix.started()
     a, b = pair(felix, "open")
-    eventually(lambda: a.reaches(b.v4))
-    rules, routes = without_time(felix.node.rules()), felix.node.routes()
+    eventually(lambda: felix.files() == {file_of("a"), file_of("b")})  # all of theirs stands
+    rules, routes = comparable(felix.node.rules()), felix.node.routes()
     assert felix.kill(number) == code
-    assert (without_time(felix.node.rules()), felix.node.routes()) == (rules, routes)
+    assert (comparable(felix.node.rules()), felix.node.routes()) == (rules, routes)
     assert a.reaches(b.v4)
     assert "Traceback" not in felix.log
 
@@ -402,8 +429,8 @@ def test_it_says_how_it_is(felix: FelixProcess, etcd: Etcd) -> None:
     assert (waiting["name"], waiting["live"], waiting["ready"]) == ("felix", True, False)
     assert "datastore" in waiting["reason"]
     etcd.restart()
-    felix.up(30)
-    eventually(lambda: felix.report()["ready"], 30)
+    felix.up()
+    eventually(lambda: felix.report()["ready"])
 
 
 def test_statuses_are_reported_to_the_datastore_when_asked_for(felix: FelixProcess, etcd: Etcd) -> None:
@@ -491,7 +518,7 @@ def test_it_needs_little(felix: FelixProcess) -> None:
     (resident,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert int(resident) < 120_000
     used = sum(int(field) for field in Path(f"/proc/{pid}/stat").read_text().split()[13:15])
-    until = time.monotonic() + 2
-    eventually(lambda: time.monotonic() > until)
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() > began + 2)
     now = sum(int(field) for field in Path(f"/proc/{pid}/stat").read_text().split()[13:15])
-    assert now - used < os.sysconf("SC_CLK_TCK") * 2 * 0.2
+    assert now - used < os.sysconf("SC_CLK_TCK") * (time.monotonic() - began) * 0.2

@@ -13,10 +13,10 @@ from tests.felix import naive
 from tortie.felix.calc.model import Profile, Rule, Side
 from tortie.felix.rules import iptables, ir, names, nftables
 from tortie.felix.rules.evaluate import Packet, Ruleset, Sets, evaluate
-from tortie.felix.rules.policy import Owner, log_prefix, nflog_prefix, split_ports
+from tortie.felix.rules.policy import Owner, log_prefix, split_ports
 from tortie.felix.rules.profiles import profile_chains
 from tortie.felix.rules.settings import Settings
-from tortie.linux.nftables import Chain
+from tortie.linux.nft_table import Chain
 
 pytestmark = pytest.mark.unit
 
@@ -196,13 +196,6 @@ def test_port_groups_fit_a_multiport_match_and_lose_nothing(ranges: list[tuple[i
 
 
 def test_log_prefixes_know_whose_rule_they_log() -> None:
-    owner = Owner("np/ns/web", "np", "web", "ns", "default")
+    owner = Owner("np", "web", "ns", "default")
     assert log_prefix("%t-%k-%n-%p-%x", owner) == "default-np-web-ns/web-%x"
     assert log_prefix("plain", owner) == "plain"
-
-
-def test_long_nflog_prefixes_keep_both_ends() -> None:
-    long = "APE0|np/" + "x" * 80 + "the-end!"
-    assert len(nflog_prefix(long)) == 63
-    assert nflog_prefix(long).startswith(long[:10]) and nflog_prefix(long).endswith(long[-10:])
-    assert nflog_prefix("short") == "short"

@@ -169,19 +169,27 @@ def test_groups_are_named_by_what_is_in_them() -> None:
     assert name != endpoints.group_name(refs, False) and name != endpoints.group_name(refs[:2], True)
 
 
-# --- quality of service, state --------------------------------------------------------------------
-
-
-def test_an_endpoint_that_is_down_drops_everything() -> None:
-    workload = Workload(IDENT, "cali1", profiles=("open",), admin_up=False)
-    for chain in endpoints.workload_chains(workload, SETTINGS):
-        assert verdict([chain], [], [OPEN], chain.name, replace(PACKET, state="ESTABLISHED")) == "drop"
+# --- quality of service --------------------------------------------------------------------
 
 
 def test_limits_come_before_policy() -> None:
+    """That of packets to a workload before any chain which accepts standing connections."""
     workload = Workload(IDENT, "cali1", profiles=("open",), qos=QoS(100, 5, 0, 0, 7, 0))
     to, origin = endpoints.workload_chains(workload, SETTINGS)
-    assert ir.MarkWithinRate(100, 5, SETTINGS.marks.scratch0) in [rule.action for rule in to.rules]
+    rate = endpoints.rate_chain(workload, SETTINGS)
+    assert rate is not None
+    assert ir.MarkWithinRate(100, 5, SETTINGS.marks.scratch0) in [rule.action for rule in rate.rules]
+    for counted in (True, False):
+        idle = () if counted else (names.WORKLOAD_RATE_DISPATCH,)
+        chains = {chain.name: chain for chain in static.chains(4, SETTINGS, idle)[ir.FILTER]}
+        (first, *_) = [
+            rule.action for rule in chains[names.FORWARD].rules if isinstance(rule.action, ir.Jump)
+        ]
+        assert (first.chain == names.WORKLOAD_RATE_DISPATCH) is counted
+    only_sent = replace(workload, qos=QoS(egress_packets=9, egress_burst=9))
+    assert endpoints.rate_chain(only_sent, SETTINGS) is None
+    (_, limited) = endpoints.workload_chains(only_sent, SETTINGS)
+    assert ir.MarkWithinRate(9, 9, SETTINGS.marks.scratch0) in [rule.action for rule in limited.rules]
     assert ir.ResetAboveConnections(7) in [rule.action for rule in to.rules]
     kinds = {type(rule.action) for rule in origin.rules}
     assert not kinds & {ir.MarkWithinRate, ir.ResetAboveConnections}

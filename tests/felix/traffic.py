@@ -15,8 +15,10 @@ from tortie.felix.rules.evaluate import Packet
 _PAUSE = 0.001  # seconds between bursts
 _BURST = 2  # packets
 _PORTS = range(1024, 65000)  # each packet's own; again after half a minute at the earliest
-# Forwarding here takes microseconds, but what is left to the kernel's own threads takes its turn.
-_LATE = 0.1
+# Forwarding here takes microseconds, but what is left to the kernel's own threads takes its turn, after
+# each that is as ready to run: on a busy machine a hundred, for 3 ms each.
+_LATE = 0.3
+_SILENCE = 3.0  # seconds after which nothing more comes
 _UDP = 17
 
 
@@ -64,9 +66,11 @@ class Traffic:
         self._ears = {name: Ear(namespaces[name], _UDP) for name in used}
         for flow in flows:  # neighbours know each other before it counts
             self._mouths[flow.source].send(flow.packet(_PORTS[0] - 1), 0xFFFFFFFF)
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._hear)]
-        for thread in self._threads:
-            thread.start()
+        self._sender, self._hearer = (
+            threading.Thread(target=run, daemon=True) for run in (self._send, self._hear)
+        )
+        self._sender.start()
+        self._hearer.start()
 
     def _send(self) -> None:
         for number in count():
@@ -80,22 +84,23 @@ class Traffic:
     def _hear(self) -> None:
         owners = {one: name for name, ear in self._ears.items() for one in ear.sockets}
         while True:
-            ready = select.select(list(owners), (), (), 0.2)[0]
+            last = not self._sender.is_alive()  # before we listen: a sender may be kept waiting amid a burst
+            ready = select.select(list(owners), (), (), _SILENCE if last else _LATE)[0]
             for one in ready:
                 name = owners[one]
                 self._arrived.update((name, number) for number in self._ears[name].numbers(one))
-            if not ready and self._stop.is_set():
+            if last and not ready:
                 return
 
     def more(self, packets: int) -> None:
         """Let so many more packets go."""
         target = len(self._sent) + packets
-        eventually(lambda: len(self._sent) >= target, 30)
+        eventually(lambda: len(self._sent) >= target)
 
     def round(self) -> None:
         """Let every flow send, and what was on its way before arrive."""
         at = time.monotonic() + _LATE
-        eventually(lambda: self._sent and self._sent[-1][0] > at, 30)
+        eventually(lambda: self._sent and self._sent[-1][0] > at)
         self.more(len(self._flows))
 
     def during(self, change: Callable[[], object]) -> tuple[float, float]:
@@ -107,8 +112,8 @@ class Traffic:
     def end(self) -> list[Sent]:
         """No more packets; what became of each."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
+        self._sender.join(60)
+        self._hearer.join(60)
         return [
             Sent(began, ended, flow, (flow.target, number) in self._arrived)
             for number, (began, ended, flow) in enumerate(self._sent)

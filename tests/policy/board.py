@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tests.policy.naive import Packet
+
 Json = dict[str, Any]
 TCP, UDP, SCTP, ICMP, ICMP6, ODD = 6, 17, 132, 1, 58, 253  # ODD: for experiments (RFC 3692), has no ports
 
@@ -262,3 +264,14 @@ def tier(name: str, order: float | None = None, action: str = "Deny") -> Json:
 
 def rule(action: str = "Allow", **fields: Any) -> Json:
     return {"action": action, **fields}
+
+
+def packet_of(probe: Probe, cell: Cell) -> Packet:
+    return Packet(
+        cell.address(probe.client, probe.version),
+        cell.address(probe.server, probe.version),
+        probe.protocol,
+        probe.port,
+        1000 if probe.low else 40000,
+        probe.icmp,
+    )

@@ -19,25 +19,15 @@ from tests.policy.board import (
     Json,
     Probe,
     imaginary,
+    packet_of,
 )
-from tests.policy.naive import Packet, World
+from tests.policy.naive import World
 from tests.policy.oracle import Cluster
 from tests.policy.table import CASES
 
 pytestmark = pytest.mark.unit
 
 WITH_HOSTS = (*CELL, "host1", "host2")
-
-
-def packet_of(probe: Probe, cell: Cell) -> Packet:
-    return Packet(
-        cell.address(probe.client, probe.version),
-        cell.address(probe.server, probe.version),
-        probe.protocol,
-        probe.port,
-        1000 if probe.low else 40000,
-        probe.icmp,
-    )
 
 
 def everything(cell: Cell, resources: Sequence[Json]) -> list[Json]:

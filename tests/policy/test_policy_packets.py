@@ -6,23 +6,27 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.policy import chance
-from tests.policy.board import BUILT_IN_TIERS, STANDARD, Case, Json, Probe, imaginary
+from tests.policy.board import BUILT_IN_TIERS, STANDARD, Case, Json, Probe, imaginary, packet_of
 from tests.policy.naive import World
 from tests.policy.stage import Stage
 from tests.policy.table import CASES
-from tests.policy.test_policy_oracle import packet_of
+from tortie.core.speaker import Speaker
 from tortie.lab.cluster import Lab
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # each test takes a minute on two idle cores
+# Each test takes a minute on two idle cores, and busy ones have ten times as long at most.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 CELLS = 16  # cases at a time: 80 pods
-CLUSTERS = 96  # by chance
+CLUSTERS = 48  # by chance
 
 
 @pytest.fixture(scope="module", params=["iptables", "nftables"])
-def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(
+    request: pytest.FixtureRequest, speaker: Speaker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     mode = {"iptables": "Disabled", "nftables": "Enabled"}[request.param]
-    lab = Lab(tmp_path_factory.mktemp(request.param), 3, ipv6=True, agent_env={"FELIX_NFTABLESMODE": mode})
+    env = {"FELIX_NFTABLESMODE": mode}
+    lab = Lab(tmp_path_factory.mktemp(request.param), 3, ipv6=True, speakers=(speaker,), agent_env=env)
     try:
         lab.up()
         with Stage(lab, CELLS) as stage:

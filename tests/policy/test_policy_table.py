@@ -3,25 +3,14 @@
 import pytest
 
 from tests.policy import fields
-from tests.policy.board import CELL, CELL_OF_HOSTS, Case, Cell, Probe, imaginary
-from tests.policy.naive import Packet, World
+from tests.policy.board import CELL, CELL_OF_HOSTS, Case, Cell, imaginary, packet_of
+from tests.policy.naive import World
 from tests.policy.table import CASES
 from tortie.datastore import validate
 from tortie.datastore.codec import from_plain
 from tortie.datastore.kinds import KINDS
 
 pytestmark = pytest.mark.unit
-
-
-def packet_of(probe: Probe, cell: Cell) -> Packet:
-    return Packet(
-        cell.address(probe.client, probe.version),
-        cell.address(probe.server, probe.version),
-        probe.protocol,
-        probe.port,
-        1000 if probe.low else 40000,
-        probe.icmp,
-    )
 
 
 def world_of(case: Case, cell: Cell) -> World:

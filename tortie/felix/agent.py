@@ -13,53 +13,48 @@ import errno
 import logging
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from math import inf
 from typing import Any
 
-from tortie.core import tasks
+from tortie.core import serving, tasks
 from tortie.core.errors import ConfigError, DatastoreError, KernelError
+from tortie.core.exposition import Metric
 from tortie.core.health import INTERVAL, UNREADY_INTERVAL, HealthSender
-from tortie.core.reconcile import Reconciler
 from tortie.datastore import validate
 from tortie.datastore.backend import Backend
+from tortie.datastore.client import Client
 from tortie.datastore.felixparams import Resolved
 from tortie.datastore.keys import (
-    NO_REGION,
     AffinityList,
     BlockList,
-    HostEndpointStatusKey,
     Listing,
     ResourceKey,
     ResourceList,
-    WorkloadStatusKey,
+    WorkloadStatusList,
 )
+from tortie.datastore.nativekeys import SliceList
 from tortie.datastore.rules import as_read
 from tortie.datastore.syncer import Batch, Syncer, SyncStatus, Update
 from tortie.felix import config as felix_config
-from tortie.felix import garbage, mtu
+from tortie.felix import garbage, metrics, mtu, wgkeys
+from tortie.felix.announcements import Listener
 from tortie.felix.calc.graph import Calculation
 from tortie.felix.calc.model import WorkloadId
 from tortie.felix.calc.policies import KINDS as POLICY_KINDS
 from tortie.felix.config import RESTART, Config, Sources
 from tortie.felix.dataplane.backend import wants_nftables
-from tortie.felix.dataplane.driver import ON_NO_INTERFACE, Driver, Options
+from tortie.felix.dataplane.driver import Driver
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel
-from tortie.felix.status import (
-    DOWN,
-    ERROR,
-    UP,
-    ProcessReports,
-    StatusFiles,
-    StatusKey,
-    StatusKeys,
-    file_content,
-    file_name,
-)
+from tortie.felix.dataplane.options import Options
+from tortie.felix.localbgp import LocalBGP
+from tortie.felix.reports import EndpointReports, report_process
 from tortie.felix.throttle import Throttle
 from tortie.felix.watch import InterfaceWatch
-from tortie.linux import links
+from tortie.linux import links, process
 
 _log = logging.getLogger(__name__)
 
@@ -71,14 +66,14 @@ _KINDS = (
     "Profile",
     "WorkloadEndpoint",
     "HostEndpoint",
+    "LiveMigration",
+    "BGPPeer",
     "NetworkSet",
     "GlobalNetworkSet",
 )
 _RECHECK_DATAPLANE = 15.0  # seconds between looks at kube-proxy's choice, Calico's
 _RECHECK_MTU = 30.0  # seconds between looks at the host's MTU, Calico's
-_RECHECK_FILES = 10.0  # seconds between looks at the status files, Calico's
-_FULL_REPORT = 180  # status keys are listed again after so many delays, Calico's
-_FIRST_REPORT = 10.0  # seconds from the start to the first report about the process
+_KEYS_AGAIN = 2.0  # seconds, to twice that, until keys that could not be published are tried again, Calico's
 
 
 class Agent:
@@ -109,17 +104,19 @@ class Agent:
             route_seen=self._driver.route_seen,
             lost=self._driver.forget,
         )
-        self._files = Reconciler("endpoint status files", StatusFiles(config.status_folder))
-        self._files_at = -inf  # when the files were last compared with the folder
+        self._listener = Listener(self._announced)
+        self._keys_doubted = asyncio.Event()  # the Node, or what is in the kernel, may say something else
+        self._local_bgp = LocalBGP(config.node, kernel.ownership.bgp_peers, config.settings.workload_prefixes)
+        self._reports = EndpointReports(config)
         self._woken = asyncio.Event()
         self._passed = asyncio.Event()  # a pass over the dataplane ended
         self._in_sync = False  # once is enough: what was known stays enforced through an outage
         self._started = self._applied = False
         self._began_at = self._pass_began = time.monotonic()
         self._passing = False
-        self._troubles: dict[WorkloadId, str] = {}  # endpoint -> why it is not up, as last told
-        self._host_troubles: dict[str, str] = {}  # host endpoint -> the same
         self._problems: dict[str, str] = {}  # object -> why it is not enforced as written, as last told
+        self._meter = None if config.metrics_port is None else metrics.Meter()
+        self._routes = kernel.routes
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def _wake(self) -> None:
@@ -134,20 +131,27 @@ class Agent:
             "dataplane": self._apply_changes(),
             "look ahead": self._look_ahead(),
             "health": self._report_health(),
+            "WireGuard keys": self._publish_keys(),
         }
         if self._config.pod_mtu is not None:
             loops["MTU"] = self._publish_mtu(self._config.pod_mtu)
-        if self._config.endpoint_reports:
-            loops["endpoint reports"] = self._report_endpoints()
+        reports = self._backend.serves(WorkloadStatusList(self._config.node))  # no place for them, no reports
+        if reports and self._config.endpoint_reports:
+            loops["endpoint reports"] = self._reports.write_keys(self._backend)
         if self._config.nft_mode.lower() == "auto":
             loops["choice of dataplane"] = self._follow_kube_proxy()
-        if self._config.report_interval > 0:
-            loops["process reports"] = self._report_process()
+        if reports and self._config.report_interval > 0:
+            loops["process reports"] = report_process(self._config, self._backend)
+        if (port := self._config.metrics_port) is not None:
+            answer = metrics.answers(port, self._figures)
+            secured = partial(metrics.tls, port)
+            loops["metrics"] = serving.serve(port.number, "metrics", answer, port.host, secured)
         running = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         waiting: list[asyncio.Future[Any]] = [*running, self._exit]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         failed = [task for task in running if task.done()]
         await tasks.cancel(task for task in running if not task.done())
+        self._listener.close()
         for task in failed:
             task.result()  # raises what ended it
         return self._exit.result()
@@ -160,8 +164,11 @@ class Agent:
 
     async def _follow_datastore(self) -> None:
         async for batch in Syncer(self._backend, self._listings(), check=validate.check_stored).batches():
+            began = time.monotonic()
             if self._take(batch):
                 self._review_configuration()
+            if self._meter is not None:
+                self._meter.batch(batch, time.monotonic() - began)
             if batch.status is SyncStatus.IN_SYNC and not self._in_sync:
                 self._in_sync = True
                 _log.info("the datastore is in sync after %.2f s", time.monotonic() - self._began_at)
@@ -172,7 +179,8 @@ class Agent:
         listings.append(AffinityList(self._config.node))
         if self._config.needs_blocks:
             listings.append(BlockList())
-        return listings
+        listings.append(SliceList())
+        return [what for what in listings if self._backend.serves(what)]
 
     def _take(self, batch: Batch) -> bool:
         """Pass a batch on; whether it touches the configuration."""
@@ -180,7 +188,9 @@ class Agent:
         for update in map(_as_read, batch.updates):
             if isinstance(update.key, ResourceKey):
                 touches |= self._sources.take(update.key.kind, update.key.name, update.value)
+                self._keys_doubted.set()
             self._calc.update(update)
+            self._local_bgp.take(update)
         return touches
 
     def _review_configuration(self) -> None:
@@ -211,11 +221,15 @@ class Agent:
             await asyncio.sleep(throttle.wait(time.monotonic()))
             self._pass_began, self._passing = time.monotonic(), True
             self._take_changes()
-            if await self._driver.apply() and not self._applied:
+            done = await self._driver.apply()
+            if self._meter is not None:
+                self._meter.applied(time.monotonic() - self._pass_began, done, first=not self._applied)
+            if done and not self._applied:
                 self._applied = True
                 _log.info("first apply done %.2f s after the start", time.monotonic() - self._began_at)
                 garbage.settled()
             await self._publish()
+            self._keys_doubted.set()
             self._passing = False
             self._passed.set()
 
@@ -228,21 +242,27 @@ class Agent:
                 self._wake()
 
     async def _wait_for_work(self) -> None:
-        due = min(self._driver.next_due(), self._interfaces.next_due(), self._files_due())
+        due = min(self._driver.next_due(), self._interfaces.next_due(), self._reports.files_due())
         await _until(self._woken, due)
 
     def _take_changes(self) -> None:
         """Synchronous, so that what is rendered is one moment's state."""
         names = self._interfaces.settle(time.monotonic())
         touched = self._calc.flush()
+        self._local_bgp.note(self._calc.state.workloads.values(), self._sources.node)
         self._tell_problems()
         if not self._started:
             self._started = True
             self._driver.start(self._calc.state)
-            return
-        if touched:
-            self._driver.update(touched)
-        self._driver.interfaces_changed(names)
+        else:
+            if touched:
+                self._driver.update(touched)
+            self._driver.interfaces_changed(names)
+        self._listener.follow(self._driver.migration_targets())
+
+    def _announced(self, ident: WorkloadId) -> None:
+        self._driver.announced(ident)
+        self._wake()
 
     def _tell_problems(self) -> None:
         """Each problem once, and that it is gone."""
@@ -278,70 +298,41 @@ class Agent:
 
     # --- status ---------------------------------------------------------------------------------
 
-    def _files_due(self) -> float:
-        return self._files_at + _RECHECK_FILES if self._applied and self._config.status_folder else inf
-
     async def _publish(self) -> None:
         """Say which endpoints are up, once the kernel has been written for the first time."""
         troubles = self._driver.endpoint_troubles()
-        for ident, why in troubles.items():
-            if self._troubles.get(ident) != why:
-                _log.info("endpoint %s is %s", ident, f"not up: {why}" if why else "up")
-        self._troubles = troubles
-        hosts = self._driver.host_troubles()
-        for name, why in hosts.items():
-            if self._host_troubles.get(name) != why:
-                _log.info("host endpoint %s is %s", name, f"not up: {why}" if why else "up")
-        self._host_troubles = hosts
+        self._reports.tell(troubles, self._driver.host_troubles(), enforced=self._applied)
         if not self._applied or not self._config.status_folder:
             return
         workloads = self._calc.state.workloads
-        up = [ident for ident, why in troubles.items() if not why and ident in workloads]
-        self._files.want({file_name(ident): file_content(workloads[ident]) for ident in up})
-        if time.monotonic() >= self._files_at + _RECHECK_FILES:
-            self._files_at = time.monotonic()
-            self._files.forget()
-        await self._files.sync()
+        up = {ident: workloads[ident] for ident, why in troubles.items() if not why and ident in workloads}
+        self._local_bgp.set_addresses(self._netlink, self._interfaces, up.values())
+        await self._reports.write_files(up, self._local_bgp.peers)
 
-    async def _report_endpoints(self) -> None:
-        """Status keys in the datastore, at most one pass per delay."""
-        config = self._config
-        region = f"region-{config.region}" if config.region else NO_REGION
-        keys = Reconciler("endpoint status keys", StatusKeys(self._backend, config.node, region))
-        delay = max(config.endpoint_report_delay, 0.1)
-        passes = 0
+    async def _publish_keys(self) -> None:
+        """Keep this node's public keys in its Node, where they may also be lost."""
+        client, complained = Client(self._backend), False
         while True:
-            await asyncio.sleep(delay)
-            if not self._applied:
+            await _until(self._keys_doubted, inf)
+            node, keys = self._sources.node, self._driver.wireguard.keys()
+            if node is None or wgkeys.with_keys(node.status, keys) == node.status:
                 continue
-            passes += 1
-            if passes % _FULL_REPORT == 0:
-                keys.forget()
-            wanted: dict[StatusKey, str] = {
-                WorkloadStatusKey(config.node, *ident, region): DOWN if why else UP
-                for ident, why in self._troubles.items()
-            }
-            for name, why in self._host_troubles.items():
-                status = ERROR if why == ON_NO_INTERFACE else DOWN if why else UP
-                wanted[HostEndpointStatusKey(config.node, name)] = status
-            keys.want(wanted)
-            await keys.sync()
-
-    async def _report_process(self) -> None:
-        config = self._config
-        region = f"region-{config.region}" if config.region else NO_REGION
-        reports = ProcessReports(self._backend, config.node, region, config.report_ttl)
-        await asyncio.sleep(min(_FIRST_REPORT, config.report_interval))
-        complained = False
-        while True:
             try:
-                await reports.report()
+                await wgkeys.publish(client, self._config.node, keys)
                 complained = False
             except DatastoreError as err:
                 if not complained:
-                    _log.warning("cannot report to the datastore, trying again: %s", err)
+                    _log.warning("cannot publish WireGuard keys, trying again: %s", err)
                 complained = True
-            await asyncio.sleep(config.report_interval)
+                await asyncio.sleep(_KEYS_AGAIN * (1 + random.random()))
+                self._keys_doubted.set()
+
+    def _figures(self) -> Iterator[Metric]:
+        if self._meter is not None:
+            yield from self._meter.metrics(self._calc.state)
+        routes = len(self._routes.wanted)
+        yield from metrics.dataplane(self._driver.written(), routes, nftables=self._nftables)
+        yield from metrics.commands(process.ran)
 
     async def _report_health(self) -> None:
         while True:

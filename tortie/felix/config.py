@@ -8,43 +8,29 @@ which costs no packet. (Reference: dataplane sheet 3.4, 6; precedence in datasto
 
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tortie.core.errors import ConfigError
 from tortie.core.paths import Paths
+from tortie.core.speaker import Speaker, speaker
 from tortie.datastore import felixparams, routeowner
-from tortie.datastore.felixparams import PARAMS, Resolved, Source
+from tortie.datastore.felixparams import Resolved, Source
 from tortie.datastore.types.bgp import BGPConfiguration
 from tortie.datastore.types.cluster import ClusterInformation, FelixConfiguration
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
 from tortie.datastore.types.node import Node
-from tortie.felix import mtu
+from tortie.felix import metrics, mtu, ruleconfig, wgconfig
 from tortie.felix.calc.graph import Inputs
 from tortie.felix.dataplane import tunnels
-from tortie.felix.dataplane.driver import Options
 from tortie.felix.dataplane.endpoints import Wiring
+from tortie.felix.dataplane.options import Options
 from tortie.felix.dataplane.overlay import OverlayOptions
-from tortie.felix.rules import ir
+from tortie.felix.dataplane.wireguard import WireguardOptions
 from tortie.felix.rules.iptables import Features
-from tortie.felix.rules.marks import allocate
-from tortie.felix.rules.settings import Failsafe, Settings
+from tortie.felix.rules.settings import Settings
 
 RESTART = 129  # exit code that asks the supervisor for a fresh start at once, Calico's
-
-_ACTIONS = {  # as configuration writes them -> as rules do
-    "ACCEPT": ir.ACCEPT,
-    "RETURN": ir.RETURN,
-    "DROP": ir.DROP,
-    "REJECT": ir.REJECT,
-}
-_SERVICE_LOOP: dict[str, ir.Drop | ir.Reject | None] = {
-    "Drop": ir.DROP,
-    "Reject": ir.REJECT,
-    "Disabled": None,
-}
-_NO_NAME = re.compile("(?!)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +54,7 @@ class Config:
     set_maximum: int = 1048576
     external_nodes: tuple[str, ...] = ()
     overlay: OverlayOptions = OverlayOptions("")  # noqa: RUF009
+    wireguard: WireguardOptions = WireguardOptions()  # noqa: RUF009
     manages_ipip: bool = True  # tunl0 is felix's to look after
     table_interval: float = 180.0
     table_recheck: float = 5.0
@@ -78,7 +65,10 @@ class Config:
     floating_ips: bool = False
     felix_routes: str | None = None  # programClusterRoutes, as far as somebody set it
     bgp_routes: str | None = None
-    needs_blocks: bool = False  # routes to other nodes' blocks are felix's for some pool
+    speaker: Speaker = "exabgp"
+    # Who has which address counts where routes to other nodes are felix's for some pool, or WireGuard is on.
+    needs_blocks: bool = False  # and blocks say so
+    workload_ips: bool = False  # and endpoints say so
     felix_writes_ipip: bool = False  # those over tunl0 among them
     region: str = ""
     log_severity: str = "INFO"
@@ -89,6 +79,7 @@ class Config:
     report_interval: float = 30.0  # 0: no process reports
     report_ttl: float = 90.0
     cut_denied: bool = False
+    metrics_port: metrics.Port | None = None  # None: nobody is told figures
     watchdog: float = 90.0  # one pass over the dataplane may take so long
     datastore_ready: bool = True
 
@@ -103,6 +94,7 @@ class Config:
             set_maximum=self.set_maximum,
             external_nodes=self.external_nodes,
             overlay=self.overlay,
+            wireguard=self._wireguard(versions, nftables),
             table_interval=self.nft_interval if nftables else self.table_interval,
             table_recheck=self.table_recheck,
             set_interval=self.set_interval,
@@ -110,18 +102,24 @@ class Config:
             cut_denied=self.cut_denied,
         )
 
+    def _wireguard(self, host: frozenset[int], nftables: bool) -> WireguardOptions:
+        marks = (self.nft_settings if nftables else self.settings).marks
+        return replace(self.wireguard, host=host, mark=marks.left_for_wireguard, routes=self.wiring.routes)
+
     def inputs(self) -> Inputs:
         return Inputs(
             node=self.node,
             workload_prefixes=self.settings.workload_prefixes,
-            owns_routes=lambda pool: felix_owns(pool.spec, self.felix_routes, self.bgp_routes),
+            owns_routes=lambda pool: felix_owns(pool.spec, self.felix_routes, self.bgp_routes, self.speaker),
             spoofing=self.spoofing,
             floating_ips=self.floating_ips,
+            wireguard=bool(self.wireguard.versions),
+            workload_ips=self.workload_ips,
         )
 
 
-def felix_owns(pool: IPPoolSpec, felix: str | None, bgp: str | None) -> bool:
-    return routeowner.owner(pool, felix, bgp) is routeowner.Owner.FELIX
+def felix_owns(pool: IPPoolSpec, felix: str | None, bgp: str | None, speaker: Speaker = "exabgp") -> bool:
+    return routeowner.owner(pool, felix, bgp, speaker) is routeowner.Owner.FELIX
 
 
 @dataclass(slots=True)
@@ -178,14 +176,16 @@ def parameters(sources: Sources) -> Resolved:
 
 def resolve(sources: Sources) -> tuple[Config, Resolved]:
     """The one way from all sources to what felix does. Raises ConfigError."""
-    params = _with_usable_marks(parameters(sources))
+    params = ruleconfig.with_usable_marks(parameters(sources))
     pools = [pool.spec for pool in sources.pools.values()]
     felix_routes = _said(params, "ProgramClusterRoutes")
     bgp_routes = sources.bgp.spec.programClusterRoutes if sources.bgp is not None else None
     information = sources.information
-    owned = (pool for pool in pools if felix_owns(pool, felix_routes, bgp_routes))
+    speaking = speaker(sources.environment)
+    owned = (pool for pool in pools if felix_owns(pool, felix_routes, bgp_routes, speaking))
     kinds = {routeowner.encapsulation(pool) for pool in owned}
-    settings = _settings(params, pools)
+    settings = ruleconfig.settings(params, pools)
+    reaches_nodes, by_endpoints = bool(kinds or settings.wireguard), params["RouteSource"] == "WorkloadIPs"
     config = Config(
         node=params["FelixHostname"],
         settings=settings,
@@ -194,7 +194,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         interface_exclude=tuple(params["InterfaceExclude"]),
         backend=params["IptablesBackend"],
         nft_mode=params["NFTablesMode"],
-        nft_settings=_nft_settings(params, settings),
+        nft_settings=ruleconfig.nft_settings(params, settings),
         nft_interval=params["NftablesRefreshInterval"],
         append=params["ChainInsertMode"].lower() == "append",
         lock_probe_ms=round(params["IptablesLockProbeIntervalMillis"] * 1000),
@@ -204,6 +204,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         set_maximum=params["MaxIpsetSize"],
         external_nodes=tuple(params["ExternalNodesCIDRList"]),
         overlay=_overlay(params, settings),
+        wireguard=wgconfig.options(params, settings),
         manages_ipip=params["IpInIpEnabled"] is not False,
         table_interval=params["IptablesRefreshInterval"],
         table_recheck=params["IptablesPostWriteCheckIntervalSecs"],
@@ -214,7 +215,9 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         floating_ips=params["FloatingIPs"] == "Enabled",
         felix_routes=felix_routes,
         bgp_routes=bgp_routes,
-        needs_blocks=bool(kinds),
+        speaker=speaking,
+        needs_blocks=reaches_nodes and not by_endpoints,
+        workload_ips=reaches_nodes and by_endpoints,
         felix_writes_ipip=routeowner.Encapsulation.IPIP in kinds,
         region=params["OpenstackRegion"],
         log_severity=params["LogSeverityScreen"],
@@ -225,6 +228,7 @@ def resolve(sources: Sources) -> tuple[Config, Resolved]:
         report_interval=params["ReportingIntervalSecs"],
         report_ttl=params["ReportingTTLSecs"],
         cut_denied=params["CutDeniedFlows"],
+        metrics_port=metrics.port(params),
         watchdog=params["DataplaneWatchdogTimeout"],
         # Only an explicit no stops us: a datastore that nobody initialised holds nothing to enforce.
         datastore_ready=information is None or information.spec.datastoreReady is not False,
@@ -240,105 +244,18 @@ def _said(params: Resolved, name: str) -> Any:
 def _wiring(params: Resolved) -> Wiring:
     # Without a word from the user, routes to pods read as in released Calico: without a metric. What CNI
     # made is then already what we want. (In IPv6 the kernel turns 0 into 1024.)
-    metrics = _said(params, "IPv4NormalRoutePriority") or 0, _said(params, "IPv6NormalRoutePriority") or 0
+    priorities = _said(params, "IPv4NormalRoutePriority") or 0, _said(params, "IPv6NormalRoutePriority") or 0
+    # Behind the normal one, and so another than that of BGP's routes, which then come first.
+    leaving = params["IPv4NormalRoutePriority"] + 1, params["IPv6NormalRoutePriority"] + 1
     return Wiring(
         protocol=params["DeviceRouteProtocol"],
-        metrics=metrics,
+        metrics=priorities,
+        leaving=leaving,
+        elevated=(params["IPv4ElevatedRoutePriority"], params["IPv6ElevatedRoutePriority"]),
+        patience=params["LiveMigrationRouteConvergenceTime"],
         sources=(params["DeviceRouteSourceAddress"], params["DeviceRouteSourceAddressIPv6"]),
         routes=not params["RouteSyncDisabled"],
     )
-
-
-def _with_usable_marks(params: Resolved) -> Resolved:
-    """A mask in the datastore whose bits do not suffice stops no node; a local one does, by allocate()."""
-    wireguard = params["WireguardEnabled"] or params["WireguardEnabledV6"]
-    for name in ("IptablesMarkMask", "NftablesMarkMask"):
-        try:
-            allocate(params[name], wireguard=wireguard, parameter=f"{name} from {params.sources[name]}")
-        except ConfigError as err:
-            if not params.sources[name].local:
-                params = params.without(name, f"{err}; using the default {PARAMS[name].default_text!r}")
-    return params
-
-
-def _settings(params: Resolved, pools: Iterable[IPPoolSpec]) -> Settings:
-    ipip, vxlan = encapsulations(params, pools)
-    wireguard = frozenset(
-        version for version, name in ((4, "WireguardEnabled"), (6, "WireguardEnabledV6")) if params[name]
-    )
-    ports = params["NATPortRange"]
-    return Settings(
-        marks=allocate(params["IptablesMarkMask"], wireguard=bool(wireguard)),
-        workload_prefixes=tuple(params["InterfacePrefix"]),
-        filter_allow=_ACTIONS[params["IptablesFilterAllowAction"].upper()],  # type: ignore[arg-type]
-        mangle_allow=_ACTIONS[params["IptablesMangleAllowAction"].upper()],  # type: ignore[arg-type]
-        filter_deny=_ACTIONS[params["IptablesFilterDenyAction"].upper()],  # type: ignore[arg-type]
-        endpoint_to_host=_ACTIONS[params["DefaultEndpointToHostAction"].upper()],  # type: ignore[arg-type]
-        drop_invalid=not params["DisableConntrackInvalidCheck"],
-        failsafe_in=_failsafes(params["FailsafeInboundHostPorts"]),
-        failsafe_out=_failsafes(params["FailsafeOutboundHostPorts"]),
-        ipip=ipip,
-        vxlan=vxlan,
-        wireguard=wireguard,
-        tunnel_devices=tuple(_tunnels(params, ipip, vxlan)),
-        vxlan_port=params["VXLANPort"],
-        wireguard_ports=((4, params["WireguardListeningPort"]), (6, params["WireguardListeningPortV6"])),
-        wireguard_devices=(params["WireguardInterfaceName"], params["WireguardInterfaceNameV6"]),
-        wireguard_host_encryption=params["WireguardHostEncryptionEnabled"],
-        allow_vxlan_from_workloads=params["AllowVXLANPacketsFromWorkloads"],
-        allow_ipip_from_workloads=params["AllowIPIPPacketsFromWorkloads"],
-        nat_ports="" if not ports or not ports[1] else f"{ports[0]}-{ports[1]}",
-        nat_address=params["NATOutgoingAddress"],
-        nat_spares_hosts=params["NATOutgoingExclusions"] == "IPPoolsAndHostIPs",
-        nat_interface=params["IptablesNATOutgoingInterfaceFilter"],
-        service_loop=_SERVICE_LOOP[params["ServiceLoopPrevention"]],
-        log_prefix=params["LogPrefix"] or "calico-packet",
-        log_rate=params["LogActionRateLimit"],
-        log_burst=params["LogActionRateLimitBurst"],
-    )
-
-
-def _nft_settings(params: Resolved, settings: Settings) -> Settings:
-    """What has parameters of its own for nftables."""
-    return replace(
-        settings,
-        marks=allocate(
-            params["NftablesMarkMask"], wireguard=bool(settings.wireguard), parameter="NftablesMarkMask"
-        ),
-        filter_allow=_ACTIONS[params["NftablesFilterAllowAction"].upper()],  # type: ignore[arg-type]
-        mangle_allow=_ACTIONS[params["NftablesMangleAllowAction"].upper()],  # type: ignore[arg-type]
-        filter_deny=_ACTIONS[params["NftablesFilterDenyAction"].upper()],  # type: ignore[arg-type]
-    )
-
-
-def _failsafes(ports: Iterable[felixparams.ProtoPort]) -> tuple[Failsafe, ...]:
-    return tuple(Failsafe(one.protocol, one.port, one.net) for one in ports)
-
-
-def encapsulations(params: Resolved, pools: Iterable[IPPoolSpec]) -> tuple[bool, frozenset[int]]:
-    """Whether IPIP is on, and the IP versions VXLAN is on for: as configured, else as pools need it."""
-    kinds = [(routeowner.encapsulation(pool), 6 if ":" in pool.cidr else 4) for pool in pools]
-    ipip, vxlan = params["IpInIpEnabled"], params["VXLANEnabled"]
-    if ipip is None:
-        ipip = any(kind is routeowner.Encapsulation.IPIP for kind, _ in kinds)
-    versions = {version for kind, version in kinds if kind is routeowner.Encapsulation.VXLAN}
-    if vxlan is not None:  # the setting is about IPv4 only
-        versions = versions - {4} | ({4} if vxlan else set())
-    return ipip, frozenset(versions)
-
-
-def _tunnels(params: Resolved, ipip: bool, vxlan: frozenset[int]) -> Iterable[tuple[int, str]]:
-    """Tunnel devices whose address the host's own packets must carry."""
-    if ipip and params["IpInIpTunnelAddr"]:
-        yield 4, "tunl0"
-    if 4 in vxlan and params["IPv4VXLANTunnelAddr"]:
-        yield 4, "vxlan.calico"
-    if 6 in vxlan and params["IPv6VXLANTunnelAddr"]:
-        yield 6, "vxlan-v6.calico"
-    if params["WireguardEnabled"]:
-        yield 4, params["WireguardInterfaceName"]
-    if params["WireguardEnabledV6"]:
-        yield 6, params["WireguardInterfaceNameV6"]
 
 
 def _overlay(params: Resolved, settings: Settings) -> OverlayOptions:
@@ -354,10 +271,11 @@ def _overlay(params: Resolved, settings: Settings) -> OverlayOptions:
         port=params["VXLANPort"],
         ipip_address=(params["IpInIpTunnelAddr"] or "") if settings.ipip else "",
         offload=not _checksums_broken(params["FeatureDetectOverride"]),
-        uplinks=params["MTUIfacePattern"] or _NO_NAME,
+        uplinks=wgconfig.uplinks(params),
         sizes=sizes,
         protocol=params["DeviceRouteProtocol"],
         sources=(params["DeviceRouteSourceAddress"], params["DeviceRouteSourceAddressIPv6"]),
+        no_uplinks=settings.wireguard_devices,
         interval=params["RouteRefreshInterval"],
     )
 
@@ -381,25 +299,20 @@ def _features(overrides: Mapping[str, str]) -> Features:
 
 
 def _mtu(params: Resolved, settings: Settings, path: str) -> mtu.Wanted:
-    encrypted_cloud = params["WireguardHostEncryptionEnabled"] and "aks" in _cluster_types(params)
-    wireguard = mtu.AKS if encrypted_cloud else 0
+    wireguard = wgconfig.overheads(params)
     every = (
         (settings.ipip, "IpInIpMtu", mtu.IPIP),
         (4 in settings.vxlan, "VXLANMTU", mtu.VXLAN_V4),
         (6 in settings.vxlan, "VXLANMTUV6", mtu.VXLAN_V6),
-        (4 in settings.wireguard, "WireguardMTU", mtu.WIREGUARD_V4 + wireguard),
-        (6 in settings.wireguard, "WireguardMTUV6", mtu.WIREGUARD_V6 + wireguard),
+        (4 in settings.wireguard, "WireguardMTU", wireguard[0]),
+        (6 in settings.wireguard, "WireguardMTUV6", wireguard[1]),
     )
     return mtu.Wanted(
         path,
-        params["MTUIfacePattern"] or _NO_NAME,
+        wgconfig.uplinks(params),
         tuple((params[name], overhead) for used, name, overhead in every if used),
         params["RequireMTUFile"],
     )
-
-
-def _cluster_types(params: Resolved) -> list[str]:
-    return [one.strip().lower() for one in params["ClusterType"].split(",")]
 
 
 def _status_folder(prefix: str | None, environment: Mapping[str, str]) -> str:

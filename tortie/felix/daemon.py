@@ -20,17 +20,20 @@ from tortie.core.health import INTERVAL, HealthSender
 from tortie.datastore import config as datastore_config
 from tortie.datastore import nodename, validate
 from tortie.datastore.backend import Backend
+from tortie.datastore.client import Client
 from tortie.datastore.connect import connect
 from tortie.datastore.felixparams import DEFAULT_FILE, Resolved
 from tortie.datastore.keys import ResourceKey, ResourceList
 from tortie.datastore.rules import as_read
 from tortie.felix import config as felix_config
+from tortie.felix import wgbootstrap
 from tortie.felix.agent import CONFIG_KINDS, Agent
 from tortie.felix.config import RESTART, Config, Sources
 from tortie.felix.dataplane.backend import wants_nftables
-from tortie.felix.dataplane.driver import Driver, Options
+from tortie.felix.dataplane.driver import Driver
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import Kernel, open_kernel, usable_versions
+from tortie.felix.dataplane.options import Options
 from tortie.felix.dataplane.routes import Ownership
 from tortie.felix.dataplane.sysctls import default_rp_filter
 
@@ -230,10 +233,10 @@ async def _serve(
     options = _options(config, nftables)
     kernel = await _open(config, options, interfaces, nftables)
     agent = Agent(config, params, sources, backend, options, kernel, interfaces, health)
-    running = asyncio.create_task(agent.run())
     stop.add_done_callback(lambda done: agent.stop(done.result()))
     try:
-        return await running
+        await wgbootstrap.clear_stale(options.wireguard, kernel, Client(backend), sources.node)
+        return await agent.run()
     finally:
         with contextlib.suppress(asyncio.CancelledError):
             await kernel.close()

@@ -22,11 +22,28 @@ AKS = 100  # more for WireGuard on Azure, whose network fragments at 1400 what i
 
 
 @dataclass(frozen=True, slots=True)
+class Uplinks:
+    """Names of the interfaces that carry the host's traffic: those `pattern` is found in (None: in none).
+
+    Never `tunnels`, our own devices: an MTU that follows from one of theirs would shrink with every look.
+    """
+
+    pattern: re.Pattern[str] | None
+    tunnels: frozenset[str] = frozenset()
+
+    def __contains__(self, name: str) -> bool:
+        return self.pattern is not None and name not in self.tunnels and bool(self.pattern.search(name))
+
+
+UPLINKS = Uplinks(re.compile("^eth"))  # where nobody says anything else
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """`tunnels`: of each encapsulation in use, the MTU somebody set (0: none) and the bytes it adds."""
 
     path: str
-    uplinks: re.Pattern[str]  # names of the interfaces that carry the host's traffic
+    uplinks: Uplinks
     tunnels: tuple[tuple[int, int], ...] = ()
     required: bool = False  # not being able to write the file is fatal
 
@@ -42,9 +59,9 @@ class Sized(Protocol):
     def mtu(self) -> int: ...
 
 
-def of_host(links: Iterable[Sized], uplinks: re.Pattern[str], otherwise: int = FALLBACK) -> int:
+def of_host(links: Iterable[Sized], uplinks: Uplinks, otherwise: int = FALLBACK) -> int:
     """The smallest of the running uplinks', `otherwise` if none runs."""
-    return min((link.mtu for link in links if link.running and uplinks.search(link.name)), default=otherwise)
+    return min((link.mtu for link in links if link.running and link.name in uplinks), default=otherwise)
 
 
 def of_tunnel(host: int, given: int, overhead: int) -> int:

@@ -34,12 +34,13 @@ _LEFT_BY_GO = "$&+=:@"  # what Go's url.PathEscape leaves besides letters, digit
 
 
 class _Content(msgspec.Struct, omit_defaults=True):
-    """One file, with the fields of Calico's (all but the one for workloads that are BGP peers)."""
+    """One file, with the fields of Calico's."""
 
     ifaceName: str = ""
     mac: str = ""
     ipv4Nets: tuple[str, ...] = ()
     ipv6Nets: tuple[str, ...] = ()
+    bgpPeerName: str = ""
 
 
 def file_name(ident: WorkloadId) -> str:
@@ -47,9 +48,10 @@ def file_name(ident: WorkloadId) -> str:
     return " ".join(quote(part, safe=_LEFT_BY_GO) for part in ident)
 
 
-def file_content(workload: Workload) -> bytes:
+def file_content(workload: Workload, bgp_peer: str = "") -> bytes:
+    """`bgp_peer`: the BGPPeer that the workload is one of."""
     nets4, nets6 = workload.nets_of(4), workload.nets_of(6)
-    return msgspec.json.encode(_Content(workload.interface, workload.mac, nets4, nets6))
+    return msgspec.json.encode(_Content(workload.interface, workload.mac, nets4, nets6, bgp_peer))
 
 
 class StatusFiles:

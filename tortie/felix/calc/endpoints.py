@@ -6,6 +6,7 @@ updateprocessors/workloadendpointprocessor.go.)
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from tortie.core.errors import FieldError, ValidationError
 from tortie.datastore import names
@@ -63,6 +64,16 @@ def workload(ident: WorkloadId, endpoint: v3.WorkloadEndpoint, prefixes: Iterabl
         egress=_bandwidth(spec.qosControls, "egress"),
         dscp=_dscp(spec.qosControls),
     )
+
+
+def permitted(workload: Workload, *, spoofing: bool, floating_ips: bool) -> Workload:
+    """An endpoint that may not do what it asks for is refused as a whole, as in Calico; floating addresses
+    are merely left out."""
+    if workload.spoofed_sources and not spoofing:
+        reason = "needs WorkloadSourceSpoofing to be Any"
+        raise refuse("allowSpoofedSourcePrefixes", workload.spoofed_sources, reason)
+    wanted = floating_ips or workload.id.orchestrator == "openstack"
+    return workload if wanted or not workload.floating_ips else replace(workload, floating_ips=())
 
 
 def _nets(nets: Iterable[str]) -> tuple[str, ...]:

@@ -15,12 +15,14 @@ from typing import Any
 
 from tortie.core.errors import ValidationError
 from tortie.datastore.keys import AffinityKey, BlockKey, ResourceKey
+from tortie.datastore.nativekeys import SliceKey
 from tortie.datastore.syncer import Update
 from tortie.datastore.types.ippool import IPPool
 from tortie.felix.calc import canonical, endpoints, policies, topology
 from tortie.felix.calc.active import ActiveRules
 from tortie.felix.calc.locals import LocalWorkloads
 from tortie.felix.calc.members import Item, MemberIndex
+from tortie.felix.calc.migrations import Migrations
 from tortie.felix.calc.model import (
     BlockRoute,
     HostEndpoint,
@@ -33,6 +35,7 @@ from tortie.felix.calc.model import (
     WorkloadId,
 )
 from tortie.felix.calc.policies import V3Policy
+from tortie.felix.calc.services import ServiceIndex
 from tortie.felix.calc.tiers import PolicyIndex
 
 
@@ -45,6 +48,8 @@ class Inputs:
     owns_routes: Callable[[IPPool], bool] = lambda pool: pool.spec.vxlanMode not in ("", "Never")
     spoofing: bool = False  # workloads may ask to send from other addresses than their own
     floating_ips: bool = False  # workloads may ask for floating addresses
+    wireguard: bool = False  # who has which block must be known, whoever writes the routes
+    workload_ips: bool = False  # it is what endpoints say, not blocks
 
 
 @dataclass(slots=True)
@@ -60,6 +65,7 @@ class State:
     nodes: dict[str, topology.NodeAddresses] = field(default_factory=dict)
     blackholes: frozenset[str] = frozenset()
     block_routes: dict[str, BlockRoute] = field(default_factory=dict)  # destination -> route
+    owners: dict[str, str] = field(default_factory=dict)  # block or address -> its node, for WireGuard
     service_cidrs: frozenset[str] = frozenset()
     problems: dict[str, str] = field(default_factory=dict)  # object -> why it is not enforced as written
 
@@ -73,7 +79,7 @@ class Touched:
     profiles: set[str] = field(default_factory=set)
     policies: set[PolicyId] = field(default_factory=set)
     sets: set[str] = field(default_factory=set)
-    topology: bool = False  # pools, nodes, blackholes, block routes
+    topology: bool = False  # pools, nodes, blackholes, block routes, owners
     services: bool = False
 
     def __bool__(self) -> bool:
@@ -97,7 +103,9 @@ class Calculation:
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self._members = MemberIndex()
+        self._services = ServiceIndex(self._members.update_service)
         self._policies = PolicyIndex()
+        self._migrations = Migrations(inputs.node)
         problems: dict[str, str] = {}
         self._rules = ActiveRules(self._members, problems)
         self.state = State(
@@ -114,7 +122,7 @@ class Calculation:
         self._stored: dict[PolicyId, V3Policy] = {}  # policies with a scope that is understood
         self._pools: dict[ResourceKey, IPPool] = {}
         self._affinities: dict[str, str] = {}  # own block -> state
-        self._blocks: dict[str, dict[str, str]] = {}  # CIDR -> who has what of it
+        self._holdings: dict[str, dict[str, str]] = {}  # block or endpoint -> network -> who has it
         self._topology_dirty = True
         self._handlers: dict[str, Callable[[ResourceKey, Any], None]] = {  # kind -> takes a value or None
             "WorkloadEndpoint": self._workload,
@@ -125,6 +133,7 @@ class Calculation:
             "Tier": self._tier,
             "IPPool": self._pool,
             "Node": self._node,
+            "LiveMigration": self._migration,
             "BGPConfiguration": self._bgp_configuration,
             **dict.fromkeys(policies.KINDS, self._policy),
         }
@@ -142,7 +151,9 @@ class Calculation:
             if key.owner_type == "host" and key.host == self._inputs.node:
                 self._note_block(self._affinities, key, None if value is None else value.state)
         elif isinstance(key, BlockKey):
-            self._note_block(self._blocks, key, value, topology.owners)
+            self._note_block(self._holdings, key, value, topology.owners)
+        elif isinstance(key, SliceKey):
+            self._services.update(key, value)
 
     def flush(self) -> Touched:
         """Bring the state up to date; what changed since the last time."""
@@ -174,26 +185,21 @@ class Calculation:
                 item = endpoints.workload_item(key.namespace, value)
                 if local:
                     workload = endpoints.workload(ident, value, self._inputs.workload_prefixes)
-                    workload = self._permitted(workload)
+                    spoofing, floating = self._inputs.spoofing, self._inputs.floating_ips
+                    workload = endpoints.permitted(workload, spoofing=spoofing, floating_ips=floating)
             except ValidationError as err:
                 workload = None
                 self._refuse(key, err)
         self._members.update_item(key, item)
+        if self._inputs.workload_ips:
+            held = None if item is None else dict.fromkeys(item.nets, node)
+            self._note(self._holdings, str(key), held)
         if local:
             _assign(self._items, ident, item)
             for changed, _before, after in self._locals.update(ident, workload):
                 self._enforce(changed, after)
             if ident in self._enforced:  # its labels may be others though the endpoint is the same
                 self._place(ident)
-
-    def _permitted(self, workload: Workload) -> Workload:
-        """An endpoint that may not do what it asks for is refused as a whole, as in Calico; floating
-        addresses are merely left out."""
-        if workload.spoofed_sources and not self._inputs.spoofing:
-            reason = "needs WorkloadSourceSpoofing to be Any"
-            raise canonical.refuse("allowSpoofedSourcePrefixes", workload.spoofed_sources, reason)
-        wanted = self._inputs.floating_ips or workload.id.orchestrator == "openstack"
-        return workload if wanted or not workload.floating_ips else replace(workload, floating_ips=())
 
     def _enforce(self, key: WorkloadId | str, endpoint: Workload | HostEndpoint | None) -> None:
         """One endpoint of this node begins, changes or ceases (None) to be enforced."""
@@ -202,14 +208,23 @@ class Calculation:
         self._policies.dirty.add(key)
         if endpoint is None:
             self._policies.delete_endpoint(key)
+            self._migrations.delete_workload(key)
         elif isinstance(key, WorkloadId):
             self._place(key)
         self._rules.use_profiles(_profiles_of(endpoint), _profiles_of(before))
 
     def _place(self, ident: WorkloadId) -> None:
-        """Let selectors of policies see a workload."""
+        """Let selectors of policies and migrations see a workload."""
         item = self._items[ident]
-        self._policies.update_endpoint(ident, dict(item.labels), item.profiles)
+        labels = dict(item.labels)
+        self._policies.update_endpoint(ident, labels, item.profiles)
+        self._migrations.update_workload(ident, labels, item.profiles)
+
+    def _migration(self, key: ResourceKey, value: Any) -> None:
+        try:
+            self._migrations.update(key, value)
+        except ValidationError as err:
+            self._refuse(key, err)
 
     def _host_endpoint(self, key: ResourceKey, value: Any) -> None:
         self._item(key, value, endpoints.host_item)
@@ -238,13 +253,15 @@ class Calculation:
         self._members.update_item(key, item)
 
     def _resolve_endpoints(self) -> None:
-        """Give endpoints the tiers that apply to them now."""
+        """Give endpoints the tiers that apply to them now, and their parts in migrations."""
         dirty, self._policies.dirty = self._policies.dirty, set()
+        dirty.update(self._migrations.changed)
+        self._migrations.changed = set()
         for key in dirty:
             endpoint = self._enforced.get(key)  # type: ignore[call-overload]
             if isinstance(key, WorkloadId):
-                tiers = self._policies.tiers_of(key)
-                now = None if endpoint is None else replace(endpoint, tiers=tiers)
+                part: Any = {"migration": self._migrations.role_of(key)}
+                now = endpoint and replace(endpoint, tiers=self._policies.tiers_of(key), **part)
                 if _assign(self.state.workloads, key, now):
                     self._touched.workloads.add(key)
             elif isinstance(key, str):
@@ -267,6 +284,7 @@ class Calculation:
         labels = {} if value is None else value.spec.labelsToApply
         self._members.update_profile_labels(key.name, labels)
         self._policies.update_profile_labels(key.name, labels)
+        self._migrations.update_profile_labels(key.name, labels)
         self._rules.store_profile(key.name, value)
 
     def _policy(self, key: ResourceKey, value: Any) -> None:
@@ -357,10 +375,12 @@ class Calculation:
             for one in self._pools.values()
             if self._inputs.owns_routes(one)
         }
-        self.state.blackholes = topology.blackholes(self._affinities, owned)
-        self.state.block_routes = topology.block_routes(
-            self._blocks, self.state.nodes, self._inputs.node, owned
-        )
+        if not self._inputs.workload_ips:  # blocks do not count then
+            self.state.blackholes = topology.blackholes(self._affinities, owned)
+        owners = topology.merged(self._holdings.values())
+        self.state.block_routes = topology.block_routes(owners, self.state.nodes, self._inputs.node, owned)
+        if self._inputs.wireguard:
+            self.state.owners = owners
 
 
 def _assign(mapping: dict[Any, Any], key: Any, value: Any) -> bool:

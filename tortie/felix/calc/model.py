@@ -13,6 +13,7 @@ from tortie.datastore.routeowner import Encapsulation
 RuleAction = Literal["allow", "deny", "pass", "log"]
 SetKind = Literal["net", "ip", "ip,port"]
 Stage = Literal["normal", "untracked", "pre-dnat"]
+MigrationRole = Literal["none", "target", "source"]
 
 
 # --- rules --------------------------------------------------------------------------------------
@@ -193,13 +194,13 @@ class Workload:
     mac: str = ""  # of the far end; "" if not known
     profiles: tuple[str, ...] = ()
     tiers: tuple[Tier, ...] = ()
-    admin_up: bool = True
     spoofed_sources: tuple[str, ...] = ()  # prefixes it may send from besides its own
     floating_ips: tuple[FloatingIP, ...] = ()
     qos: QoS | None = None
     ingress: Bandwidth = Bandwidth()
     egress: Bandwidth = Bandwidth()
     dscp: int | None = None  # for what it sends out of the cluster
+    migration: MigrationRole = "none"  # its part in a live migration
 
     def nets_of(self, version: int) -> tuple[str, ...]:
         return tuple(net for net in self.nets if version_of(net) == version)

@@ -6,6 +6,7 @@ felix/calc/l3_route_resolver.go, vxlan_resolver.go.)
 """
 
 import hashlib
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from tortie.datastore.types.node import Node
 from tortie.felix.calc import canonical
 from tortie.felix.calc.model import BlockRoute, Pool, Vtep, version_of
 
+_KEY_SIZE = 32  # bytes, of WireGuard's keys
 _CONFIRMED = ("", "confirmed")  # affinity states that count; '' is data of old versions
 
 
@@ -58,12 +60,17 @@ def carriage(resource: IPPool) -> Carriage:
 class NodeAddresses:
     """A node's address of each family with the prefix length it was given, '' if it has none.
 
-    `vteps`: its ends of VXLAN tunnels, by IP version; none where it has no tunnel address.
+    `vteps`: its ends of VXLAN tunnels, by IP version; none where it has no tunnel address. `keys`: its
+    public keys for WireGuard, in base64, likewise; `wireguard`: the addresses its pools gave it for that.
+    `tunnels`: all addresses of tunnel devices.
     """
 
     v4: str = ""
     v6: str = ""
     vteps: tuple[tuple[int, Vtep], ...] = ()
+    keys: tuple[tuple[int, str], ...] = ()
+    wireguard: tuple[tuple[int, str], ...] = ()
+    tunnels: tuple[str, ...] = ()
 
     def of(self, version: int) -> str:
         """The bare address."""
@@ -71,6 +78,12 @@ class NodeAddresses:
 
     def vtep(self, version: int) -> Vtep | None:
         return next((vtep for one, vtep in self.vteps if one == version), None)
+
+    def key(self, version: int) -> str:
+        return dict(self.keys).get(version, "")
+
+    def wireguard_address(self, version: int) -> str:
+        return dict(self.wireguard).get(version, "")
 
 
 def node_addresses(node: Node) -> NodeAddresses:
@@ -86,7 +99,41 @@ def node_addresses(node: Node) -> NodeAddresses:
             if one.type == kind:
                 v4 = v4 or (one.address if version_of(one.address) == 4 else "")
                 v6 = v6 or (one.address if version_of(one.address) == 6 else "")
-    return NodeAddresses(_checked(v4), _checked(v6), vteps)
+    wireguard = tuple(_wireguard_addresses(node))
+    keys = ((4, _key(node.status.wireguardPublicKey)), (6, _key(node.status.wireguardPublicKeyV6)))
+    return NodeAddresses(
+        _checked(v4),
+        _checked(v6),
+        vteps,
+        tuple((version, key) for version, key in keys if key),
+        wireguard,
+        tuple(_tunnel_addresses(node, wireguard)),
+    )
+
+
+def _wireguard_addresses(node: Node) -> Iterable[tuple[int, str]]:
+    if (spec := node.spec.wireguard) is not None:
+        for version, text in ((4, spec.interfaceIPv4Address), (6, spec.interfaceIPv6Address)):
+            if text and version_of(text) == version:  # else it could be on no device of this version
+                yield version, canonical.address(canonical.address_of(text), "WireGuard interface address")
+
+
+def _tunnel_addresses(node: Node, wireguard: Iterable[tuple[int, str]]) -> Iterable[str]:
+    spec = node.spec
+    ipip = spec.bgp.ipv4IPIPTunnelAddr if spec.bgp is not None else ""
+    for text in (ipip, spec.ipv4VXLANTunnelAddr, spec.ipv6VXLANTunnelAddr):
+        if text:
+            yield canonical.address(canonical.address_of(text), "tunnel address")
+    yield from (address for _, address in wireguard)
+
+
+def _key(text: str) -> str:
+    """A key that is none, or all zero as Calico writes it for none, is ''."""
+    try:
+        raw = b64decode(text, validate=True)
+    except ValueError:
+        return ""
+    return b64encode(raw).decode() if len(raw) == _KEY_SIZE and any(raw) else ""
 
 
 def _vteps(node: Node, v4: str, v6: str) -> Iterable[tuple[int, Vtep]]:
@@ -173,43 +220,44 @@ def _borrowed(block: Block, net: str, owner: str) -> dict[str, str]:
     return found
 
 
+def merged(holdings: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Network -> its node; of nodes that have the same, the first by name counts, as in Calico."""
+    found = sorted(((node, net) for held in holdings for net, node in held.items()), reverse=True)
+    return {net: node for node, net in found}
+
+
 def block_routes(
-    blocks: Mapping[str, Mapping[str, str]],
+    owners: Mapping[str, str],
     nodes: Mapping[str, NodeAddresses],
     local: str,
     pools: Mapping[str, Carriage],
 ) -> dict[str, BlockRoute]:
     """The ways to what other nodes have, by destination.
 
-    `blocks`: CIDR -> its owners(); `pools`: CIDR of each pool whose routes are felix's -> how its packets
-    travel. Nothing leads to a node whose address is not known.
+    `owners`: block or address -> its node; `pools`: CIDR of each pool whose routes are felix's -> how its
+    packets travel. Nothing leads to a node whose address is not known.
     """
     own = nodes.get(local, NodeAddresses())
     nets = [(canonical.network(cidr), way) for cidr, way in pools.items()]
     near: dict[str, bool] = {}  # address of a node -> whether it is in the own subnet
     routes: dict[str, BlockRoute] = {}
-    for net, held in blocks.items():
-        way = _carriage_of(net, nets)
-        if way is None:
+    for dst, name in owners.items():
+        version, node = version_of(dst), nodes.get(name)
+        gateway = "" if node is None or name == local else node.of(version)
+        if node is None or not gateway or (way := _carriage_of(dst, nets)) is None:
             continue
-        version = version_of(net)
-        for dst, name in held.items():
-            node = nodes.get(name)
-            gateway = "" if node is None or name == local else node.of(version)
-            if node is None or not gateway:
-                continue
-            if gateway not in near:
-                near[gateway] = same_subnet(own, gateway)
-            vtep = node.vtep(version) if way.encapsulation is Encapsulation.VXLAN else None
-            direct = way.plain or (near[gateway] and not way.always)
-            routes[dst] = BlockRoute(
-                dst, name, gateway, way.encapsulation, direct, "" if vtep is None else vtep.address
-            )
+        if gateway not in near:
+            near[gateway] = same_subnet(own, gateway)
+        vtep = node.vtep(version) if way.encapsulation is Encapsulation.VXLAN else None
+        direct = way.plain or (near[gateway] and not way.always)
+        routes[dst] = BlockRoute(
+            dst, name, gateway, way.encapsulation, direct, "" if vtep is None else vtep.address
+        )
     return routes
 
 
 def _carriage_of(net: str, pools: Iterable[tuple[canonical.Network, Carriage]]) -> Carriage | None:
-    """Of the most specific pool that holds the block."""
-    block = canonical.network(net)
-    holding = [(cidr.length, way) for cidr, way in pools if cidr.holds(block)]
+    """Of the most specific pool that holds the network."""
+    network = canonical.network(net)
+    holding = [(cidr.length, way) for cidr, way in pools if cidr.holds(network)]
     return max(holding, key=lambda one: one[0])[1] if holding else None

@@ -19,9 +19,10 @@ from tortie.felix.rules.profiles import expendable
 from tortie.linux import iptables, iptables_leftovers, nft_sets, nft_usable, nftables
 from tortie.linux.ipsets import IPSet, SetTarget
 from tortie.linux.iptables_backend import detect, other_in_use, tools
+from tortie.linux.nft_table import Family
 
 _log = logging.getLogger(__name__)
-_FAMILIES: dict[int, nftables.Family] = {4: "ip", 6: "ip6"}
+_FAMILIES: dict[int, Family] = {4: "ip", 6: "ip6"}
 _ENTRY = (ir.FILTER, "FORWARD"), (ir.FILTER, "INPUT")  # where workloads' packets come to us
 
 

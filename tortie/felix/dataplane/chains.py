@@ -43,16 +43,16 @@ class ChainGraph:
     def offered(self, table: str, name: str) -> Chain | None:
         return self._offered.get((table, name))
 
-    def hook(self, key: Key, hook: Hook) -> None:
-        """Our rules in a kernel chain: where all ways begin."""
-        before = self._hooks.get(key)
-        if before == hook:
+    def hook(self, key: Key, hook: Hook, *, idle: bool = False) -> None:
+        """Our rules in a kernel chain: where all ways begin. None while `idle`: each costs every packet."""
+        before, after = self._hooks.pop(key, None), None if idle else hook
+        if after is not None:
+            self._hooks[key] = after
+        if before == after:
             return
-        self._hooks[key] = hook
-        self._count(key[0], hook.targets, 1)
-        self._shown(key, hook)
-        if before is not None:
-            self._count(key[0], before.targets, -1)
+        self._count(key[0], after.targets if after else (), 1)
+        self._shown(key, after)
+        self._count(key[0], before.targets if before else (), -1)
 
     def hold(self, table: str, names: Iterable[str]) -> None:
         """Let chains stand though nothing leads to them, until release()."""

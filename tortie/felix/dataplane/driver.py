@@ -5,20 +5,20 @@ The order of one apply() is the guarantee that others rely on:
    destroyed yet.
 2. The tables. Within one, the kernel takes chains and the dispatch to them at once: an endpoint's chains
    exist before packets are sent to them, and are left before they go. A packet of an endpoint whose chains
-   are not there yet meets the end of the dispatch tree and is dropped.
-3. IP sets that no rule names any more are destroyed, if the tables were written without error.
-4. If asked for, connections that the new rules deny are cut; only then is an endpoint called up.
+   are not there yet is dropped at the end of the dispatch tree. A policy with a wrong set drops everything.
+3. What WireGuard is to encrypt is led to it: its packets meet rules that know of it.
+4. IP sets that no rule names any more are destroyed, if the tables were written without error.
+5. If asked for, connections that the new rules deny are cut; only then is an endpoint called up.
 
 Nothing is written before the datastore and the interfaces are known (start()), but for one thing: where no
 rule of ours stands, guard() puts up chains that deny every workload, because nothing else does.
 
-One task owns this object. What events tell may come at any time: it is noted, and looked at when the next
-apply() begins, so that nothing changes under one that is under way.
+One task owns this object. What events tell at any time is noted, and looked at when the next apply() begins.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -28,56 +28,26 @@ from tortie.felix.calc.model import HostEndpoint, WorkloadId
 from tortie.felix.dataplane import sysctls
 from tortie.felix.dataplane.cut import Cutter
 from tortie.felix.dataplane.duty import Duty
-from tortie.felix.dataplane.endpoints import EndpointWiring, Wiring
+from tortie.felix.dataplane.endpoints import EndpointWiring
+from tortie.felix.dataplane.family import Family
 from tortie.felix.dataplane.hosts import assign as hosts_on_interfaces
-from tortie.felix.dataplane.interfaces import Interfaces
+from tortie.felix.dataplane.interfaces import Interface, Interfaces
 from tortie.felix.dataplane.kernel import Kernel
 from tortie.felix.dataplane.neighbours import Neighbours
-from tortie.felix.dataplane.nft import ArpWriter, NftSetWriter, NftTableWriter
-from tortie.felix.dataplane.overlay import Overlay, OverlayOptions
+from tortie.felix.dataplane.nft import ArpWriter
+from tortie.felix.dataplane.options import Options
+from tortie.felix.dataplane.overlay import Overlay
 from tortie.felix.dataplane.routes import Routes, RouteTable
-from tortie.felix.dataplane.sets import Sets, SetWriter
 from tortie.felix.dataplane.shaping import Shapes
 from tortie.felix.dataplane.sysctls import Sysctls
-from tortie.felix.dataplane.tables import TableWriter
+from tortie.felix.dataplane.wireguard import Wireguard
 from tortie.felix.rules import evaluate
 from tortie.felix.rules.dispatch import ANY_INTERFACE
-from tortie.felix.rules.iptables import Features
-from tortie.felix.rules.settings import Settings
+from tortie.linux import routes
 from tortie.linux.ipsets import IPSet
 from tortie.linux.routes import TABLE_MAIN, Route
 
 ON_NO_INTERFACE = "is on no interface"  # of a host endpoint: not a failure of ours but of what was asked
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the driver needs to know of the configuration. Intervals are seconds, Calico's by default."""
-
-    node: str
-    settings: Settings = Settings()  # noqa: RUF009 - frozen values
-    features: Features = Features()  # noqa: RUF009
-    wiring: Wiring = Wiring()  # noqa: RUF009
-    forwarding: bool = True
-    set_maximum: int = 1048576
-    external_nodes: tuple[str, ...] = ()
-    overlay: OverlayOptions = OverlayOptions("")  # noqa: RUF009
-    table_interval: float = 180.0
-    table_recheck: float = 5.0
-    set_interval: float = 90.0
-    route_interval: float = 90.0
-    cut_denied: bool = False
-
-
-@dataclass(slots=True)
-class _Family:
-    """One IP version's rules and sets."""
-
-    tables: Duty[Any, Any]
-    sets: Sets
-    chains: TableWriter
-    members: SetWriter
-    leftovers: list[Duty[Any, Any]]  # what other dataplanes left; gone in this order once the rest stands
 
 
 class Driver:
@@ -98,7 +68,12 @@ class Driver:
         self._news: list[Callable[[], None]] = []  # what events told since the last apply() began
         self._keep_sets = True  # no set is destroyed while a rule may name it
         self._kept_sets = False  # one would have been
-        self._families = {version: self._family(version) for version in sorted(options.wiring.versions)}
+        self._families = {
+            version: Family(
+                version, options, kernel.backends[version], spare_set=self._spare_set, clock=clock, rand=rand
+            )
+            for version in sorted(options.wiring.versions)
+        }
         interval = options.route_interval
         self._routes: Routes = Duty(
             "routes", kernel.routes, interval=interval, clock=clock, rand=rand, spare=kernel.routes.spare
@@ -118,6 +93,7 @@ class Driver:
             clock=clock,
             rand=rand,
         )
+        self.wireguard = Wireguard(options.wireguard, kernel, interfaces, clock=clock, rand=rand)
         self._arp = self._arp_duty()
         self._arp_writer = None if self._arp is None else ArpWriter(self._arp)
         self._cutter = Cutter(kernel.netlink, interfaces.name_of) if options.cut_denied else None
@@ -129,45 +105,7 @@ class Driver:
             self._sysctls,
             self._shapes,
             interfaces.get,
-        )
-
-    def _family(self, version: int) -> _Family:
-        options, backend, clock, rand = self._options, self._kernel.backends[version], self._clock, self._rand
-        interval = options.table_interval
-        tables: Duty[Any, Any] = Duty(
-            f"IPv{version} chains",
-            backend.tables,
-            interval=interval,
-            # Others write into iptables' tables as well, and may overwrite what they read before we wrote.
-            recheck=0.0 if backend.nftables else options.table_recheck,
-            clock=clock,
-            rand=rand,
-        )
-        sets: Sets = Duty(
-            f"IPv{version} IP sets",
-            backend.sets,
-            interval=interval if backend.nftables else options.set_interval,
-            clock=clock,
-            rand=rand,
-            spare=self._spare_set,
-        )
-        leftovers: list[Duty[Any, Any]] = [
-            Duty(one.name, one.target, interval=interval, clock=clock, rand=rand) for one in backend.leftovers
-        ]
-        table_writer, set_writer = _WRITERS[backend.nftables]
-        return _Family(
-            tables,
-            sets,
-            table_writer(version, options.settings, options.features, tables),
-            set_writer(
-                version,
-                options.settings,
-                sets,
-                node=options.node,
-                maximum=options.set_maximum,
-                external=options.external_nodes,
-            ),
-            leftovers,
+            clock,
         )
 
     def _arp_duty(self) -> Duty[Any, Any] | None:
@@ -205,11 +143,17 @@ class Driver:
         values = sysctls.host(
             6 in self._families, self._options.forwarding, strict_tcp=self._options.cut_denied
         )
+        values.update(self.wireguard.sysctls())
         for name, value in values.items():
             self._sysctls.put(name, value)
+        if targets := [one for one in state.workloads.values() if one.migration == "target"]:
+            protocol = self._options.wiring.protocol
+            standing = routes.dump(self._kernel.netlink, table=TABLE_MAIN, protocol=protocol)
+            self._wiring.adopt(targets, standing)
         for ident, workload in state.workloads.items():
             self._wiring.update(ident, workload)
         self._overlay.update(state)
+        self.wireguard.update(state)
         self._look_at_addresses()
 
     def update(self, touched: Touched) -> None:
@@ -224,6 +168,7 @@ class Driver:
             self._wiring.update(ident, self._state.workloads.get(ident))
         if touched.topology:
             self._overlay.update(self._state)
+            self.wireguard.update(self._state)
         if touched.hosts:
             self._assign_hosts()
 
@@ -231,16 +176,17 @@ class Driver:
         """Something is new about these interfaces, or about some interface's addresses."""
         if not self._started:
             return
-        names = set(names)
-        concerned = self._overlay.interfaces_changed(names)
         flapped = self._interfaces.take_flapped()
+        names = {*names, *flapped}
+        concerned = self._overlay.interfaces_changed(names)
         if concerned or any(self._wiring.on(name) for name in flapped):
             self._routes.forget()
             self._neighbours.forget()
         for name in names:
             if (ident := self._wiring.on(name)) is not None:
-                self._wiring.update(ident, self._state.workloads.get(ident))
+                self._wire(ident)
         self._overlay.look_again()
+        self.wireguard.interfaces_changed(names)
         self._look_at_addresses()
 
     def _look_at_addresses(self) -> None:
@@ -284,6 +230,18 @@ class Driver:
         self._kernel.routes.noticed(route.key, route if exists else None)
         self._routes.observe(route.key, route if exists else None)
 
+    def migration_targets(self) -> dict[WorkloadId, Interface]:
+        """Workloads whose guest is to be heard before they get routes, and the interfaces to listen on."""
+        return self._wiring.targets()
+
+    def announced(self, ident: WorkloadId) -> None:
+        """The guest of a live migration has announced itself: it runs here now."""
+        if self._wiring.announced(ident):
+            self._note(lambda: self._wire(ident))
+
+    def _wire(self, ident: WorkloadId) -> None:
+        self._wiring.update(ident, self._state.workloads.get(ident))
+
     def forget(self) -> None:
         """Events were lost: read everything anew."""
         self._note(self._forget)
@@ -296,6 +254,8 @@ class Driver:
         news, self._news = self._news, []
         for take in news:
             take()
+        for ident in self._wiring.settle():
+            self._wire(ident)
 
     # --- making it so ---------------------------------------------------------------------------
 
@@ -303,7 +263,8 @@ class Driver:
         """When apply() has something to do, by the clock; in the past if it has already."""
         if not self._started:
             return inf
-        return -inf if self._news else min(duty.next_due() for duty in self._duties())
+        due = min(duty.next_due() for duty in self._duties())
+        return -inf if self._news else min(due, self._wiring.next_due())
 
     def look_ahead_due(self) -> float:
         """When look_ahead() has something to do, by the clock."""
@@ -329,11 +290,13 @@ class Driver:
         sets = [family.sets for family in self._families.values()]
         self._uncut |= await _all([*sets, *self._on_interfaces()])
         for version, family in self._families.items():
+            family.chains.distrust(family.members.wrong())
             if self._kernel.backends[version].lost_all():
                 family.tables.forget()  # what took the sets away took the rules as well
         tables = [family.tables for family in self._families.values()]
         self._uncut |= await _all([*tables, *([self._arp] if self._arp else [])])
-        await asyncio.gather(*map(_clear, self._families.values()))
+        await self.wireguard.sync()
+        await asyncio.gather(*(family.clear() for family in self._families.values()))
         if self._kept_sets and all(family.tables.outcome.ok for family in self._families.values()):
             self._keep_sets = self._kept_sets = False
             for duty in sets:
@@ -342,7 +305,7 @@ class Driver:
         if self._cutter is not None and self._uncut:
             await self._cut(self._cutter)
         # Pods that need no tunnel, or no limit, are to come up where the kernel has none.
-        spared = (self._overlay.devices, self._shapes)
+        spared = (self._overlay.devices, self._shapes, *self.wireguard.duties)
         return all(duty.outcome.ok for duty in self._duties() if duty not in spared)
 
     async def _cut(self, cutter: Cutter) -> None:
@@ -358,6 +321,7 @@ class Driver:
 
     def _duties(self) -> Iterator[Duty[Any, Any]]:
         yield self._overlay.devices
+        yield from self.wireguard.duties
         yield from self._on_interfaces()
         if self._arp is not None:
             yield self._arp
@@ -402,6 +366,10 @@ class Driver:
         """All rules that are to stand, by IP version, for evaluating packets against them."""
         return {version: family.chains.ruleset() for version, family in self._families.items()}
 
+    def written(self) -> dict[int, tuple[Mapping[Any, Any], Mapping[Any, Any]]]:
+        """IP version -> chains, and sets, as they are to stand."""
+        return {v: (one.tables.desired, one.sets.desired) for v, one in self._families.items()}
+
     def failures(self) -> dict[str, str]:
         """What is not as it should be: kind of object and object -> reason."""
         return {
@@ -409,21 +377,6 @@ class Driver:
             for duty in self._duties()
             for key, reason in duty.outcome.failed.items()
         }
-
-
-async def _clear(family: _Family) -> None:
-    """Take down what other dataplanes left, now that this one enforces; sets after the rules on them."""
-    if not family.chains.stands():
-        return
-    for duty in family.leftovers:
-        if not (await duty.sync()).ok:
-            return
-
-
-_WRITERS: dict[bool, tuple[type[TableWriter], type[SetWriter]]] = {  # with nftables -> what renders for it
-    False: (TableWriter, SetWriter),
-    True: (NftTableWriter, NftSetWriter),
-}
 
 
 async def _all(duties: Iterable[Duty[Any, Any]]) -> bool:

@@ -80,11 +80,12 @@ class Interfaces:
         """Every interface."""
         return iter(self._shown.values())
 
-    def holding(self, address: str) -> Interface | None:
-        """The running interface that has an address."""
+    def holding(self, address: str, *, besides: Iterable[str] = ()) -> Interface | None:
+        """The interface that has an address, of several one that runs; `besides`: names that do not count."""
         indices = [ifindex for ifindex, one in self._addresses if one == address]
         found = [self._shown.get(self.name_of(ifindex)) for ifindex in indices]
-        return next((one for one in found if one is not None and one.running), None)
+        counted = (one for one in found if one is not None and one.name not in besides)
+        return max(counted, key=lambda one: one.running, default=None)
 
     def _excluded(self, name: str) -> bool:
         return any(pattern.search(name) for pattern in self._exclude)

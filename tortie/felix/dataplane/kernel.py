@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tortie.felix.dataplane.backend import Backend, arp_target, iptables_backend, nft_backend
 from tortie.felix.dataplane.neighbours import ForwardingTarget, NeighbourTarget
@@ -15,6 +15,7 @@ from tortie.linux.iptables_backend import installed
 from tortie.linux.netlink import NetlinkSocket
 from tortie.linux.nftables import TableTarget
 from tortie.linux.route_target import RouteTarget
+from tortie.linux.wireguard import Wireguard
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Kernel:
     tunnel_neighbours: NeighbourTarget
     forwarding: ForwardingTarget
     ownership: Ownership
+    wireguard: Wireguard = field(default_factory=Wireguard)
 
     @property
     def nftables(self) -> bool:
@@ -41,6 +43,7 @@ class Kernel:
     async def close(self) -> None:
         await self.routes.close()
         self.netlink.close()
+        self.wireguard.close()
 
 
 async def open_kernel(

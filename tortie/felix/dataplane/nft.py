@@ -13,8 +13,8 @@ from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.sets import SetWriter
 from tortie.felix.dataplane.tables import TableWriter
 from tortie.felix.rules import arp, dispatch, ir, names
-from tortie.felix.rules.nftables import BASE_CHAINS, chain_key, map_key, render_chain, render_hook
-from tortie.linux.nftables import Chain, Content, Key
+from tortie.felix.rules.nftables import chain_key, map_key, render_chain, render_hook
+from tortie.linux.nft_table import Content, Key
 
 Tables = Duty[Key, Content]
 
@@ -23,12 +23,6 @@ class NftTableWriter(TableWriter):
     """One IP version's table."""
 
     _holds_ready = False  # as in Calico: a chain more costs little here when it is needed
-
-    def _offer_static(self, table: str) -> None:
-        for key, base in BASE_CHAINS.items():  # they all stand, used or not
-            if key[0] == table:
-                self._duty.put(chain_key(*key), Chain((), base))
-        super()._offer_static(table)
 
     def _shown(self, key: ChainKey, content: ir.Chain | ir.Hook | None) -> None:
         table, name = key

@@ -6,7 +6,6 @@ neighbour and forwarding entries and its routes are there; they are written in o
 (Reference: dataplane sheet 2.3, 3.)
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +36,10 @@ _DIRECT = {  # encapsulation of the pool -> class of routes that need no tunnel
 class OverlayOptions:
     """`vxlan`: IP versions it is on for; `ipip_address`: tunl0's, '' where it is to have none.
 
-    `uplinks`: names of the interfaces that carry the host's traffic. `sizes`: of each device the MTU somebody
+    `uplinks`: the interfaces that carry the host's traffic. `sizes`: of each device the MTU somebody
     set, 0 if nobody did, and the bytes that its tunnel adds. `protocol`: of routes into VXLAN tunnels;
-    `cluster_protocol`: of blackholes and of other routes to nodes.
+    `cluster_protocol`: of blackholes and of other routes to nodes. `no_uplinks`: devices that may have the
+    node's address and are not where its packets leave.
     """
 
     node: str
@@ -49,7 +49,7 @@ class OverlayOptions:
     port: int = VXLAN_PORT
     ipip_address: str = ""
     offload: bool = True
-    uplinks: re.Pattern[str] = re.compile("^eth")
+    uplinks: mtu.Uplinks = mtu.UPLINKS
     sizes: tuple[tuple[str, int, int], ...] = (
         (IPIP, 0, mtu.IPIP),
         (VXLAN[4], 0, mtu.VXLAN_V4),
@@ -57,6 +57,7 @@ class OverlayOptions:
     )
     protocol: int = PROTOCOL_BOOT
     sources: tuple[str, str] = ("", "")  # of packets that take a direct route: IPv4, IPv6
+    no_uplinks: tuple[str, ...] = ()
     interval: float = 90.0
 
     @property
@@ -122,12 +123,17 @@ class Overlay:
     def _look(self) -> _Surroundings:
         options, own = self._options, self._own()
         found = mtu.of_host(self._interfaces.shown(), options.uplinks, otherwise=self._surroundings.mtu)
-        uplinks = {version: self._interfaces.holding(own.of(version)) for version in options.versions}
+        uplinks = {
+            version: self._interfaces.holding(own.of(version), besides=options.no_uplinks)
+            for version in options.versions
+        }
         return _Surroundings(found, uplinks)
 
     def interfaces_changed(self, names: Iterable[str]) -> bool:
-        """Whether a tunnel device is among them, or has not the addresses it should: look at it again."""
-        concerned = not set(names).isdisjoint(DEVICES) or any(
+        """Whether to look again at what leads to other nodes: an uplink or a tunnel device is among them,
+        or a device has not the addresses it should. The kernel drops routes with the interface."""
+        uplinks = {one.name for one in self._surroundings.uplinks.values() if one is not None}
+        concerned = not uplinks.union(DEVICES).isdisjoint(names) or any(
             not {canonical.address_of(cidr) for cidr in device.addresses} <= self._interfaces.on(name)
             for name, device in self.devices.desired.items()
         )
@@ -202,7 +208,7 @@ class Overlay:
         for way in self._state.block_routes.values():
             if (version := version_of(way.dst)) in uplinks:
                 parent = uplinks[version]
-                if way.direct and parent is not None:
+                if way.direct and parent is not None and parent.running:
                     yield self._direct(way, parent, version)
                 elif (candidate := self._tunnelled(way, version)) is not None:
                     yield candidate

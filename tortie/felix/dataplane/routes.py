@@ -10,7 +10,7 @@ route to it, so that no new owner inherits them.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from tortie.core.errors import KernelError
@@ -19,6 +19,7 @@ from tortie.felix.dataplane.duty import Duty
 from tortie.felix.dataplane.tunnels import IPIP, VXLAN
 from tortie.linux.route_target import RouteTarget
 from tortie.linux.routes import (
+    PROTOCOL_BGP,
     PROTOCOL_BIRD,
     PROTOCOL_BOOT,
     PROTOCOL_CALICO,
@@ -85,6 +86,12 @@ class RouteTable:
         for key in {candidate.route.key for candidate in (*before, *wishes)}:
             self._settle(key)
 
+    def refuse(self, keys: Iterable[RouteKey]) -> None:
+        """Nobody wants these: what the kernel has there goes at once, whoever made it."""
+        for key in keys:
+            self._claim(key)
+        self._duty.touch()
+
     def wanted_by(self, who: Hashable) -> tuple[Candidate, ...]:
         return self._wishes.get(who, ())
 
@@ -110,6 +117,7 @@ class Ownership:
     protocol: int = PROTOCOL_BOOT  # of device routes
     remove_external: bool = True
     ipip: bool = False  # felix writes the routes over tunl0: BIRD's there are leftovers
+    bgp_peers: dict[str, str] = field(default_factory=dict)  # interfaces over which BGP learns -> BGPPeer
 
     def owns(self, route: Route) -> bool:
         exclusive = PROTOCOL_CALICO if self.protocol == PROTOCOL_BOOT else self.protocol
@@ -123,6 +131,8 @@ class Ownership:
         if name == IPIP:
             return self.ipip and route.protocol == PROTOCOL_BIRD
         if not name.startswith(self.prefixes):
+            return False
+        if name in self.bgp_peers and route.protocol in (PROTOCOL_BGP, PROTOCOL_BIRD):
             return False
         return self.remove_external or route.protocol in (self.protocol, PROTOCOL_CALICO)
 
@@ -156,6 +166,7 @@ class WorkloadRouteTarget:
         self._known: dict[RouteKey, Route] = {}
         self._first_seen: dict[RouteKey, float] = {}
         self._mine: set[RouteKey] = set()  # those that were wished for once: no grace for them
+        self._metrics: set[int] = set()  # of those, and of all before: a handful
         self._forgetting: dict[str, asyncio.Task[None]] = {}  # address -> its clean-up
         self._room = asyncio.Semaphore(_CLEANING_AT_ONCE)
 
@@ -171,10 +182,16 @@ class WorkloadRouteTarget:
     async def apply(
         self, update: Mapping[RouteKey, Route], delete: Collection[RouteKey]
     ) -> Mapping[RouteKey, str]:
-        """Deletions and removals from old interfaces first, then clean-ups, then what is new."""
+        """Deletions and removals from old interfaces first, then clean-ups, then what is new.
+
+        A route that only gets another metric goes last: its address is never without one.
+        """
         moving = [key for key, route in update.items() if self._moves(key, route)]
-        failed = dict(await self._kernel.apply({}, [*delete, *moving]))
-        for key in [*delete, *moving]:
+        known = {key: self._known[key] for key in delete if key in self._known}
+        replaced = {key: new for key, route in known.items() if (new := self._successor(key, route))}
+        ending = [*(key for key in delete if key not in replaced), *moving]
+        failed = dict(await self._kernel.apply({}, ending))
+        for key in ending:
             route = self._known.pop(key, None)
             if key not in failed and route is not None:
                 self._left(key, route, None)
@@ -183,6 +200,11 @@ class WorkloadRouteTarget:
         ready = {key: route for key, route in update.items() if key not in failed}
         failed.update(await self._kernel.apply(ready, ()))
         self._known.update({key: route for key, route in ready.items() if key not in failed})
+        failed.update({key: failed[new] for key, new in replaced.items() if new in failed})
+        if late := replaced.keys() - failed.keys():
+            failed.update(await self._kernel.apply({}, late))
+            for key in late - failed.keys():
+                del self._known[key]
         return failed
 
     def same(self, desired: Route, actual: Route) -> bool:
@@ -191,6 +213,7 @@ class WorkloadRouteTarget:
     def claim(self, key: RouteKey) -> None:
         """From now on a route under this key is felix's own business."""
         self._mine.add(key)
+        self._metrics.add(key.metric)
 
     def spare(self, key: RouteKey, actual: Route) -> float:
         """How long an unexpected route may stay: CNI makes its route before we hear of the endpoint."""
@@ -236,6 +259,14 @@ class WorkloadRouteTarget:
         single = canonical.is_single(route.dst) and route.type is RouteType.UNICAST
         return single and route.gateway is None
 
+    def _successor(self, key: RouteKey, route: Route) -> RouteKey | None:
+        """What a workload's address is to have on the same interface instead: a route with another metric."""
+        if self._is_workload_address(route):
+            for other in (key._replace(metric=metric) for metric in self._metrics - {key.metric}):
+                if (wish := self.wanted.get(other)) is not None and wish.ifindex == route.ifindex:
+                    return other
+        return None
+
     def _start_forgetting(self, address: str) -> None:
         if address not in self._forgetting:
             task = asyncio.create_task(self._forget_connections(address), name=f"forget {address}")
@@ -251,7 +282,8 @@ class WorkloadRouteTarget:
 
     def _left(self, key: RouteKey, before: Route, now: Route | None) -> None:
         """Look after the connections of an address that is no longer where it was."""
-        if self._is_workload_address(before) and (now is None or now.ifindex != before.ifindex):
+        here = now is not None and now.ifindex == before.ifindex
+        if self._is_workload_address(before) and not here and not self._successor(key, before):
             self._start_forgetting(canonical.address_of(key.dst))
 
     async def _still_forgetting(self, keys: Collection[RouteKey]) -> list[RouteKey]:

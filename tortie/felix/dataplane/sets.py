@@ -33,6 +33,7 @@ class SetWriter:
         self._version, self._settings, self._duty, self._node = version, settings, duty, node
         self._maximum = maximum
         self._external = tuple(external)
+        self._idents: dict[str, str] = {}  # kernel's name -> the state's, of every set there is to be
 
     def _name(self, ident: str) -> str:
         return names.ip_set(self._version, ident)
@@ -41,8 +42,16 @@ class SetWriter:
         """What is to be in a set, for evaluating packets. Raises KeyError."""
         return self._duty.desired[self._name(ident)].members
 
+    def wrong(self) -> dict[str, str]:
+        """Sets that have not the members they should, and why; who looks into them is misled."""
+        if self._duty.outcome.ok:
+            return {}
+        # Not what the last attempt refused: where the kernel could not be read, nothing was attempted.
+        reasons = ((ident, self._duty.reason(name)) for name, ident in self._idents.items())
+        return {ident: why for ident, why in reasons if why}
+
     def start(self, state: State) -> None:
-        self._own_addresses(())
+        self.own_addresses(())
         self.update(state, Touched.everything(state))
         if not state.workloads:
             self._dscp(state)
@@ -57,9 +66,6 @@ class SetWriter:
 
     def own_addresses(self, addresses: Iterable[str]) -> None:
         """The host's own; link-local ones as well, as they are what a packet may be addressed to."""
-        self._own_addresses(addresses)
-
-    def _own_addresses(self, addresses: Iterable[str]) -> None:
         self._put(names.THIS_HOST, "ip", addresses)
 
     def _topology(self, state: State) -> None:
@@ -80,6 +86,7 @@ class SetWriter:
 
     def _set(self, ident: str, members: Members | None) -> None:
         if members is None:
+            self._idents.pop(self._name(ident), None)
             self._duty.drop(self._name(ident))
         else:
             self._put_whole(ident, members.kind, frozenset(members.of(self._version)))
@@ -101,4 +108,5 @@ class SetWriter:
         fits = len(members) <= self._maximum
         room = self._maximum if fits else 1 << len(members).bit_length()
         wanted = IPSet(_TYPES[kind], self._version, members, room)
+        self._idents[self._name(ident)] = ident
         self._duty.put(self._name(ident), wanted)

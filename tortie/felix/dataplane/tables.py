@@ -26,6 +26,21 @@ _TABLES_OF_STAGE = {  # a policy's stage -> the tables in which endpoints lead t
     "pre-dnat": (ir.MANGLE,),
 }
 _HOST_TABLES = (ir.FILTER, ir.MANGLE, ir.RAW)
+# table -> chains that static ones lead to, and that are empty on most nodes. Those of the nat table meet a
+# connection's first packet only.
+_RARE = {
+    ir.RAW: (names.RPF_SKIP, names.FROM_HOST_DISPATCH, names.TO_HOST_DISPATCH),
+    ir.MANGLE: (names.EGRESS_DSCP, names.FROM_HOST_DISPATCH, names.TO_HOST_DISPATCH),
+    ir.FILTER: (
+        names.FROM_HOST_DISPATCH,
+        names.TO_HOST_DISPATCH,
+        names.FROM_FORWARD_DISPATCH,
+        names.TO_FORWARD_DISPATCH,
+        names.WORKLOAD_RATE_DISPATCH,
+        names.CIDR_BLOCK,
+    ),
+    ir.NAT: (),
+}
 
 
 class TableWriter:
@@ -36,13 +51,35 @@ class TableWriter:
     def __init__(self, version: int, settings: Settings, features: Features, duty: Duty[Key, Any]) -> None:
         self._version, self._settings, self._features = version, settings, features
         self._duty = duty
-        self._graph = ChainGraph(self._shown)
+        self._graph = ChainGraph(self._checked)
+        self._wrong: dict[str, str] = {}  # IP set that has not the members it should -> why
         self._interfaces: dict[WorkloadId, str] = {}  # endpoint -> the interface its chains are named for
         self._hosts: dict[str, HostEndpoint] = {}  # interface -> the host endpoint on it
         self._policies: dict[PolicyId, Policy] = {}  # as last rendered
         self._groups: dict[WorkloadId | str, set[Key]] = {}  # endpoint -> group chains it leads to
         self._wishing: dict[WorkloadId, Workload] = {}  # endpoints with rare wishes
+        self._limited: set[str] = set()  # interfaces of those that get but so many packets
         self._group_users: Counter[Key] = Counter()  # group chain -> endpoints that lead to it
+
+    def _checked(self, key: Key, content: ir.Chain | ir.Hook | None) -> None:
+        """A policy that would be misled by an IP set lets nothing pass until the set is as it should be."""
+        if isinstance(content, ir.Chain) and self._misled(content):
+            content = ir.Chain(content.name, _MISLED)
+        self._shown(key, content)
+
+    def _misled(self, chain: ir.Chain) -> str:
+        """Why, '' if it is not."""
+        if not self._wrong or not profiles.expendable(chain.name):
+            return ""
+        wrong = (f"IP set {one}: {self._wrong[one]}" for one in chain.sets if one in self._wrong)
+        return next(wrong, "")
+
+    def distrust(self, wrong: Mapping[str, str]) -> None:
+        """These IP sets have not the members they should, and all others do."""
+        changed, self._wrong = wrong.keys() ^ self._wrong.keys(), dict(wrong)
+        for key, chain in self._graph.ruleset().items() if changed else ():
+            if isinstance(chain, ir.Chain) and not changed.isdisjoint(chain.sets):
+                self._checked(key, chain)
 
     def _shown(self, key: Key, content: ir.Chain | ir.Hook | None) -> None:
         if content is None:
@@ -66,7 +103,6 @@ class TableWriter:
         self._graph.offer(ir.FILTER, [static.cidr_block_chain((), self._version, self._settings)])
         self._graph.offer(ir.FILTER, dispatch.host_dispatch(ir.FILTER, (), (), self._settings))
         self._dispatch(())
-        self._hook(ir.FILTER)
 
     def start(self, state: State) -> None:
         """Everything, from the whole state."""
@@ -76,16 +112,17 @@ class TableWriter:
         self.update(state, Touched.everything(state))
         self._dispatch(self._interfaces.values())
         self._rare_wishes()
-        for table in ir.TABLES:
-            self._hook(table)
 
     def _offer_static(self, table: str) -> None:
-        self._graph.offer(table, static.chains(self._version, self._settings)[table])
-
-    def _hook(self, table: str) -> None:
+        """Again whenever one of the rare chains may have become empty, or may be so no more."""
+        offered = ((name, self._graph.offered(table, name)) for name in _RARE[table])
+        idle = {name for name, chain in offered if chain is None or not chain.rules}
+        chains = static.chains(self._version, self._settings, idle)[table]
+        self._graph.offer(table, chains)
+        empty = {chain.name for chain in chains if not chain.rules}
         for key, hook in static.hooks(self._settings).items():
             if key[0] == table:
-                self._graph.hook(key, hook)
+                self._graph.hook(key, hook, idle=empty.issuperset(hook.targets))
 
     # --- what changes ---------------------------------------------------------------------------
 
@@ -106,6 +143,7 @@ class TableWriter:
         if touched.services:
             chain = static.cidr_block_chain(state.service_cidrs, self._version, self._settings)
             self._graph.offer(ir.FILTER, [chain])
+            self._offer_static(ir.FILTER)
 
     def _profile(self, state: State, name: str) -> None:
         """In mangle as well, for a host's own packets, once translated."""
@@ -242,6 +280,7 @@ class TableWriter:
         for table, (inward, outward) in ways.items():
             chains = dispatch.host_dispatch(table, inward, outward, self._settings)
             self._graph.offer(table, chains)
+            self._offer_static(table)
 
     # --- workloads' dispatch --------------------------------------------------------------------
 
@@ -257,11 +296,25 @@ class TableWriter:
         marking = [(net, one.dscp) for one in workloads if one.dscp is not None for net in one.nets]
         self._graph.offer(ir.MANGLE, [static.egress_dscp_chain(marking, self._version)])
 
+        self._packet_rates(workloads)
+        for table in _HOST_TABLES:
+            self._offer_static(table)
+
+    def _packet_rates(self, workloads: Iterable[Workload]) -> None:
+        found = {one.interface: endpoints.rate_chain(one, self._settings) for one in workloads}
+        chains = {interface: chain for interface, chain in found.items() if chain is not None}
+        self._graph.offer(ir.FILTER, chains.values())
+        self._graph.offer(ir.FILTER, dispatch.rate_dispatch(chains))
+        gone = self._limited - chains.keys()
+        self._graph.withdraw(ir.FILTER, [names.chain(names.WORKLOAD_RATE, name) for name in gone])
+        self._limited = set(chains)
+
     # --- questions ------------------------------------------------------------------------------
 
     def trouble(self, interface: str) -> str:
         """Why a workload's traffic is not yet treated as it should be; '' if it is."""
-        return self._trouble((ir.FILTER, chain) for chain in chains_of(interface))
+        limit = [names.chain(names.WORKLOAD_RATE, interface)] if interface in self._limited else []
+        return self._trouble((ir.FILTER, chain) for chain in (*chains_of(interface), *limit))
 
     def host_trouble(self, interface: str) -> str:
         """The same for the host endpoint on an interface."""
@@ -269,16 +322,17 @@ class TableWriter:
         return self._trouble(key for key in keys if self._graph.offered(*key) is not None)
 
     def _trouble(self, starts: Iterable[Key]) -> str:
-        if self._duty.settled:
+        if self._duty.settled and not self._wrong:
             return ""
         pending, seen = list(starts), set[Key]()
         while pending:
             key = pending.pop()
             if key not in seen:
                 seen.add(key)
-                if reason := self._reason(key):
-                    return f"{key[1]}: {reason}"
                 chain = self._graph.offered(*key)
+                misled = self._misled(chain) if chain else ""
+                if reason := self._reason(key) or (misled and f"drops everything instead: {misled}"):
+                    return f"{key[1]}: {reason}"
                 pending += [(key[0], target) for target in chain.targets] if chain else []
         return ""
 
@@ -291,9 +345,13 @@ class TableWriter:
         return self._graph.ruleset()
 
 
+_MISLED = (ir.Rule((), ir.DROP, ("An IP set is not as it should be",)),)
+
+
 def _has_rare_wishes(workload: Workload) -> bool:
     """Of what is rendered for all endpoints together."""
-    return bool(workload.spoofed_sources or workload.floating_ips) or workload.dscp is not None
+    limited = workload.qos is not None and workload.qos.ingress_packets
+    return bool(workload.spoofed_sources or workload.floating_ips or limited) or workload.dscp is not None
 
 
 def chains_of(interface: str) -> list[str]:

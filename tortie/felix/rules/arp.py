@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from tortie.felix.rules import names
 from tortie.felix.rules.nftables import hashed
-from tortie.linux.nftables import Base, Chain, Content, Key, Map
+from tortie.linux.nft_table import Base, Chain, Content, Key, Map
 
 TABLE = "calico-arp"
 _DISPATCH = "filter-cali-arp-dispatch"

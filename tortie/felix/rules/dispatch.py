@@ -39,6 +39,12 @@ def workload_maps(interfaces: Collection[str], settings: Settings) -> list[Chain
     ]
 
 
+def rate_dispatch(interfaces: Collection[str]) -> list[Chain]:
+    """To the chains that count what workloads get; who has no such limit is none of theirs."""
+    targets = {name: names.chain(names.WORKLOAD_RATE, name) for name in interfaces}
+    return _tree(names.WORKLOAD_RATE_DISPATCH, "out", targets, ())
+
+
 def _unknown(settings: Settings) -> Rule:
     return Rule((), settings.filter_deny, ("Unknown interface",))
 

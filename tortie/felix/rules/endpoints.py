@@ -15,7 +15,6 @@ from typing import Literal
 from tortie.felix.calc.model import HostEndpoint, PolicyRef, QoS, Tier, Workload
 from tortie.felix.rules import ir, names
 from tortie.felix.rules.ir import Chain, Conntrack, Jump, Ports, Protocol, Rule
-from tortie.felix.rules.policy import nflog_prefix
 from tortie.felix.rules.settings import Settings, verb
 
 Kind = Literal["normal", "forward", "pre-dnat", "untracked"]
@@ -43,13 +42,23 @@ def workload_chains(workload: Workload, settings: Settings) -> list[Chain]:
     allow = settings.filter_allow
     to = _Spec(names.TO_WORKLOAD, True, "normal", ir.FILTER, allow)
     origin = _Spec(names.FROM_WORKLOAD, False, "normal", ir.FILTER, allow, from_workload=True)
-    if not workload.admin_up:
-        rule = Rule((), settings.filter_deny, ("Endpoint admin disabled",))
-        return [Chain(names.chain(spec.prefix, workload.interface), (rule,)) for spec in (to, origin)]
     return [
         _chain(spec, workload.interface, workload.tiers, workload.profiles, settings, workload.qos)
         for spec in (to, origin)
     ]
+
+
+def rate_chain(workload: Workload, settings: Settings) -> Chain | None:
+    """`cali-tr-…`, which keeps what a workload gets within its packet rate; None without one.
+
+    Calico has these rules in `cali-tw-…`. Packets of standing connections do not come that far when they
+    are from another workload of this node, whose own chain accepts them.
+    """
+    qos = workload.qos
+    if qos is None or not qos.ingress_packets:
+        return None
+    rules = _packet_rate("ingress", qos.ingress_packets, qos.ingress_burst, settings)
+    return Chain(names.chain(names.WORKLOAD_RATE, workload.interface), tuple(rules))
 
 
 def host_filter_chains(endpoint: HostEndpoint, interface: str, settings: Settings) -> list[Chain]:
@@ -98,7 +107,7 @@ def _chain(
     qos: QoS | None = None,
 ) -> Chain:
     rules = [
-        *_packet_rate(spec, settings, qos),
+        *_egress_packets(spec, settings, qos),
         *_conntrack(spec, settings),
         *_connection_limit(spec, qos),
         *([Rule(action=Jump(spec.failsafe))] if spec.failsafe else []),
@@ -115,15 +124,13 @@ def _chain(
     return Chain(names.chain(spec.prefix, interface), tuple(rules))
 
 
-def _packet_rate(spec: _Spec, settings: Settings, qos: QoS | None) -> Iterator[Rule]:
-    if qos is None:
-        return
-    rate, burst = (
-        (qos.ingress_packets, qos.ingress_burst) if spec.ingress else (qos.egress_packets, qos.egress_burst)
-    )
-    if not rate:
-        return
-    bit, way = settings.marks.scratch0, "ingress" if spec.ingress else "egress"
+def _egress_packets(spec: _Spec, settings: Settings, qos: QoS | None) -> Iterator[Rule]:
+    if spec.from_workload and qos is not None and qos.egress_packets:
+        yield from _packet_rate("egress", qos.egress_packets, qos.egress_burst, settings)
+
+
+def _packet_rate(way: str, rate: int, burst: int, settings: Settings) -> Iterator[Rule]:
+    bit = settings.marks.scratch0
     clear = Rule((), ir.clear_bits(bit), (f"Clear {way} packet rate limit mark",))
     yield clear
     within = ir.MarkWithinRate(rate, burst, bit)
@@ -183,15 +190,10 @@ def _tier(spec: _Spec, tier: Tier, settings: Settings) -> Iterator[Rule]:
 
 
 def _end_of_tier(spec: _Spec, tier: Tier, all_staged: bool, settings: Settings) -> Iterator[Rule]:
-    undecided = (ir.all_clear(settings.marks.passed),)
-    drops = not all_staged and not tier.default_pass
-    if settings.flow_logs:
-        prefix = f"{'D' if drops else 'P'}P{'I' if spec.ingress else 'E'}|{tier.name}"
-        yield Rule(undecided, ir.Nflog(1 if spec.ingress else 2, nflog_prefix(prefix)))
-    if drops:
+    if not all_staged and not tier.default_pass:
         deny = settings.deny(spec.table)
         comment = f"End of tier {tier.name}. {verb(deny)} if no policies passed packet"
-        yield Rule(undecided, deny, (comment,))
+        yield Rule((ir.all_clear(settings.marks.passed),), deny, (comment,))
 
 
 def _profiles(spec: _Spec, profiles: Sequence[str], settings: Settings) -> Iterator[Rule]:
@@ -200,8 +202,6 @@ def _profiles(spec: _Spec, profiles: Sequence[str], settings: Settings) -> Itera
     for profile in profiles:
         yield Rule(action=Jump(names.chain(prefix, profile)))
         yield Rule(accepted, ir.RETURN, ("Return if profile accepted",))
-    if settings.flow_logs:
-        yield Rule((), ir.Nflog(1 if spec.ingress else 2, f"DR{'I' if spec.ingress else 'E'}"))
     deny = settings.deny(spec.table)
     yield Rule((), deny, (f"{verb(deny)} if no profiles matched",))
 

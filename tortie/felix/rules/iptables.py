@@ -5,6 +5,9 @@ so that comparing hashes compares chains. Text and hashes are those of Calico (p
 5.6; felix/iptables/renderer.go, felix/generictables/rules.go), so an upgrade from Calico rewrites
 only what differs. Nothing but what is rendered here ever reaches a ruleset line, and every free text
 in it (comments, log prefixes) is made harmless here.
+
+Comments stand behind the other matches, where Calico has them in front: the kernel asks one after another,
+each at a cost, and comments always match. Nobody minds where they are.
 """
 
 import base64
@@ -19,7 +22,6 @@ from tortie.linux.iptables import Hooked, Own, RuleText
 
 _COMMENT_MAX = 255  # XT_MAX_COMMENT_LEN with its NUL; Calico cuts at 256, which iptables refuses
 _LOG_PREFIX_MAX = 29  # struct xt_log_info
-_NFLOG_PREFIX_MAX = 63
 _UNSAFE = re.compile(r"[^\w @%+=:,./-]", re.ASCII)
 _HASH_LENGTH = 16
 _APPENDS = "*appends*"  # what sets the hashes of a kernel chain's last rules apart from its first
@@ -49,21 +51,19 @@ def _render(rules: Sequence[ir.Rule], seed: str, version: int, features: Feature
     digest = hashlib.sha224(seed.encode()).digest()
     rendered: list[RuleText] = []
     for rule in rules:
-        body = _body(rule, version, features)
-        text = f"-A {seed} HASH{' ' if body else ''}{body}"
+        comments = [_remark(_comment(text)) for text in rule.comments]
+        matches = [_MATCHES[type(match)](match, version) for match in rule.matches]
+        action = [] if rule.action is None else [_ACTIONS[type(rule.action)](rule.action, features)]
+        text = " ".join([f"-A {seed} HASH", *comments, *matches, *action])
         digest = hashlib.sha224(digest + text.encode()).digest()
         visible = base64.urlsafe_b64encode(digest)[:_HASH_LENGTH].decode()
-        comment = f'-m comment --comment "cali:{visible}"'
-        rendered.append(RuleText(visible, f"{comment} {body}" if body else comment))
+        shown = " ".join([*matches, _remark(f"cali:{visible}"), *comments, *action])
+        rendered.append(RuleText(visible, shown))
     return tuple(rendered)
 
 
-def _body(rule: ir.Rule, version: int, features: Features) -> str:
-    parts = [f'-m comment --comment "{_comment(text)}"' for text in rule.comments]
-    parts += [_MATCHES[type(match)](match, version) for match in rule.matches]
-    if rule.action is not None:
-        parts.append(_ACTIONS[type(rule.action)](rule.action, features))
-    return " ".join(parts)
+def _remark(text: str) -> str:
+    return f'-m comment --comment "{text}"'
 
 
 def _comment(text: str) -> str:
@@ -149,28 +149,12 @@ def _masquerade(action: ir.Masquerade, features: Features) -> str:
 
 
 def _snat(action: ir.Snat, features: Features) -> str:
-    target = _host_port(action.address, action.ports)
-    return f"--jump SNAT --to-source {target}" + (" --random-fully" if features.snat_random else "")
-
-
-def _dnat(action: ir.Dnat, _features: Features) -> str:
-    return f"--jump DNAT --to-destination {_host_port(action.address, str(action.port or ''))}"
-
-
-def _host_port(address: str, port: str) -> str:
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return f"--jump SNAT --to-source {action.target}" + (" --random-fully" if features.snat_random else "")
 
 
 def _log(action: ir.Log, _features: Features) -> str:
     prefix = _UNSAFE.sub("_", action.prefix)[: _LOG_PREFIX_MAX - 2]
     return f'--jump LOG --log-prefix "{prefix}: " --log-level 5'
-
-
-def _nflog(action: ir.Nflog, _features: Features) -> str:
-    prefix = re.sub(r"[^\w|:/.-]", "_", action.prefix, flags=re.ASCII)[:_NFLOG_PREFIX_MAX]
-    return f"--jump NFLOG --nflog-group {action.group} --nflog-prefix {prefix} --nflog-size 80"
 
 
 def _within_rate(action: ir.MarkWithinRate, _features: Features) -> str:
@@ -197,9 +181,8 @@ _ACTIONS: dict[type, Callable[[Any, Features], str]] = {  # kind of action -> it
     ir.NoTrack: lambda _, __: "--jump NOTRACK",
     ir.Masquerade: _masquerade,
     ir.Snat: _snat,
-    ir.Dnat: _dnat,
+    ir.Dnat: lambda action, _: f"--jump DNAT --to-destination {action.address}",
     ir.Log: _log,
-    ir.Nflog: _nflog,
     ir.SetDscp: lambda action, _: f"--jump DSCP --set-dscp {action.value}",
     ir.MarkWithinRate: _within_rate,
     ir.ResetAboveConnections: _above_connections,

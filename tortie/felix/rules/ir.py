@@ -215,25 +215,21 @@ class Snat:
     address: str
     ports: str = ""
 
+    @property
+    def target(self) -> str:
+        """As iptables and nft write it."""
+        if not self.ports:
+            return self.address
+        return f"[{self.address}]:{self.ports}" if ":" in self.address else f"{self.address}:{self.ports}"
+
 
 @dataclass(frozen=True, slots=True)
 class Dnat:
-    """`port` 0 leaves the port."""
-
     address: str
-    port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    prefix: str
-
-
-@dataclass(frozen=True, slots=True)
-class Nflog:
-    """A copy to user space; `group` 1 is ingress and 2 egress."""
-
-    group: int
     prefix: str
 
 
@@ -272,7 +268,6 @@ Action = (
     | Snat
     | Dnat
     | Log
-    | Nflog
     | SetDscp
     | MarkWithinRate
     | ResetAboveConnections

@@ -14,7 +14,7 @@ class Marks:
 
     accept: some policy or profile let the packet through.     passed: go on with the next tier.
     drop: set by a deny rule just before it drops.
-    scratch0, scratch1: within one chain; scratch0 also says "from a workload" in raw PREROUTING.
+    scratch0, scratch1: within one chain.
     wireguard: 0 unless WireGuard is on.
     """
 
@@ -25,6 +25,11 @@ class Marks:
     scratch1: int
     wireguard: int
     endpoint: int
+
+    @property
+    def left_for_wireguard(self) -> int:
+        """What `wireguard` is while that is on, and was if it has been; 0 if no bit would be left for it."""
+        return self.wireguard or self.endpoint & -self.endpoint
 
     @property
     def cleared(self) -> int:

@@ -80,8 +80,8 @@ def _leaving(settings: Settings, protocol: str = "") -> tuple[ir.Match, ...]:
         matches.append(InSet("dst", names.ALL_HOSTS, negate=True))
     if protocol:
         matches.append(Protocol(protocol))
-    if settings.nat_interface:
-        matches.append(Interface("out", settings.nat_interface))
+    if name := settings.nat_interface.removesuffix("+"):  # iptables' word for "begins so"; alone: any
+        matches.append(Interface("out", name, prefix=name != settings.nat_interface))
     return tuple(matches)
 
 

@@ -7,6 +7,7 @@ felix/nftables/renderer.go), but for what its users would not want:
 - hardly any rule holds a set of its own (`tcp dport { 80, 443 }`): the kernel's time to make one grows with
   their number, so that 10,000 of them take half a minute. There is a rule for each port or range instead;
 - interface names are always quoted, as one may be called like a word of the language;
+- an interface filter in iptables' words, `eth+`, means the same here;
 - a negated ICMP type and code excludes that pair, where Calico asks that both differ;
 - "not translated" is asked of the one bit and holds for untracked packets too; Calico's `ct status != dnat`
   compares the whole field and is always true.
@@ -24,7 +25,7 @@ from typing import Any
 from tortie.felix.rules import ir, names
 from tortie.felix.rules.iptables import Features
 from tortie.felix.rules.profiles import expendable
-from tortie.linux.nftables import Base, Chain, Content, Key, Map, Rule
+from tortie.linux.nft_table import Base, Chain, Content, Key, Map, Rule
 
 TABLE = "calico"  # in the families ip and ip6
 
@@ -39,18 +40,15 @@ _APPENDS = "*appends*"  # what sets the hashes of a base chain's last rules apar
 _FILTER, _DSTNAT, _SRCNAT, _MANGLE, _RAW = 0, -100, 110, -150, -300
 # Calico puts source translation behind kube-proxy's, whose priority is the usual 100.
 
+# Calico has four more that are always empty, and that every packet would go through.
 BASE_CHAINS: dict[tuple[str, str], Base] = {  # (table, kernel chain) -> how its base chain is hooked
     (ir.FILTER, "INPUT"): Base("filter", "input", _FILTER),
     (ir.FILTER, "FORWARD"): Base("filter", "forward", _FILTER),
     (ir.FILTER, "OUTPUT"): Base("filter", "output", _FILTER),
     (ir.NAT, "PREROUTING"): Base("nat", "prerouting", _DSTNAT),
-    (ir.NAT, "INPUT"): Base("nat", "input", _DSTNAT),
     (ir.NAT, "OUTPUT"): Base("nat", "output", _SRCNAT),
     (ir.NAT, "POSTROUTING"): Base("nat", "postrouting", _SRCNAT),
     (ir.MANGLE, "PREROUTING"): Base("filter", "prerouting", _MANGLE),
-    (ir.MANGLE, "INPUT"): Base("filter", "input", _MANGLE),
-    (ir.MANGLE, "FORWARD"): Base("filter", "forward", _MANGLE),
-    (ir.MANGLE, "OUTPUT"): Base("route", "output", _MANGLE),
     (ir.MANGLE, "POSTROUTING"): Base("filter", "postrouting", _MANGLE),
     (ir.RAW, "PREROUTING"): Base("filter", "prerouting", _RAW),
     (ir.RAW, "OUTPUT"): Base("filter", "output", _RAW),
@@ -315,27 +313,12 @@ def _masquerade(action: ir.Masquerade, words: _Words) -> tuple[str, str]:
 
 def _snat(action: ir.Snat, words: _Words) -> tuple[str, str]:
     random = " fully-random" if words.features.snat_random else ""
-    return "", f"snat to {_host_port(action.address, action.ports)}{random}"
-
-
-def _dnat(action: ir.Dnat, _words: _Words) -> tuple[str, str]:
-    return "", f"dnat to {_host_port(action.address, str(action.port or ''))}"
-
-
-def _host_port(address: str, port: str) -> str:
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return "", f"snat to {action.target}{random}"
 
 
 def _log(action: ir.Log, _words: _Words) -> tuple[str, str]:
     prefix = _UNSAFE.sub("_", action.prefix)[: _LOG_PREFIX_MAX - 2]
     return "", f'log prefix "{prefix}: " level info'
-
-
-def _nflog(action: ir.Nflog, _words: _Words) -> tuple[str, str]:
-    prefix = re.sub(r"[^\w|:/.-]", "_", action.prefix, flags=re.ASCII)[:_LOG_PREFIX_MAX]
-    return "", f'log prefix "{prefix}" snaplen 80 group {action.group}'
 
 
 def _within_rate(action: ir.MarkWithinRate, _words: _Words) -> tuple[str, str]:
@@ -368,9 +351,8 @@ _ACTIONS: dict[type, Callable[[Any, _Words], tuple[str, str]]] = {  # kind of ac
     ir.SetMark: _set_mark,
     ir.Masquerade: _masquerade,
     ir.Snat: _snat,
-    ir.Dnat: _dnat,
+    ir.Dnat: lambda action, _words: ("", f"dnat to {action.address}"),
     ir.Log: _log,
-    ir.Nflog: _nflog,
     ir.SetDscp: lambda action, words: ("", f"{words.ip} dscp set {action.value}"),
     ir.MarkWithinRate: _within_rate,
     ir.ResetAboveConnections: _above_connections,

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from tortie.datastore.names import length_limited
 from tortie.felix.calc import model
 from tortie.felix.calc.model import version_of
 from tortie.felix.rules import ir
@@ -35,13 +34,11 @@ _ICMP = {4: 1, 6: 58}  # IP version -> the protocol number of its ICMP
 class Owner(NamedTuple):
     """Whose rules are rendered, for log prefixes and comments. `kind` is short: np, gnp, pro, …"""
 
-    id: str
     kind: str
     name: str
     namespace: str = ""
     tier: str = ""
     profile: bool = False
-    untracked: bool = False
 
 
 # --- which address families a rule is for -------------------------------------------------------
@@ -204,12 +201,7 @@ def _matches(rule: model.Rule, version: int) -> Iterator[Match]:
 
 
 def _verdict(
-    action: str,
-    matches: tuple[Match, ...],
-    table: str,
-    settings: Settings,
-    owner: Owner,
-    nflog: ir.Nflog | None,
+    action: str, matches: tuple[Match, ...], table: str, settings: Settings, owner: Owner
 ) -> Iterator[ir.Rule]:
     """The main rule marks, the rules after it act on the mark alone."""
     if action == "log":
@@ -220,8 +212,6 @@ def _verdict(
     marks = settings.marks
     bit = {"allow": marks.accept, "pass": marks.passed, "deny": marks.drop}[action]
     yield ir.Rule(matches, ir.set_bits(bit))
-    if nflog is not None:
-        yield ir.Rule((ir.all_set(bit),), nflog)
     yield ir.Rule((ir.all_set(bit),), settings.deny(table) if action == "deny" else ir.RETURN)
 
 
@@ -239,7 +229,6 @@ def rule_chain_rules(
     *,
     version: int,
     table: str,
-    ingress: bool,
     settings: Settings,
     owner: Owner,
     comment: str,
@@ -249,11 +238,8 @@ def rule_chain_rules(
     if owner.profile and any(rule.action == "pass" for rule in rules):
         # The mark may still be set from the last tier or the profile before (which Calico overlooks).
         rendered.append(ir.Rule(action=ir.clear_bits(settings.marks.passed)))
-    for index, rule in enumerate(rules):
-        nflog = _nflog(rule.action, index, ingress, settings, owner)
-        rendered += render_rule(
-            rule, version=version, table=table, settings=settings, owner=owner, nflog=nflog
-        )
+    for rule in rules:
+        rendered += render_rule(rule, version=version, table=table, settings=settings, owner=owner)
     while rendered and rendered[-1].action == ir.RETURN:  # the chain's end returns anyway
         rendered.pop()
     first = rendered[0] if rendered else ir.Rule()
@@ -261,13 +247,7 @@ def rule_chain_rules(
 
 
 def render_rule(
-    rule: model.Rule,
-    *,
-    version: int,
-    table: str,
-    settings: Settings,
-    owner: Owner,
-    nflog: ir.Nflog | None = None,
+    rule: model.Rule, *, version: int, table: str, settings: Settings, owner: Owner
 ) -> list[ir.Rule]:
     """One rule for one IP version; nothing if it does not concern that version."""
     mine = for_version(rule, version)
@@ -285,20 +265,6 @@ def render_rule(
     matches = tuple(_matches(_with_sides(mine, src, dst), version))
     if split.used:
         matches = (*matches, ir.all_set(settings.marks.scratch0))
-    verdict = _verdict(mine.action, matches, table, settings, owner, nflog)
+    verdict = _verdict(mine.action, matches, table, settings, owner)
     comments = tuple(f"{key}={value}" for key, value in mine.annotations[:_MAX_ANNOTATIONS])
     return [replace(one, comments=comments) if comments else one for one in [*split.rules, *verdict]]
-
-
-def _nflog(action: str, index: int, ingress: bool, settings: Settings, owner: Owner) -> ir.Nflog | None:
-    """Flow logs want a copy of each verdict; untracked rules are spared it."""
-    if not settings.flow_logs or owner.untracked or action == "log":
-        return None
-    letter = {"allow": "A", "deny": "D", "pass": "P"}[action]
-    prefix = f"{letter}{'R' if owner.profile else 'P'}{'I' if ingress else 'E'}{index}|{owner.id}"
-    return ir.Nflog(1 if ingress else 2, nflog_prefix(prefix))
-
-
-def nflog_prefix(text: str) -> str:
-    """At most 63 characters: too long a one keeps ten at each end and a digest between."""
-    return text if len(text) < 63 else f"{text[:10]}{length_limited('', text, 42)}_{text[-10:]}"

@@ -1,5 +1,7 @@
 """The chains of profiles and policies: one for each direction, `cali-pri-…` and `cali-pro-…`."""
 
+from functools import partial
+
 from tortie.felix.calc.model import Policy, Profile
 from tortie.felix.rules import names
 from tortie.felix.rules.ir import Chain
@@ -9,28 +11,12 @@ from tortie.felix.rules.settings import Settings
 
 def profile_chains(profile: Profile, version: int, table: str, settings: Settings) -> tuple[Chain, Chain]:
     """Inbound and outbound."""
-    owner = Owner(profile.name, "pro", profile.name, profile=True)
-    inbound = rule_chain_rules(
-        profile.inbound,
-        version=version,
-        table=table,
-        ingress=True,
-        settings=settings,
-        owner=owner,
-        comment=f"Profile {profile.name} ingress",
-    )
-    outbound = rule_chain_rules(
-        profile.outbound,
-        version=version,
-        table=table,
-        ingress=False,
-        settings=settings,
-        owner=owner,
-        comment=f"Profile {profile.name} egress",
-    )
+    name, who = profile.name, f"Profile {profile.name}"
+    owner = Owner("pro", name, profile=True)
+    render = partial(rule_chain_rules, version=version, table=table, settings=settings, owner=owner)
     return (
-        Chain(names.chain(names.PROFILE_IN, profile.name), inbound),
-        Chain(names.chain(names.PROFILE_OUT, profile.name), outbound),
+        Chain(names.chain(names.PROFILE_IN, name), render(profile.inbound, comment=f"{who} ingress")),
+        Chain(names.chain(names.PROFILE_OUT, name), render(profile.outbound, comment=f"{who} egress")),
     )
 
 
@@ -39,36 +25,12 @@ def policy_chains(policy: Policy, version: int, table: str, settings: Settings) 
     ident = policy.id
     if ident.staged:
         return ()
-    owner = Owner(
-        ident.text,
-        ident.text.split("/")[0],
-        ident.name,
-        ident.namespace,
-        policy.tier,
-        untracked=policy.stage == "untracked",
-    )
+    owner = Owner(ident.text.split("/")[0], ident.name, ident.namespace, policy.tier)
     who = f"{ident.kind} {ident.namespace + '/' if ident.namespace else ''}{ident.name}"
-    inbound = rule_chain_rules(
-        policy.inbound,
-        version=version,
-        table=table,
-        ingress=True,
-        settings=settings,
-        owner=owner,
-        comment=f"{who} ingress",
-    )
-    outbound = rule_chain_rules(
-        policy.outbound,
-        version=version,
-        table=table,
-        ingress=False,
-        settings=settings,
-        owner=owner,
-        comment=f"{who} egress",
-    )
+    render = partial(rule_chain_rules, version=version, table=table, settings=settings, owner=owner)
     return (
-        Chain(names.chain(names.POLICY_IN, ident.text), inbound),
-        Chain(names.chain(names.POLICY_OUT, ident.text), outbound),
+        Chain(names.chain(names.POLICY_IN, ident.text), render(policy.inbound, comment=f"{who} ingress")),
+        Chain(names.chain(names.POLICY_OUT, ident.text), render(policy.outbound, comment=f"{who} egress")),
     )
 
 

@@ -49,7 +49,6 @@ class Settings:
     log_prefix: str = "calico-packet"
     log_rate: str = ""
     log_burst: int = 5
-    flow_logs: bool = False
 
     def deny(self, table: str) -> ir.Drop | ir.Reject:
         """The kernel has REJECT in the filter table only; elsewhere a denied packet is dropped."""

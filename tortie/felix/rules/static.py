@@ -5,7 +5,7 @@ denies traffic of workloads that felix does not know, so they are complete befor
 (Reference: policy sheet 5.2, 5.3; felix/rules/static.go. For a host without OpenStack, IPVS, eBPF.)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from tortie.felix.calc.model import version_of
 from tortie.felix.rules import ir, names, nat
@@ -62,34 +62,39 @@ def _jump(chain: str) -> Hook:
     return Hook(first=(Rule(action=Jump(chain)),))
 
 
-def chains(version: int, settings: Settings) -> dict[str, list[Chain]]:
-    """Table -> its static chains."""
+def chains(version: int, settings: Settings, idle: Collection[str] = ()) -> dict[str, list[Chain]]:
+    """Table -> its static chains.
+
+    `idle`: chains that are empty. Every packet would be led there in vain, and then asked what was found, so
+    the rules for that are left out; of a chain that then has none its hook may be (Tortie's own: Calico's
+    packets go through all of it).
+    """
     return {
         ir.RAW: [
-            _raw_prerouting(version, settings),
-            _raw_output(version, settings),
+            _raw_prerouting(version, settings, idle),
+            _raw_output(version, settings, idle),
             _wireguard_mark(settings),
             *_failsafes(ir.RAW, version, settings),
         ],
         ir.MANGLE: [
-            _mangle_prerouting(settings),
-            _mangle_postrouting(settings),
+            _mangle_prerouting(settings, idle),
+            _mangle_postrouting(settings, idle),
             *_failsafes(ir.MANGLE, version, settings),
         ],
         ir.NAT: nat.static_chains(version, settings),
         ir.FILTER: [
-            _input(version, settings),
+            _input(version, settings, idle),
             _workload_to_host(version, settings),
-            _forward(settings),
-            _output(version, settings),
+            _forward(settings, idle),
+            _output(version, settings, idle),
             *_failsafes(ir.FILTER, version, settings),
         ],
     }
 
 
-def _from_workload(settings: Settings, action: ir.Action) -> Iterator[Rule]:
+def _from_workload(settings: Settings, action: ir.Action, *also: ir.Match) -> Iterator[Rule]:
     for prefix in settings.workload_prefixes:
-        yield Rule((Interface("in", prefix, prefix=True),), action)
+        yield Rule((Interface("in", prefix, prefix=True), *also), action)
 
 
 def _to_workload(settings: Settings, action: ir.Action) -> Iterator[Rule]:
@@ -97,33 +102,44 @@ def _to_workload(settings: Settings, action: ir.Action) -> Iterator[Rule]:
         yield Rule((Interface("out", prefix, prefix=True),), action)
 
 
+def _unless(idle: Collection[str], chain: str, *rules: Rule) -> tuple[Rule, ...]:
+    """Rules that lead to a chain, prepare for it or act on what it found."""
+    return () if chain in idle else rules
+
+
 # --- raw ----------------------------------------------------------------------------------------
 
 
-def _raw_prerouting(version: int, settings: Settings) -> Chain:
-    """Before connection tracking: no workload may use a source address that is not routed to it."""
+def _raw_prerouting(version: int, settings: Settings, idle: Collection[str]) -> Chain:
+    """Before connection tracking: no workload may use a source address that is not routed to it.
+
+    Calico marks what comes from workloads and then asks for the mark; to ask for the interface each time is
+    the same and costs a packet less.
+    """
     marks = settings.marks
-    workload = ir.all_set(marks.scratch0)
     rules = [Rule(action=ir.clear_bits(marks.cleared))]
     if settings.wireguard and settings.wireguard_host_encryption:
         rules.append(Rule(action=Jump(names.WIREGUARD_MARK)))
     rules += _vxlan_untracked(version, settings)
-    rules += _from_workload(settings, ir.set_bits(marks.scratch0))
-    rules += [
-        Rule((workload,), Jump(names.RPF_SKIP)),
-        Rule((workload, ir.ReversePathFailed()), settings.deny(ir.RAW)),
-        Rule((ir.all_clear(marks.scratch0),), Jump(names.FROM_HOST_DISPATCH)),
+    rules += _unless(idle, names.RPF_SKIP, *_from_workload(settings, Jump(names.RPF_SKIP)))
+    rules += _from_workload(settings, settings.deny(ir.RAW), ir.ReversePathFailed())
+    rules += _unless(
+        idle,
+        names.FROM_HOST_DISPATCH,
+        *_from_workload(settings, ir.RETURN),
+        Rule(action=Jump(names.FROM_HOST_DISPATCH)),
         Rule((ir.all_set(marks.accept),), ir.ACCEPT),
-    ]
+    )
     return Chain(names.PREROUTING, tuple(rules))
 
 
-def _raw_output(version: int, settings: Settings) -> Chain:
+def _raw_output(version: int, settings: Settings, idle: Collection[str]) -> Chain:
+    accepted = ir.all_set(settings.marks.accept)
     rules = [
         Rule(action=ir.clear_bits(settings.marks.cleared)),
-        Rule(action=Jump(names.TO_HOST_DISPATCH)),
+        *_unless(idle, names.TO_HOST_DISPATCH, Rule(action=Jump(names.TO_HOST_DISPATCH))),
         *_vxlan_untracked(version, settings),
-        Rule((ir.all_set(settings.marks.accept),), ir.ACCEPT),
+        *_unless(idle, names.TO_HOST_DISPATCH, Rule((accepted,), ir.ACCEPT)),
     ]
     return Chain(names.OUTPUT, tuple(rules))
 
@@ -156,10 +172,12 @@ def _wireguard_mark(settings: Settings) -> Chain:
 # --- mangle -------------------------------------------------------------------------------------
 
 
-def _mangle_prerouting(settings: Settings) -> Chain:
+def _mangle_prerouting(settings: Settings, idle: Collection[str]) -> Chain:
     accepted = ir.all_set(settings.marks.accept)
     allow = settings.mangle_allow
-    rules = (
+    rules = _unless(
+        idle,
+        names.FROM_HOST_DISPATCH,
         Rule((Conntrack(("RELATED", "ESTABLISHED")),), allow),
         Rule((accepted,), allow),
         Rule(action=Jump(names.FROM_HOST_DISPATCH)),
@@ -168,7 +186,7 @@ def _mangle_prerouting(settings: Settings) -> Chain:
     return Chain(names.PREROUTING, rules)
 
 
-def _mangle_postrouting(settings: Settings) -> Chain:
+def _mangle_postrouting(settings: Settings, idle: Collection[str]) -> Chain:
     """Host traffic that was translated meets its policy here, when its true destination is known."""
     accepted = ir.all_set(settings.marks.accept)
     leaving = (
@@ -176,12 +194,17 @@ def _mangle_postrouting(settings: Settings) -> Chain:
         InSet("dst", names.ALL_POOLS, negate=True),
         InSet("dst", names.THIS_HOST, negate=True),
     )
+    to_egress_dscp = Rule(leaving, Jump(names.EGRESS_DSCP), ("set dscp for traffic leaving cluster.",))
     rules = (
-        Rule(leaving, Jump(names.EGRESS_DSCP), ("set dscp for traffic leaving cluster.",)),
-        Rule((accepted,), ir.RETURN),
-        Rule(action=ir.clear_bits(settings.marks.cleared)),
-        Rule((Dnatted(),), Jump(names.TO_HOST_DISPATCH)),
-        Rule((accepted,), ir.RETURN, (_ACCEPTED_BY_HOST,)),
+        *_unless(idle, names.EGRESS_DSCP, to_egress_dscp),
+        *_unless(
+            idle,
+            names.TO_HOST_DISPATCH,
+            Rule((accepted,), ir.RETURN),
+            Rule(action=ir.clear_bits(settings.marks.cleared)),
+            Rule((Dnatted(),), Jump(names.TO_HOST_DISPATCH)),
+            Rule((accepted,), ir.RETURN, (_ACCEPTED_BY_HOST,)),
+        ),
     )
     return Chain(names.POSTROUTING, rules)
 
@@ -189,16 +212,20 @@ def _mangle_postrouting(settings: Settings) -> Chain:
 # --- filter -------------------------------------------------------------------------------------
 
 
-def _input(version: int, settings: Settings) -> Chain:
+def _input(version: int, settings: Settings, idle: Collection[str]) -> Chain:
     marks, allow = settings.marks, settings.filter_allow
     accepted = ir.all_set(marks.accept)
     rules = [
         *_tunnels_in(version, settings),
         *_from_workload(settings, Goto(names.WORKLOAD_TO_HOST)),
-        Rule((accepted,), allow),
-        Rule(action=ir.clear_bits(marks.cleared)),
-        Rule(action=Jump(names.FROM_HOST_DISPATCH)),
-        Rule((accepted,), allow, (_ACCEPTED_BY_HOST,)),
+        *_unless(
+            idle,
+            names.FROM_HOST_DISPATCH,
+            Rule((accepted,), allow),
+            Rule(action=ir.clear_bits(marks.cleared)),
+            Rule(action=Jump(names.FROM_HOST_DISPATCH)),
+            Rule((accepted,), allow, (_ACCEPTED_BY_HOST,)),
+        ),
     ]
     return Chain(names.INPUT, tuple(rules))
 
@@ -237,30 +264,42 @@ def _workload_to_host(version: int, settings: Settings) -> Chain:
     return Chain(names.WORKLOAD_TO_HOST, tuple(rules))
 
 
-def _forward(settings: Settings) -> Chain:
+def _forward(settings: Settings, idle: Collection[str]) -> Chain:
+    """The packets of limited workloads are counted before anything accepts them.
+
+    Without host endpoints no mark is set yet; what a workload's chains ask for they clear themselves.
+    """
     marks = settings.marks
+    from_host, unmarked = names.FROM_FORWARD_DISPATCH, (ir.all_clear(marks.accept),)
+    to_rates = _to_workload(settings, Jump(names.WORKLOAD_RATE_DISPATCH))
     rules = [
-        Rule(action=ir.clear_bits(marks.cleared & ~marks.accept)),
-        Rule((ir.all_clear(marks.accept),), Jump(names.FROM_FORWARD_DISPATCH)),
+        *_unless(idle, from_host, Rule(action=ir.clear_bits(marks.cleared & ~marks.accept))),
+        *_unless(idle, names.WORKLOAD_RATE_DISPATCH, *to_rates),
+        *_unless(idle, from_host, Rule(unmarked, Jump(from_host))),
     ]
     for prefix in settings.workload_prefixes:
         rules.append(Rule((Interface("in", prefix, prefix=True),), Jump(names.FROM_WORKLOAD_DISPATCH)))
         rules.append(Rule((Interface("out", prefix, prefix=True),), Jump(names.TO_WORKLOAD_DISPATCH)))
-    rules.append(Rule(action=Jump(names.TO_FORWARD_DISPATCH)))
-    rules.append(Rule(action=Jump(names.CIDR_BLOCK)))
+    for chain in (names.TO_FORWARD_DISPATCH, names.CIDR_BLOCK):
+        rules += _unless(idle, chain, Rule(action=Jump(chain)))
     return Chain(names.FORWARD, tuple(rules))
 
 
-def _output(version: int, settings: Settings) -> Chain:
+def _output(version: int, settings: Settings, idle: Collection[str]) -> Chain:
+    """What the host sends to its own workloads is not policed."""
     marks, allow = settings.marks, settings.filter_allow
     accepted = ir.all_set(marks.accept)
+    to_host = names.TO_HOST_DISPATCH
     rules = [
-        Rule((accepted,), allow),
-        *_to_workload(settings, ir.RETURN),  # what the host sends to its own workloads is not policed
+        *_unless(idle, to_host, Rule((accepted,), allow), *_to_workload(settings, ir.RETURN)),
         *_tunnels_out(version, settings),
-        Rule(action=ir.clear_bits(marks.cleared)),
-        Rule((Dnatted(negate=True),), Jump(names.TO_HOST_DISPATCH)),
-        Rule((accepted,), allow, (_ACCEPTED_BY_HOST,)),
+        *_unless(
+            idle,
+            to_host,
+            Rule(action=ir.clear_bits(marks.cleared)),
+            Rule((Dnatted(negate=True),), Jump(to_host)),
+            Rule((accepted,), allow, (_ACCEPTED_BY_HOST,)),
+        ),
     ]
     return Chain(names.OUTPUT, tuple(rules))
 
