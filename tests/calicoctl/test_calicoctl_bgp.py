@@ -1,7 +1,6 @@
 """`bgp peers` and `bgp routes`: of all nodes from the datastore, of this host from its agent."""
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from tests.calicoctl.conftest import Ctl
-from tortie.bgp.status import PeerStatus, Status, encode
+from tests.support.bgp_agent import agent
+from tests.support.peers import PEER
+from tortie.bgp.status import Status
 from tortie.bgp.table import TableRoute
 from tortie.calicoctl import bgpshow
 from tortie.confd import nodestatus
@@ -18,15 +19,8 @@ from tortie.datastore.connect import connect
 from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.node import CalicoNodeStatus, CalicoNodeStatusSpec
 
-_PEER = PeerStatus(
-    address="10.0.0.2",
-    type="node-to-node mesh",
-    family=4,
-    port=0,
-    state="up",
-    since=1_000_000_000.0,
-    bgp_state="Established",
-    info="Established",
+_PEER = replace(
+    PEER,
     received=12,
     rejected=3,
     rejected_because={"filter deny, importV4 rule 1": 2, "own AS 64512 in AS path": 1},
@@ -48,7 +42,7 @@ _TABLE = [
 
 
 def node_status(name: str, node: str, wall: float, *classes: str, **agent: Any) -> CalicoNodeStatus:
-    status = Status(pid=1, started=0, updated=0, configuration="loaded", peers=(_PEER,))
+    status = Status(started=0, updated=0, configuration="loaded", peers=(_PEER,))
     found = nodestatus.build(classes, replace(status, **agent), _TABLE, wall)
     spec = CalicoNodeStatusSpec(node=node, classes=classes, updatePeriodSeconds=10)
     return CalicoNodeStatus(metadata=ObjectMeta(name=name), spec=spec, status=found)
@@ -68,7 +62,7 @@ def test_the_newest_status_with_the_class_counts() -> None:
 
 @pytest.mark.unit
 def test_peers_of_this_host() -> None:
-    status = Status(pid=1, started=0, updated=0, peers=(_PEER,))
+    status = Status(started=0, updated=0, peers=(_PEER,))
     assert (
         bgpshow.own_peers(status, 2e9)
         == """\
@@ -105,10 +99,9 @@ def test_this_host_without_an_agent(offline: Ctl, tmp_path: Path, monkeypatch: p
     for words in (("peers", "--local"), ("routes", "--local")):
         result = offline.run("bgp", *words)
         assert result.code == 1 and "The BGP backend process (BIRD) is not running." in result.err
-    alive = Status(pid=os.getpid(), started=0, updated=0)
-    (tmp_path / "bgp-status.json").write_bytes(encode(alive))
-    assert "RECEIVED" in offline.ok("bgp", "peers", "--local")
-    result = offline.run("bgp", "routes", "--local")
+    with agent(tmp_path, Status(started=0, updated=0)):
+        assert "RECEIVED" in offline.ok("bgp", "peers", "--local")
+        result = offline.run("bgp", "routes", "--local")
     assert result.code == 1 and "the BGP agent does not tell its routes" in result.err
 
 

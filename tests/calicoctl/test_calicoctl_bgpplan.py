@@ -177,6 +177,12 @@ def test_what_stands_in_the_way() -> None:
     world = World()
     assert obstacles(world.observed(), Goal(frozenset(["a", "x", "y"]))) == ["there is no node x, y"]
     assert obstacles(world.observed(), Goal(frozenset(_NAMES))) == ["every node would be a reflector"]
+    mixed = world.observed()
+    other = replace(mixed.nodes["b"], as_number=65001)
+    nodes = {**mixed.nodes, "b": other}
+    (said,) = obstacles(replace(mixed, nodes=nodes), _ONE)
+    assert said.startswith("the nodes are in different ASes (a in 64512, b in 65001, ")
+    assert obstacles(replace(mixed, nodes=nodes), _MESH) == [], "the way back is open to everybody"
     world.pursue(_PAIR)
     assert obstacles(world.observed(), _ONE) == [
         "a, b reflect already: name them, too, or go back to the mesh first"

@@ -175,7 +175,7 @@ def peer(address: str, **fields: Any) -> PeerStatus:
 
 def test_sessions_of_both_families() -> None:
     found = Status(
-        pid=1, started=0, updated=0,
+        started=0, updated=0,
         peers=(
             peer("172.17.8.102"),
             peer(
@@ -210,7 +210,7 @@ IPv6 BGP status
 
 
 def test_no_sessions_and_no_agent() -> None:
-    nothing = Status(pid=1, started=0, updated=0)
+    nothing = Status(started=0, updated=0)
     assert nodestatus.text(nothing, NOW) == (
         "\nIPv4 BGP status\nNo IPv4 peers found.\n\nIPv6 BGP status\nNo IPv6 peers found.\n\n"
     )

@@ -99,3 +99,36 @@ def test_addresses_of_services_are_known_by_kubectl_and_taken_for_used_without(
     assert "  192.0.2.1 leaked; attrs Main:lb-b Extra:\n" in out
     refused = ctl.run("ipam", "check", "--kubeconfig", "other.cfg")
     assert (refused.code, refused.out) == (1, "") and refused.err.startswith("failed to list services")
+
+
+@kernel
+@pytest.mark.parametrize("fixture", ["ctl", "kube_ctl"])
+def test_70_a_report_of_another_cluster_or_of_old_is_refused_and_only_a_missing_lock_can_be_forced(
+    fixture: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    on: Ctl = request.getfixturevalue(fixture)
+    path = tmp_path / "report.json"
+    on.ok("apply", "-f", "-", stdin=CLUSTER)
+    on.ok("ipam", "check", "-o", str(path))
+    release = ("ipam", "release", "--from-report", str(path))
+
+    def refused(*more: str) -> str:
+        result = on.run(*release, *more)
+        assert result.code == 1 and "Releas" not in result.out
+        return result.err
+
+    assert "data store is not locked" in refused()
+    forced = on.ok(*release, "--force")
+    assert forced.startswith("WARNING: Data store is not locked. Ignoring due to --force option\n")
+    on.ok("datastore", "migrate", "lock")
+    for more in ((), ("--force",)):
+        assert "the provided reports are all stale" in refused(*more)
+    on.ok("ipam", "check", "-o", str(path))
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps(report | {"version": "v0.0.1"}))
+    assert "was produced using a different version (v0.0.1)" in refused()
+    path.write_text(json.dumps(report | {"clusterGUID": "0" * 32}))
+    for more in ((), ("--force",)):
+        assert "mismatched cluster GUID" in refused(*more)
+    path.write_text(json.dumps(report))
+    assert on.ok(*release).endswith("You may now unlock the data store.\n")

@@ -27,8 +27,8 @@ class Machine:
 
     def readdress(self, cidr: str) -> None:
         """Give eth0 another address instead of the one it has."""
-        self.node.box.run("ip", "-4", "addr", "flush", "dev", "eth0")
-        self.node.box.run("ip", "addr", "add", cidr, "dev", "eth0")
+        steps = f"addr flush dev eth0\naddr add {cidr} dev eth0\n"
+        self.node.box.run("ip", "-4", "-batch", "-", stdin=steps)  # who watches sees it as one change
 
     def calico_node(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a role of calico-node to its end; `env` comes on top of what every node gets."""
@@ -71,7 +71,8 @@ class Machine:
 
 
 def etcdctl(lab: Lab, *words: str) -> str:
-    argv = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={lab.etcd.endpoint}", *words]
+    patience = ["--dial-timeout=60s", "--command-timeout=60s"]
+    argv = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={lab.etcd.endpoint}", *patience, *words]
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 

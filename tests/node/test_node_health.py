@@ -69,7 +69,7 @@ def free_port() -> int:
 
 
 async def until_served(port: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             try:
                 await ask(port, b"GET /liveness HTTP/1.0\r\n\r\n")
@@ -89,7 +89,7 @@ def test_reports_by_datagram_and_answers_by_http(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"not json", path)
             sender.sendto(json.dumps({"name": "felix", "live": True, "ready": True}).encode(), path)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not (answer := await ask(port, get)).startswith("HTTP/1.1 200"):
                 await asyncio.sleep(0.01)
         assert "| felix" in answer and "reporting ready" in answer
@@ -112,7 +112,7 @@ def test_a_port_that_somebody_else_has_is_taken_later(
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = int(other.getsockname()[1])
             task = asyncio.create_task(server.serve_port("127.0.0.1", port))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while not caplog.records:
                     await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)

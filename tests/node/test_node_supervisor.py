@@ -18,7 +18,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-async def until(condition: object, timeout: float = 30.0) -> None:
+async def until(condition: object, timeout: float = 120.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.01)
@@ -68,7 +68,7 @@ def test_a_configuration_restart_does_not_back_off(tmp_path: Path) -> None:
     async def scenario() -> None:
         supervisor = Supervisor([Component("eager", python(code))], Health(["eager"]))
         task = asyncio.create_task(supervisor.run())
-        await until(lambda: len(lines(log)) >= 12)  # backing off, these would take a minute
+        await until(lambda: len(lines(log)) >= 24)  # backing off, these would take three minutes
         task.cancel()
 
     asyncio.run(scenario())

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from tortie.calicoctl import session
 from tortie.calicoctl.bgpplan import (
+    DEFAULT_AS,
     LABEL,
     LABEL_VALUE,
     PEERING,
@@ -126,14 +127,17 @@ async def pursue(client: Client, goal: Goal, patience: float, out: Callable[[str
 async def observe(client: Client) -> Observed:
     statuses = {one.name: one for one in (await client.list(CalicoNodeStatus)).items}
     nodes = (await client.list(Node)).items
+    default = await _configuration(client)
+    cluster_as = (
+        DEFAULT_AS if default is None or default.spec.asNumber is None else int(default.spec.asNumber)
+    )
     addresses = {node.name: _addresses(node) for node in nodes}
     members = {address for mine in addresses.values() for address in mine}
     found = {
-        node.name: _state(node, addresses[node.name], members, statuses.get(_WATCH + node.name))
+        node.name: _state(node, addresses[node.name], members, statuses.get(_WATCH + node.name), cluster_as)
         for node in nodes
         if addresses[node.name]
     }
-    default = await _configuration(client)
     peers = {one.name for one in (await client.list(BGPPeer)).items}
     mesh = default is None or default.spec.nodeToNodeMeshEnabled is not False
     return Observed(found, mesh, PEERING in peers)
@@ -145,7 +149,11 @@ def _addresses(node: Node) -> tuple[str, ...]:
 
 
 def _state(
-    node: Node, addresses: tuple[str, ...], members: Collection[str], status: CalicoNodeStatus | None
+    node: Node,
+    addresses: tuple[str, ...],
+    members: Collection[str],
+    status: CalicoNodeStatus | None,
+    cluster_as: int,
 ) -> NodeState:
     bgp = node.spec.bgp or NodeBGPSpec()
     state = NodeState(
@@ -154,6 +162,7 @@ def _state(
         bgp.routeReflectorClusterID,
         node.metadata.labels.get(LABEL) == LABEL_VALUE,
         status is not None,
+        as_number=cluster_as if bgp.asNumber is None else int(bgp.asNumber),
     )
     if status is None or not status.status.lastUpdated:
         return state

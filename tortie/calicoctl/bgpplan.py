@@ -16,6 +16,7 @@ from typing import Literal
 LABEL, LABEL_VALUE = "route-reflector", "true"  # as in Calico's documentation
 PEERING = "route-reflectors"  # name of the BGPPeer
 SELECTOR = f"{LABEL} == '{LABEL_VALUE}'"
+DEFAULT_AS = 64512  # Calico's
 CLUSTER_ID = "244.0.0.1"  # as in Calico's documentation
 
 Verb = Literal[
@@ -40,6 +41,7 @@ class NodeState:
     heard: Mapping[str, Collection[str]] | None = None
     direct: frozenset[str] = frozenset()
     relays: frozenset[str] = frozenset()
+    as_number: int = DEFAULT_AS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ def obstacles(observed: Observed, goal: Goal) -> list[str]:
     others = [node.name for node in _sorted(observed) if node.cluster_id and node.name not in goal.reflectors]
     if goal.reflectors and others:
         return [f"{', '.join(others)} reflect already: name them, too, or go back to the mesh first"]
+    if goal.reflectors and len({node.as_number for node in observed.nodes.values()}) > 1:
+        numbers = ", ".join(f"{node.name} in {node.as_number}" for node in _sorted(observed))
+        return [f"the nodes are in different ASes ({numbers}): reflectors serve one AS (RFC 4456)"]
     if goal.reflectors and len(goal.reflectors) == len(observed.nodes):
         return ["every node would be a reflector"]
     return []

@@ -9,8 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from msgspec import UNSET
 
-from tortie.bgp import status as bgp_status
-from tortie.bgp import table
+from tortie.bgp import ask
 from tortie.bgp.status import Status, since
 from tortie.bgp.table import TableRoute
 from tortie.calicoctl import rootonly, session
@@ -18,7 +17,6 @@ from tortie.calicoctl.call import Call
 from tortie.calicoctl.errors import CommandError, printable
 from tortie.calicoctl.session import Session
 from tortie.core.errors import ConfigError, PeerError
-from tortie.core.paths import Paths
 from tortie.core.tables import boxed
 from tortie.datastore.types.node import CalicoNodeStatus, Node
 
@@ -41,7 +39,7 @@ def routes(call: Call) -> None:
     if call.flags["local"]:
         _own_status()
         try:
-            found = asyncio.run(table.read(Paths.from_env().bgp_routes))
+            found = asyncio.run(ask.routes())
         except PeerError as err:
             raise CommandError(str(err)) from err
         call.out(own_routes(found))
@@ -53,10 +51,10 @@ def _own_status() -> Status:
     """Raises CommandError unless there is an agent on this host."""
     rootonly.require()
     try:
-        found = bgp_status.read()
+        found = ask.status()
     except ConfigError as err:
         raise CommandError(str(err)) from err
-    if found is None or not found.alive:
+    if found is None:
         raise CommandError("The BGP backend process (BIRD) is not running.")
     return found
 

@@ -82,6 +82,19 @@ _VALIDATE = Command(
     run="crud:validate",
     arity=_ANY,
 )
+_CONVERT = Command(
+    "convert",
+    "Convert resources of Calico v1 or Kubernetes NetworkPolicies to Calico v3",
+    "Prints the resources of a file, of Calico's v1 API or NetworkPolicies of Kubernetes, as resources of\n"
+    "Calico v3. Needs no datastore.",
+    example="  calicoctl convert -f v1-policy.yaml -o yaml\n  cat policy.json | calicoctl convert -f -",
+    flags=(
+        Flag("filename", "file with resources, - for standard input", "f"),
+        Flag("output", "yaml or json", "o", default="yaml"),
+        Flag("ignore-validation", "print also what does not pass the checks", kind="bool"),
+    ),
+    run="convert:convert",
+)
 _DELETE = Command(
     "delete",
     "Delete resources, given by kind and name or by file, directory or stdin",
@@ -183,7 +196,7 @@ def root(name: str = "calicoctl") -> Command:
         "Manages Calico's network and policy resources, addresses, and the node on this host.",
         flags=GLOBAL,
         children=(
-            _APPLY, BGP, CLUSTER, _COMPLETION, _CREATE, DATASTORE, _DELETE, _GET, _HELP, IPAM, _LABEL, NODE,
-            _PATCH, _REPLACE, _VALIDATE, _VERSION, _COMPLETE,
+            _APPLY, BGP, CLUSTER, _COMPLETION, _CONVERT, _CREATE, DATASTORE, _DELETE, _GET, _HELP, IPAM,
+            _LABEL, NODE, _PATCH, _REPLACE, _VALIDATE, _VERSION, _COMPLETE,
         ),
     )  # fmt: skip

@@ -89,6 +89,8 @@ def _write(call: Call, verb: str, operation: Operation, skip: type[TortieError] 
                 resource = operations.in_namespace(resource, call.flags["namespace"], False)
                 await operation(client, resource)
                 result.handled += 1
+                if verb != "delete":
+                    _warn_of(call, current, resource)
             except skip:
                 result.handled += 1
             except TortieError as err:
@@ -96,6 +98,13 @@ def _write(call: Call, verb: str, operation: Operation, skip: type[TortieError] 
         _tell(current.tell_done, verb, result)
 
     session.run(call, work)
+
+
+def _warn_of(call: Call, current: Session, written: Resource) -> None:
+    """Of what is stored and has no effect."""
+    if written.KIND == "IPAMConfiguration" and current.datastore_type == "etcdv3":
+        # Calico's allocator reads an object of its own in etcd, and so does ours.
+        call.err("Warning: with etcd an IPAMConfiguration has no effect, use calicoctl ipam configure")
 
 
 def _tell(out: Callable[[str], None], verb: str, result: outcome.Outcome) -> None:
@@ -146,6 +155,7 @@ def patch(call: Call) -> None:
             await operations.patch(client, resource, call.flags["patch"])
         except TortieError as err:
             raise CommandError(f"hit error: {err}") from err
+        _warn_of(call, current, resource)
         current.tell_done(f"Successfully patched 1 '{resource.KIND}' resource\n")
 
     session.run(call, work)

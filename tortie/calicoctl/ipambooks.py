@@ -12,6 +12,7 @@ from typing import Any
 
 from tortie.calicoctl.errors import CommandError
 from tortie.core.errors import ResourceDoesNotExist, ValidationError
+from tortie.core.tasks import together
 from tortie.datastore.access import Page
 from tortie.datastore.backend import Listed
 from tortie.datastore.client import Client
@@ -24,7 +25,7 @@ from tortie.ipam import addresses, soundness
 from tortie.ipam.audit import Books, StoredBlock, Use
 from tortie.ipam.handles import handle_of
 from tortie.ipam.names import SERVICE, clean_handle
-from tortie.ipam.store import Store, cidr_of, is_confirmed, owner_of, together
+from tortie.ipam.store import Store, cidr_of, is_confirmed, owner_of
 
 _CLASS = "calico"  # the loadBalancerClass that asks for us
 _ANNOTATIONS = ("ipv4pools", "ipv6pools", "loadBalancerIPs")  # of projectcalico.org/, asking for us too

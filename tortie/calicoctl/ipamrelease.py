@@ -23,11 +23,13 @@ from tortie.core.errors import (
 )
 from tortie.datastore.client import Client
 from tortie.datastore.types.cluster import ClusterInformation
+from tortie.datastore.types.node import Node
 from tortie.ipam import reports
 from tortie.ipam.allocator import Allocator
 from tortie.ipam.audit import Books, audit
 from tortie.ipam.block import ReleaseRequest
 from tortie.ipam.handles import handle_key
+from tortie.ipam.names import NODE, is_warm
 from tortie.ipam.reports import Report
 
 
@@ -51,8 +53,14 @@ async def _address(call: Call, client: Client, text: str) -> None:
         address = str(ipaddress.ip_address(text))
     except ValueError:
         raise Refusal(f"Error executing command: invalid IP address specified: {text}") from None
+    allocator = Allocator(client)
+    if node := await _keeper(client, allocator, address):
+        raise CommandError(
+            f"IP address {address} is kept ready by node {printable(node)} for its next pods "
+            "(calicoctl ipam show --warm); it comes back when TORTIE_WARM_POOL is unset there"
+        )
     try:
-        outcome = await Allocator(client).release_ips([ReleaseRequest(address)])
+        outcome = await allocator.release_ips([ReleaseRequest(address)])
         if outcome.error is not None:
             raise outcome.error
     except TortieError as err:
@@ -60,6 +68,17 @@ async def _address(call: Call, client: Client, text: str) -> None:
     if outcome.unallocated:
         raise CommandError(f"IP address {address} is not assigned")
     call.out(f"Successfully released IP address {address}\n")
+
+
+async def _keeper(client: Client, allocator: Allocator, address: str) -> str:
+    """The node, if it exists, that holds an address ready: it may give it to a pod at this very moment."""
+    try:
+        attribute = await allocator.attributes(address)
+        if not is_warm(attribute.handle_id):
+            return ""
+        return (await client.get(Node, attribute.secondary.get(NODE, ""))).name
+    except TortieError:
+        return ""  # nobody has it, or the release itself says what is the matter
 
 
 # --- from reports ---------------------------------------------------------------------------------

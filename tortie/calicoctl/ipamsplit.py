@@ -40,7 +40,7 @@ def split(call: Call) -> None:
         await clusterlock.require(client, "split the IP pools")
         old = await _find(client, name, cidr)
         made = pools(old, parts)
-        await _carry_out(client, old, made)
+        await carry_out(client, old, made)
         call.out(f"IP Pool {printable(old.name)} was successfully split into {parts} smaller pools.\n")
         for pool in made:
             call.out(f"Created {printable(pool.name)} with CIDR {pool.spec.cidr}.\n")
@@ -96,7 +96,7 @@ def cidrs(cidr: str, block_size: int, parts: int) -> list[str]:
 # --- doing it -------------------------------------------------------------------------------------
 
 
-async def _carry_out(client: Client, old: IPPool, made: list[IPPool]) -> None:
+async def carry_out(client: Client, old: IPPool, made: list[IPPool]) -> None:
     """Disable, create, delete. The rules against overlapping pools are passed by: that is the point."""
     try:
         await client.update(structs.replace(old, spec=structs.replace(old.spec, disabled=True)))

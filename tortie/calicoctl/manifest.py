@@ -15,6 +15,7 @@ from tortie.datastore.types.meta import API_VERSION, Resource
 
 _EXTENSIONS = {".yaml", ".yml", ".json"}
 _UNSTORED = {"BlockAffinity", "LiveMigration"}  # kinds that calicoctl does not manage
+_KUBERNETES_LIST = ("List", "v1")  # of any kinds, as kubectl and `convert` print it
 _LIST_FIELDS = {"kind", "apiVersion", "metadata", "items"}
 
 
@@ -108,6 +109,8 @@ def from_document(document: Any) -> list[Resource]:
     if not isinstance(kind, str) or not kind:
         raise CommandError("Object 'Kind' is missing in a document")
     listed = kind.removesuffix("List")
+    if (kind, version) == _KUBERNETES_LIST and isinstance(document.get("items"), list):
+        return [resource for item in document["items"] for resource in from_document(item)]
     if version == API_VERSION and listed != kind and _is_managed(listed):
         return _from_list(listed, document)
     if version != API_VERSION or not _is_managed(kind):

@@ -18,6 +18,7 @@ from tortie.calicoctl.errors import CommandError
 from tortie.calicoctl.listing import Listing
 from tortie.calicoctl.session import Session
 from tortie.core.errors import ResourceDoesNotExist
+from tortie.core.tasks import together
 from tortie.datastore import codec
 from tortie.datastore.client import Client
 from tortie.datastore.keys import AffinityKey, BlockList, HandleKey, HandleList, IPAMConfigKey, Key
@@ -29,9 +30,9 @@ from tortie.datastore.types.meta import Resource
 from tortie.datastore.types.node import Node
 from tortie.ipam.block import Owner
 from tortie.ipam.names import NODE, TUNNEL_HANDLES
-from tortie.ipam.store import Store, together
+from tortie.ipam.store import Store
 
-# In the order in which an import can apply them: a tier before its policies, nodes before what names them.
+# In Calico's order: a tier before its policies, nodes before what names them.
 KINDS_IN_ORDER = (
     "IPPool", "BGPPeer", "Tier", "GlobalNetworkPolicy", "StagedGlobalNetworkPolicy", "GlobalNetworkSet",
     "HostEndpoint", "KubeControllersConfiguration", "NetworkPolicy", "StagedNetworkPolicy",

@@ -1,11 +1,11 @@
 """`datastore migrate import`: what export has printed, into an empty Kubernetes datastore.
 
-(Reference: CLI, 3.6.) The custom resource definitions must be there already; our manifests bring them.
+The definitions of custom resources are installed first. (Reference: CLI, 3.6.)
 """
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import msgspec
 from msgspec import structs
@@ -27,7 +27,13 @@ from tortie.datastore.types.node import Node
 from tortie.datastore.validate.policy import BUILT_IN_TIERS
 from tortie.ipam.store import Store
 
+if TYPE_CHECKING:
+    from tortie.datastore.kubernetes.backend import KubernetesBackend
+
 Tell = Callable[[str], object]
+_NAMED_BY_OTHERS = (
+    "BGPFilter",
+)  # come first: in a file of Calico's they stand after the peers that name them
 _IPAM_PARTS = ("block_affinities", "blocks", "handles")
 
 
@@ -40,9 +46,19 @@ def import_resources(call: Call) -> None:
                 "Datastore type must be kubernetes"
             )
         path = call.flags["filename"]
-        await carry_out(client, parts(read(path, call.stdin), path), call.out)
+        found = parts(read(path, call.stdin), path)
+        await _define(cast("KubernetesBackend", client.backend))
+        await carry_out(client, found, call.out)
 
     session.run(call, work)
+
+
+async def _define(backend: "KubernetesBackend") -> None:
+    try:
+        await backend.define_resources()
+    except DatastoreError as err:
+        told = f"error applying the CRDs necessary to begin datastore import: {err}"
+        raise CommandError(told) from err
 
 
 def read(path: str, stdin: BinaryIO) -> bytes:
@@ -80,6 +96,7 @@ def parts(data: bytes, path: str) -> Parts:
             for document in documents.split(split[0])
             for resource in manifest.from_document(documents.parse(document))
         ]
+        resources.sort(key=lambda one: one.KIND not in _NAMED_BY_OTHERS)
         cluster = codec.decode(ClusterInformation, split[1])
         return Parts(resources, cluster.spec.clusterGUID, cluster.spec.calicoVersion, list(_ipam(split[2])))
     except (CommandError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as err:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 
-from tortie.bgp import status as bgp_status
+from tortie.bgp import ask
 from tortie.bgp.status import PeerStatus, Status, since
 from tortie.calicoctl import rootonly
 from tortie.calicoctl.call import Call
@@ -24,9 +24,7 @@ def status(call: Call) -> None:
     if not any(is_node(command) for command in _commands()):
         raise CommandError("Calico process is not running.")
     call.out("Calico process is running.\n")
-    found = bgp_status.read()
-    if found is not None and not found.alive:
-        found = None
+    found = ask.status()
     call.out(text(found, time.time()))
     if found is not None and found.configuration_error:
         call.err(f"Warning: the BGP configuration is not in use: {found.configuration_error}")

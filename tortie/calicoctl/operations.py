@@ -104,7 +104,8 @@ async def delete(client: Client, resource: Resource) -> Resource:
     meta = resource.metadata
     if not meta.name:
         raise CommandError("resource name may not be empty")
-    if resource.KIND in ("IPPool", "Node"):
+    # What the datastore will refuse keeps its addresses, too.
+    if resource.KIND in ("IPPool", "Node") and ("Delete", resource.KIND) not in client.backend.refused:
         return await _delete_with_addresses(client, resource) or resource
     deleted = await client.delete(type(resource), meta.name, meta.namespace, meta.resourceVersion)
     return deleted or resource

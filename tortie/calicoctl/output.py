@@ -77,7 +77,7 @@ def render(form: Format, results: Sequence[Result], *, with_namespace: bool, clu
     if form.style == "yaml":
         from tortie.calicoctl import goyaml
 
-        return goyaml.dump(_single_or_all([_plain(result) for result in results]))
+        return goyaml.dump(_single_or_all([plain(result) for result in results]))
     if form.style == "json":
         return _json(results)
     from tortie.calicoctl import gotemplate
@@ -112,10 +112,11 @@ def _single_or_all(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values or None
 
 
-def _plain(result: Result) -> Any:
+def plain(result: Result) -> Any:
+    """What YAML shows of it."""
     if not isinstance(result, Listing):
         return _numbers(codec.to_plain(_known(result)))
-    items = [_plain(item) for item in result.items]
+    items = [plain(item) for item in result.items]
     return {
         "kind": f"{result.kind}List",
         "apiVersion": API_VERSION,
@@ -148,7 +149,7 @@ def _json(results: Sequence[Result]) -> str:
 def _json_bytes(result: Result) -> bytes:
     if not isinstance(result, Listing):
         return codec.encode(_known(result))
-    head = _plain(Listing(result.kind, (), result.revision))
+    head = plain(Listing(result.kind, (), result.revision))
     del head["items"]
     items = b",".join(_json_bytes(item) for item in result.items)
     return msgspec.json.encode(head)[:-1] + b',"items":[' + items + b"]}"

@@ -8,9 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
-from tortie.core.errors import ResourceAlreadyExists, ResourceDoesNotExist, UpdateConflict
-from tortie.datastore.backend import KV, Backend, Listed, WatchEvent
-from tortie.datastore.keys import Key, Listing
+from tortie.core.errors import (
+    OperationNotSupported,
+    ResourceAlreadyExists,
+    ResourceDoesNotExist,
+    UpdateConflict,
+)
+from tortie.datastore.backend import KV, MANAGED_ELSEWHERE, Backend, Listed, WatchEvent
+from tortie.datastore.keys import Key, Listing, ResourceKey
 
 
 class Rehearsal:
@@ -18,10 +23,12 @@ class Rehearsal:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self.refused = backend.refused
         self._changed: dict[str, tuple[Key, KV | None]] = {}  # path -> its key, what it would be; None: gone
         self._writes = 0
 
     async def create(self, key: Key, value: msgspec.Struct) -> KV:
+        self._check("Create", key)
         try:
             present = await self.get(key)
         except ResourceDoesNotExist:
@@ -29,6 +36,7 @@ class Rehearsal:
         raise ResourceAlreadyExists(key, current=present)
 
     async def update(self, kv: KV) -> KV:
+        self._check("Update", kv.key)
         present = await self.get(kv.key)
         if present.revision != kv.revision:
             raise UpdateConflict(kv.key, current=present)
@@ -38,6 +46,7 @@ class Rehearsal:
         return self._keep(key, value)
 
     async def delete(self, key: Key, revision: str = "") -> KV:
+        self._check("Delete", key)
         present = await self.get(key)
         if revision and present.revision != revision:
             raise UpdateConflict(key, current=present)
@@ -59,11 +68,18 @@ class Rehearsal:
         broken = [one for one in listed.broken if one.where not in self._changed]
         return Listed([items[path] for path in sorted(items)], listed.revision, broken)
 
+    def serves(self, what: Listing) -> bool:
+        return self._backend.serves(what)
+
     def watch(self, what: Listing, revision: str) -> AsyncIterator[WatchEvent]:
         return self._backend.watch(what, revision)
 
     async def close(self) -> None:
         await self._backend.close()
+
+    def _check(self, operation: str, key: Key) -> None:
+        if isinstance(key, ResourceKey) and (operation, key.kind) in self.refused:
+            raise OperationNotSupported(operation, key, MANAGED_ELSEWHERE)
 
     def _keep(self, key: Key, value: msgspec.Struct) -> KV:
         self._writes += 1

@@ -10,12 +10,12 @@ from tortie.core.errors import ConfigError, TortieError
 from tortie.datastore import selector
 from tortie.datastore.types.ippool import IPPool, IPPoolSpec
 from tortie.datastore.types.meta import ObjectMeta
+from tortie.datastore.validate.ippool import BLOCK_SIZES, DEFAULT_BLOCK_SIZE
 
 _MODES = {  # environment spelling in lower case -> mode
     "": "Never", "off": "Never", "never": "Never", "always": "Always",
     "crosssubnet": "CrossSubnet", "cross-subnet": "CrossSubnet",
 }  # fmt: skip
-_BLOCK_SIZES = {4: (20, 32, 26), 6: (116, 128, 122)}  # version -> smallest, largest, default prefix length
 _PREFERRED = ipaddress.IPv4Network("192.168.0.0/16")
 _ALTERNATIVES = [ipaddress.IPv4Network(f"172.{second}.0.0/16") for second in range(16, 32)]
 
@@ -101,7 +101,7 @@ def _mode(variable: str, value: str) -> str:
 
 
 def _block_size(env: Mapping[str, str], version: int) -> int:
-    smallest, largest, default = _BLOCK_SIZES[version]
+    (smallest, largest), default = BLOCK_SIZES[version], DEFAULT_BLOCK_SIZE[version]
     variable = f"CALICO_IPV{version}POOL_BLOCK_SIZE"
     text = env.get(variable, "")
     if not text:

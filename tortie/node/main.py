@@ -16,7 +16,7 @@ _USAGE = """usage: calico-node [ROLE | CHECK...]
 without arguments: start-up, then felix, confd, ExaBGP, tunnel addresses and the CNI server, supervised
 
 roles:   -startup  -monitor-addresses  -felix  -confd  -cni-server  -shutdown  -v
-         -allocate-tunnel-addrs
+         -allocate-tunnel-addrs  -install-cni [uninstall]
 checks:  -felix-live  -felix-ready  -bird-live  -bird-ready  -bird6-live  -bird6-ready
          [-threshold-time 30s]
 """
@@ -24,6 +24,10 @@ checks:  -felix-live  -felix-ready  -bird-live  -bird-ready  -bird6-live  -bird6
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and os.path.basename(sys.argv[0]) == "install":  # /opt/cni/bin/install of Calico's image
+        words = ["install-cni", *words]
+    if words[:3] == ["component", "cni", "install"]:
+        words = ["install-cni", *words[3:]]
     if words[:2] == ["component", "node"]:
         words = words[2:]
     elif words[:1] == ["component"]:
@@ -31,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words:
         return _run_node()
     role = words[0].lstrip("-")
+    if role == "install-cni":
+        from tortie.cni import install
+
+        return install.main(words[1:])
     if role in _ROLES:
         return _ROLES[role]()
     if role == "health" or role.split("-")[0] in ("felix", "bird", "bird6", "threshold"):

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 
-from tortie.bgp import status as bgp_status
+from tortie.bgp import ask
 from tortie.bgp.status import Status
 from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
@@ -63,7 +63,7 @@ def _ask(check: str, threshold: float, env: Mapping[str, str]) -> str:
         return "" if codes == [200, 200] else f"bird/confd is not live: liveness probes reporting {codes}"
     family = 6 if check.startswith("bird6") else 4
     try:
-        reason = bgp_unready(bgp_status.read(), family, _age(env) < threshold)
+        reason = bgp_unready(ask.status(), family, _age(env) < threshold)
     except ConfigError as err:
         reason = str(err)
     return f"{'BIRDv6' if family == 6 else 'BIRD'} is not ready: {reason}" if reason else ""
@@ -75,7 +75,7 @@ def bgp_unready(status: Status | None, family: int, young: bool) -> str:
     Without peers it is. Shortly after a start (`young`) all must be established; later one will do,
     because a node must not go down with a dead neighbour.
     """
-    if status is None or not status.alive:
+    if status is None:
         return "the BGP agent is not running"
     peers = [peer for peer in status.peers if peer.family == family]
     down = [peer.address for peer in peers if peer.state != "up"]

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
@@ -17,7 +18,7 @@ from tortie.core.duration import parse_duration
 from tortie.core.errors import ConfigError
 from tortie.core.paths import Paths
 from tortie.datastore import nodename
-from tortie.node import metricsport, orphans, shutdown
+from tortie.node import condition, metricsport, orphans, shutdown
 from tortie.node.addresswatch import AddressWatch
 from tortie.node.components import components, role
 from tortie.node.health import Health, HealthServer
@@ -25,6 +26,7 @@ from tortie.node.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
 
+_PATIENCE = 300.0  # seconds until Kubernetes is told that the network is there, ready or not; Calico's
 _POLL_INTERVAL = 60.0  # seconds, Calico's default
 
 
@@ -50,7 +52,7 @@ async def _run(env: Mapping[str, str]) -> int:
     if not await _start_up(stop, "-startup"):
         return 0 if stop.is_set() else 1
     parts = components(env, paths, nodename.read(env)[0])
-    health = Health([part.name for part in parts])
+    health = Health({part.reported_as: None for part in parts})
     supervisor = Supervisor(parts, health)
     server = HealthServer(health, paths.health_socket, paths.probe_socket)
     loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [
@@ -77,8 +79,14 @@ async def _run(env: Mapping[str, str]) -> int:
 
 async def _finish_start(health: Health, env: Mapping[str, str]) -> None:
     """What is to be done once, when everything is ready."""
-    while not health.judge("readiness")[0]:  # noqa: ASYNC110 - reports come and grow old, there is no event
-        await asyncio.sleep(1.0)
+    began, told = time.monotonic(), False
+    while not (ready := health.judge("readiness")[0]) or not told:
+        # A node whose BGP peers are all away serves its own pods: Kubernetes may have it after a while.
+        if not told and (ready or time.monotonic() > began + _PATIENCE):
+            told = True
+            await condition.tell(env, up=True)
+        if not ready:
+            await asyncio.sleep(1.0)  # reports come and grow old, there is no event
     shutdown.remove_note(env)
 
 

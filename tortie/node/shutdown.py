@@ -1,9 +1,10 @@
-"""`calico-node -shutdown`: what a pod's preStop hook runs. It only leaves a note of the time.
+"""`calico-node -shutdown`: what a pod's preStop hook runs. It leaves a note, and tells Kubernetes.
 
 The note (RFC 3339) tells the next start, and a person, that the node was stopped on purpose. It goes
 when the node is ready again.
 """
 
+import asyncio
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 
 from tortie.core.files import write_atomic
 from tortie.core.paths import Paths
+from tortie.node import condition
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ def main() -> int:
     except OSError as err:
         print(f"Unable to save shutdown timestamp: {path}: {err.strerror}", file=sys.stderr)
         return 1
+    asyncio.run(condition.tell(os.environ, up=False))
     return 0
 
 

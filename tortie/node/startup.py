@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, cast
 
 from msgspec import structs
 
@@ -26,14 +27,19 @@ from tortie.datastore import config as datastore_config
 from tortie.datastore import initialize, nodename
 from tortie.datastore.client import Client
 from tortie.datastore.connect import connect
+from tortie.datastore.nativekeys import ServiceList
 from tortie.datastore.types.ippool import IPPool
 from tortie.datastore.types.meta import ASNumber, ObjectMeta
 from tortie.datastore.types.node import Node, NodeBGPSpec, OrchRef
+from tortie.datastore.validate.addresses import parse_ip
 from tortie.felix import config as felix_config
 from tortie.felix import daemon, mtu
 from tortie.linux import links
 from tortie.linux.netlink import NetlinkSocket
 from tortie.node import addressing, autodetect, defaultpools, hostaddresses, tunneladdresses
+
+if TYPE_CHECKING:
+    from tortie.datastore.kubernetes.backend import KubernetesBackend
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +125,7 @@ async def _wanted_node(client: Client, stored: Node, env: Mapping[str, str], sti
     if env.get("CALICO_NETWORKING_BACKEND") != "none":
         bgp = spec.bgp or NodeBGPSpec()
         try:
-            found = _addresses(bgp, env, sticky)
+            found = _addresses(bgp, env, sticky, _internal_ips(client, stored))
             if env.get("DISABLE_NODE_IP_CHECK") != "true":
                 await _refuse_conflicts(client, stored, found)
         except _Conflict as err:
@@ -137,7 +143,18 @@ async def _wanted_node(client: Client, stored: Node, env: Mapping[str, str], sti
     return structs.replace(stored, spec=spec)
 
 
-def _addresses(bgp: NodeBGPSpec, env: Mapping[str, str], sticky: bool) -> addressing.NodeAddresses:
+def _internal_ips(client: Client, stored: Node) -> list[str] | None:
+    """What Kubernetes knows as the node's own addresses; None where there is no Kubernetes."""
+    if not client.backend.serves(ServiceList()):
+        return None
+    return [
+        one.address for one in stored.spec.addresses if one.type == "InternalIP" and parse_ip(one.address)
+    ]
+
+
+def _addresses(
+    bgp: NodeBGPSpec, env: Mapping[str, str], sticky: bool, internal: list[str] | None
+) -> addressing.NodeAddresses:
     host = hostaddresses.read()
     stored = {4: bgp.ipv4Address, 6: bgp.ipv6Address}  # IP version -> address in the Node
 
@@ -146,7 +163,7 @@ def _addresses(bgp: NodeBGPSpec, env: Mapping[str, str], sticky: bool) -> addres
         if method.kind == "can-reach":
             reached = hostaddresses.source_towards(method.args[0], version)
         keep = stored[version] if sticky else ""
-        return autodetect.detect(method, version, host, reached=reached, keep=keep)
+        return autodetect.detect(method, version, host, reached=reached, keep=keep, internal_ips=internal)
 
     return addressing.decide(env, stored, host, detect)
 
@@ -220,8 +237,13 @@ async def _ensure_pools(client: Client, env: Mapping[str, str]) -> None:
     existing = [pool.spec.cidr for pool in (await client.list(IPPool)).items]
     usable = env.get("FELIX_IPV6SUPPORT", "").lower() != "false" and os.path.isdir("/proc/sys/net/ipv6")
     host = [address.cidr for address in hostaddresses.read() if address.ip.version == 4]
+    subnets: list[str] = []
+    if not existing and datastore_config.from_env(env).type == "kubernetes":
+        from tortie.node import kubeadm  # only with Kubernetes
+
+        subnets = await kubeadm.pod_subnets(cast("KubernetesBackend", client.backend))
     wanted = defaultpools.default_pools(
-        env, existing, host, ipv6_usable=usable, random_bytes=secrets.token_bytes(5)
+        env, existing, host, ipv6_usable=usable, random_bytes=secrets.token_bytes(5), kubeadm=subnets
     )
     for pool in wanted:
         try:

@@ -27,12 +27,21 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A process to keep running; `prerequisite` (a file) must exist before it is started."""
+    """A process to keep running; `prerequisite` (a file) must exist before it is started.
+
+    `health`: the name under which its health is reported, "" for its own; `stop`: the signal that ends it.
+    """
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)  # added to the supervisor's own
     prerequisite: str = ""
+    health: str = ""
+    stop: signal.Signals = signal.SIGTERM
+
+    @property
+    def reported_as(self) -> str:
+        return self.health or self.name
 
 
 class Supervisor:
@@ -53,7 +62,7 @@ class Supervisor:
             for keeper in keepers:
                 keeper.cancel()
             for component in reversed(self._components):
-                await self._stop(component.name)
+                await self._stop(component)
 
     def pids(self) -> set[int]:
         """Of all components, dead ones that are yet to be waited for included."""
@@ -71,7 +80,7 @@ class Supervisor:
                 await asyncio.sleep(0.1)  # a file of another process: there is no event to wait for
             started = clock()
             code = await self._run_once(component)
-            self._health.exited(component.name)
+            self._health.exited(component.reported_as)
             if clock() - started > _HEALTHY_AFTER:
                 retry.reset()
             delay = 0.0 if code == RESTART_ME else retry.wait()
@@ -101,7 +110,8 @@ class Supervisor:
             if process.returncode is not None:
                 self._running.pop(component.name, None)
 
-    async def _stop(self, name: str) -> None:
+    async def _stop(self, component: Component) -> None:
+        name = component.name
         process = self._running.get(name)
         if process is None or process.returncode is not None:
             return
@@ -109,7 +119,7 @@ class Supervisor:
         while process.returncode is None and asyncio.get_running_loop().time() < deadline:
             # Repeated, because ExaBGP forgets a signal that arrives while it handles another.
             with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+                process.send_signal(component.stop)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), 1.0)
         if process.returncode is None:

@@ -50,7 +50,7 @@ class TunnelAddresses:
 
     async def watch(self) -> None:
         """For ever: notice what may ask for other addresses."""
-        listings = [ResourceList("IPPool"), ResourceList("Node", name_prefix=self._node)]
+        listings = [ResourceList("IPPool"), ResourceList("Node", name=self._node)]
         syncer = Syncer(self._client.backend, listings, check=validate.check_stored)
         async with aclosing(syncer.batches()) as batches:
             async for batch in batches:
