@@ -1,170 +1,154 @@
-"""BGP: 10,000 prefixes into the kernel beside BIRD 2, memory and idle CPU. `sudo ./dev bench bgp [PREFIXES]`
+"""BGP: prefixes into the kernel beside BIRD 2, withdrawals, memory, reloads. `sudo ./dev bench bgp [COUNT …]`
 
-A BIRD 2 router announces the prefixes to a node of ours and to a BIRD 2 that programs them the way
-Calico's does; each is measured on its own, in fresh network namespaces, in turns. The clock runs from
-`birdc configure` at the sender until all routes stand in the receiver's kernel; the same for
-withdrawal. Then the node is left alone and its CPU time is counted.
+1. A BIRD 2 router announces 10,000 and 100,000 prefixes (or as many as named) to a node of ours and to a
+   BIRD 2 that programs them the way Calico's does; each is measured on its own, in fresh network namespaces,
+   in turns. The clock runs from `birdc configure` at the sender until all routes stand in the receiver's
+   kernel; the same for withdrawal. Memory is that of the receiver with the prefixes less that without.
+2. A node gives up a hundred blocks: from its new configuration to the last route in three other kernels.
+3. A node with 200 Established sessions gets one more: the check of its file, the reload, what it costs.
+4. A node is left alone with 10,000 prefixes, and its CPU time is counted; what starting an agent costs.
 """
 
+import contextlib
 import ipaddress
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from socket import AF_INET
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.bgp.bgp_lab import BgpNode, Underlay, configuration, node_resource, peer_resource, pool_resource
+from bench.parts.bgp_lab import World, cpu, resident, wait
+from tests.bgp.bgp_lab import BgpNode, Mesh, configuration, node_resource, peer_resource, pool_resource
+from tests.bgp.raw_speaker import KEEPALIVE, RawSpeaker, dial_until_up, message, update
 from tests.netns_lab import Namespace
 from tortie.confd.snapshot import Snapshot
 from tortie.linux import routes
 
 _ROUNDS = 3
 _IDLE = 20.0  # seconds
-_POLL = threading.Event()
+_BLOCKS = 100  # of the node that gives them up
+_SESSIONS = 200
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    results: dict[str, list[tuple[float, float]]] = {"tortie": [], "bird": []}
-    for _ in range(_ROUNDS):
-        results["bird"].append(_with_lab(lambda lab: lab.bird_receives(count)))
-        results["tortie"].append(_with_lab(lambda lab: lab.we_receive(count, idle=False)))
-    print(f"{count} prefixes, median of {_ROUNDS} (all runs); seconds")
-    median: dict[tuple[str, int], float] = {}
-    for column, what in enumerate(("announced", "withdrawn")):
-        for who in results:
-            runs = sorted(run[column] for run in results[who])
-            median[who, column] = statistics.median(runs)
-            print(f"  {what}  {who:7} {median[who, column]:.3f}  ({', '.join(f'{run:.3f}' for run in runs)})")
-        print(f"  {what}  ratio   {median['tortie', column] / median['bird', column]:.2f}")
-    _with_lab(lambda lab: lab.we_receive(count, idle=True))
+    for count in map(int, sys.argv[1:] or ("10000", "100000")):
+        _beside_bird(count)
+    _node_gives_up_blocks()
+    _reload()
+    with World() as world:
+        _receive_idle(world, 10_000)
     _import_time()
 
 
-def _with_lab(measure: "Callable[[Lab], tuple[float, float]]") -> tuple[float, float]:
-    lab = Lab()
-    try:
-        return measure(lab)
-    finally:
-        lab.close()
+# --- 1: prefixes into the kernel ------------------------------------------------------------------
 
 
-class Lab:
-    """A sender at 10.9.0.9, AS 65009, and room for one receiver at 10.9.0.1, AS 64512."""
+class Took(NamedTuple):
+    """Seconds until the last route, and MB for all of them."""
 
-    def __init__(self) -> None:
-        self._namespaces: list[Namespace] = []
-        self._underlay = Underlay(self._make)
-        self._sender = Bird(self._underlay.attach(9), "sender")
-        self._birds = [self._sender]
-        self._node: BgpNode | None = None
+    announced: float
+    withdrawn: float
+    memory: float
 
-    def _make(self) -> Namespace:
-        self._namespaces.append(Namespace())
-        return self._namespaces[-1]
 
-    def close(self) -> None:
-        if self._node is not None:
-            self._node.close()
-        for bird in self._birds:
-            bird.close()
-        for namespace in self._namespaces:
-            namespace.close()
+def _beside_bird(count: int) -> None:
+    results: dict[str, list[Took]] = {"tortie": [], "bird": []}
+    for _ in range(_ROUNDS):
+        with World() as world:
+            results["bird"].append(_bird_receives(world, count))
+        with World() as world:
+            results["tortie"].append(_we_receive(world, count))
+    print(f"{count} prefixes, median of {_ROUNDS} (all runs); seconds")
+    for what in ("announced", "withdrawn"):
+        median: dict[str, float] = {}
+        for who, took in results.items():
+            runs = sorted(getattr(one, what) for one in took)
+            median[who] = statistics.median(runs)
+            print(f"  {what}  {who:7} {median[who]:.3f}  ({', '.join(f'{run:.3f}' for run in runs)})")
+        print(f"  {what}  ratio   {median['tortie'] / median['bird']:.2f}")
+    for who, took in results.items():
+        memory = statistics.median(one.memory for one in took) * 10_000 / count
+        print(f"  memory of 10,000 prefixes  {who:7} {memory:.1f} MB")
 
-    def bird_receives(self, count: int) -> tuple[float, float]:
-        receiver = Bird(self._underlay.attach(1), "receiver")
-        self._birds.append(receiver)
-        receiver.start(_receiver_config())
-        return self._measure(receiver.ns, receiver.established, routes.PROTOCOL_BIRD, count)
 
-    def we_receive(self, count: int, idle: bool) -> tuple[float, float]:
-        cluster = Snapshot()
-        cluster.nodes["node"] = node_resource("node", "10.9.0.1/24")
-        cluster.pools["pool"] = pool_resource("pool", "172.16.0.0/12")
-        cluster.bgp["default"] = configuration(nodeToNodeMeshEnabled=False)
-        cluster.peers["sender"] = peer_resource("sender", peerIP="10.9.0.9", asNumber=65009)
-        node = self._node = BgpNode(self._underlay.attach(1), "node", cluster)
-        node.own()
-        node.render()
-        node.start()
-        took = self._measure(node.ns, lambda: node.established() == 1, routes.PROTOCOL_BGP, count, keep=idle)
-        if idle:
-            _report_idle(node, count)
+def _bird_receives(world: World, count: int) -> Took:
+    receiver = world.bird(1)
+    receiver.start(_receiver_config())
+    return _measure(
+        world, receiver.ns, lambda: receiver.established() == 1, routes.PROTOCOL_BIRD, count,
+        lambda: resident(receiver.pid),
+    )  # fmt: skip
+
+
+def _we_receive(world: World, count: int) -> Took:
+    node = _receiving_node(world)
+    return _measure(
+        world, node.ns, lambda: node.established() == 1, routes.PROTOCOL_BGP, count,
+        lambda: sum(resident(pid) for pid in _pids(node).values()),
+    )  # fmt: skip
+
+
+def _receiving_node(world: World) -> BgpNode:
+    cluster = Snapshot()
+    cluster.nodes["node"] = node_resource("node", "10.9.0.1/24")
+    cluster.pools["pool"] = pool_resource("pool", "172.0.0.0/8")
+    cluster.bgp["default"] = configuration(nodeToNodeMeshEnabled=False)
+    cluster.peers["sender"] = peer_resource("sender", peerIP="10.9.0.9", asNumber=65009)
+    node = BgpNode(world.underlay.attach(1), "node", cluster)
+    world.keep(node.close)
+    node.own()
+    node.render()
+    node.start()
+    return node
+
+
+def _measure(
+    world: World,
+    ns: Namespace,
+    ready: Callable[[], bool],
+    protocol: int,
+    count: int,
+    memory: Callable[[], float],
+) -> Took:
+    sender = world.bird(9)
+    sender.start(_sender_config(0))
+    wait(ready)
+    time.sleep(2)  # both sides have sent their first keep-alives and are quiet
+    before, others = memory(), _in_main_table(ns)
+
+    def until(wanted: int) -> float:
+        sender.configure(_sender_config(wanted))
+        began = time.monotonic()
+        wait(lambda: _in_main_table(ns) == others + wanted)
+        took = time.monotonic() - began
+        if (found := _standing(ns, protocol)) != wanted:
+            raise SystemExit(f"{found} routes instead of {wanted}")
         return took
 
-    def _measure(
-        self,
-        ns: Namespace,
-        ready: Callable[[], bool],
-        protocol: int,
-        count: int,
-        keep: bool = False,
-    ) -> tuple[float, float]:
-        self._sender.start(_sender_config(0))
-        _wait(ready)
-        time.sleep(2)  # both sides have sent their first keep-alives and are quiet
-
-        def standing() -> int:
-            return sum(1 for body in routes.dump_frames(ns.netlink, AF_INET, 254, protocol))
-
-        def until(wanted: int) -> float:
-            self._sender.configure(_sender_config(wanted))
-            began = time.monotonic()
-            _wait(lambda: standing() == wanted)
-            return time.monotonic() - began
-
-        announced = until(count)
-        return announced, 0.0 if keep else until(0)
+    announced = until(count)
+    grown = memory() - before
+    return Took(announced, until(0), grown)
 
 
-class Bird:
-    """A BIRD 2 in a namespace."""
+def _standing(ns: Namespace, protocol: int) -> int:
+    return len(routes.dump_frames(ns.netlink, AF_INET, 254, protocol))
 
-    def __init__(self, ns: Namespace, name: str) -> None:
-        self.ns = ns
-        self._dir = tempfile.mkdtemp(prefix=f"bird-{name}-")
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, config: str) -> None:
-        self._write(config)
-        command = ["bird", "-f", "-c", f"{self._dir}/conf", "-s", f"{self._dir}/ctl"]
-        self._process = self.ns.call(subprocess.Popen, command, stderr=subprocess.DEVNULL)
-        _wait(lambda: os.path.exists(f"{self._dir}/ctl"))
-
-    def configure(self, config: str) -> None:
-        """Give it another configuration; returns when it has been told."""
-        self._write(config)
-        self.control("configure")
-
-    def control(self, *words: str) -> str:
-        command = ["birdc", "-s", f"{self._dir}/ctl", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    def established(self) -> bool:
-        return "Established" in self.control("show", "protocols")
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        for name in os.listdir(self._dir):
-            os.unlink(f"{self._dir}/{name}")
-        os.rmdir(self._dir)
-
-    def _write(self, config: str) -> None:
-        Path(f"{self._dir}/conf").write_text(config)
+def _in_main_table(ns: Namespace) -> int:
+    """How many IPv4 routes, whosever. The kernel counts: listing them takes a core from what is measured."""
+    told = ns.call(Path("/proc/thread-self/net/fib_triestat").read_text).partition("Main:")[2]
+    return int(told.partition("Prefixes:")[2].split()[0])
 
 
 def _sender_config(count: int) -> str:
-    base = int(ipaddress.IPv4Address("172.16.0.0"))
-    blocks = (f"  route {ipaddress.IPv4Address(base + 64 * i)}/26 blackhole;" for i in range(count))
+    base = int(ipaddress.IPv4Address("172.0.0.0"))
+    blocks = (f"  route {ipaddress.IPv4Address(base + 32 * i)}/27 blackhole;" for i in range(count))
     statics = "\n".join(blocks)
     return f"""
 router id 10.9.0.9;
@@ -190,35 +174,122 @@ protocol bgp sender {
 """
 
 
-def _wait(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"not so within {seconds} s")
-        _POLL.wait(0.02)
+# --- 2: a node gives up its blocks ----------------------------------------------------------------
 
 
-def _report_idle(node: BgpNode, count: int) -> None:
-    assert node.process is not None
-    pids = {"ExaBGP": node.process.pid, "agent": node.agent_pid()}
+def _node_gives_up_blocks() -> None:
+    runs = sorted(_give_up() for _ in range(_ROUNDS))
+    print(
+        f"{_BLOCKS} blocks of a node given up, to the last route on three others: "
+        f"{statistics.median(runs):.3f} s ({', '.join(f'{run:.3f}' for run in runs)})"
+    )
+
+
+def _give_up() -> float:
+    with World() as world:
+        mesh = Mesh(world.namespace, 4)
+        world.keep(mesh.close)
+        first, *others = mesh.nodes
+        first.own(*(f"192.168.{100 + n // 4}.{n % 4 * 64}/26" for n in range(_BLOCKS)))
+        mesh.start()
+        wait(lambda: all(_standing(one.ns, routes.PROTOCOL_BGP) == _BLOCKS + 3 for one in others))
+        wait(first.settled)
+        first.own()
+        first.render()
+        began = time.monotonic()
+        wait(lambda: all(_standing(one.ns, routes.PROTOCOL_BGP) == 3 for one in others))
+        return time.monotonic() - began
+
+
+# --- 3: a reload with many sessions ---------------------------------------------------------------
+
+
+def _reload() -> None:
+    with World() as world:
+        far = world.underlay.attach(9)
+        numbers = [10 + n for n in range(_SESSIONS + 1)]
+        for number in numbers:
+            far.run("ip", "addr", "add", f"10.9.0.{number}/24", "dev", "eth0")
+        cluster = Snapshot()
+        for number in (1, *numbers[:-1]):
+            cluster.nodes[f"n{number}"] = node_resource(f"n{number}", f"10.9.0.{number}/24")
+        cluster.pools["pool"] = pool_resource("pool", "172.16.0.0/12")
+        node = BgpNode(world.underlay.attach(1), "n1", cluster)
+        world.keep(node.close)
+        node.own()
+        node.render()
+        node.start()
+        wait(node.loaded)
+        speakers = [_speaker(far, number) for number in numbers[:-1]]
+        world.keep(lambda: [one.close() for one in speakers] and None)
+        _keep_alive(speakers)
+        wait(lambda: node.established() == _SESSIONS and node.settled())
+        before = _up_since(node)
+        used = {name: cpu(pid) for name, pid in _pids(node).items()}
+        cluster.nodes["late"] = node_resource("late", f"10.9.0.{numbers[-1]}/24")
+        began = time.monotonic()
+        node.render()
+        checked = time.monotonic()
+        wait(lambda: _names(node, f"10.9.0.{numbers[-1]}"))
+        took = time.monotonic() - checked
+        spent = {name: cpu(pid) - used[name] for name, pid in _pids(node).items()}
+        kept = sum(_up_since(node).get(peer) == since for peer, since in before.items())
+        print(
+            f"one more session beside {_SESSIONS}: its file made and checked in {checked - began:.2f} s, "
+            f"loaded {took:.2f} s later (status is written once a second)\n"
+            f"  CPU: ExaBGP {spent['ExaBGP']:.2f} s, agent {spent['agent']:.2f} s; "
+            f"{kept} of {len(before)} sessions did not move"
+        )
+
+
+def _speaker(ns: Namespace, number: int) -> RawSpeaker:
+    """Established, and with nothing to tell."""
+    made = dial_until_up(ns, f"10.9.0.{number}", "10.9.0.1", 64512)
+    made.say(update())  # End-of-RIB
+    return made
+
+
+def _keep_alive(speakers: list[RawSpeaker]) -> None:
+    def for_ever() -> None:
+        with contextlib.suppress(OSError):  # the end
+            while True:
+                for one in speakers:
+                    one.say(message(KEEPALIVE))
+                time.sleep(10)
+
+    threading.Thread(target=for_ever, daemon=True).start()
+
+
+def _names(node: BgpNode, address: str) -> bool:
+    return node.loaded() and node.peer(address) is not None
+
+
+def _up_since(node: BgpNode) -> dict[str, float]:
+    found = node.status()
+    return {peer.address: peer.since for peer in found.peers if peer.state == "up"} if found else {}
+
+
+# --- 4: at rest -----------------------------------------------------------------------------------
+
+
+def _receive_idle(world: World, count: int) -> None:
+    node = _receiving_node(world)
+    sender = world.bird(9)
+    sender.start(_sender_config(count))
+    wait(lambda: _standing(node.ns, routes.PROTOCOL_BGP) == count)
     time.sleep(3)
-    before = {name: _cpu(pid) for name, pid in pids.items()}
+    pids = _pids(node)
+    before = {name: cpu(pid) for name, pid in pids.items()}
     time.sleep(_IDLE)
     print(f"idle for {_IDLE:.0f} s with {count} prefixes")
     for name, pid in pids.items():
-        share = 100 * (_cpu(pid) - before[name]) / _IDLE
-        print(f"  {name:7} {_rss(pid):6.1f} MB resident  {share:.2f} % of a core")
+        share = 100 * (cpu(pid) - before[name]) / _IDLE
+        print(f"  {name:7} {resident(pid):6.1f} MB resident  {share:.2f} % of a core")
 
 
-def _cpu(pid: int) -> float:
-    """Seconds of CPU time used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _rss(pid: int) -> float:
-    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+def _pids(node: BgpNode) -> dict[str, int]:
+    assert node.process is not None
+    return {"ExaBGP": node.process.pid, "agent": node.agent_pid()}
 
 
 def _import_time() -> None:

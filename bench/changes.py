@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.parts import world
+from bench.parts import isolated, world
 from bench.parts.probe import Probe
 from bench.parts.world import NODE, World
 from bench.parts.writer import Writer
@@ -29,7 +29,6 @@ from tortie.felix.rules import ir, names
 from tortie.felix.rules.nftables import TABLE, chain_key
 from tortie.lab.etcd import Etcd
 
-_INSIDE = "TORTIE_BENCH_INSIDE"
 _SIZES = (1_000, 1_000, 1_000, 10_000)
 _LOCAL = 100
 _ROUNDS = 100
@@ -40,11 +39,8 @@ _ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 def main() -> None:
-    if os.environ.get(_INSIDE) != "1":
-        command = ["unshare", "-n", sys.executable, *sys.argv]
-        sys.exit(subprocess.run(command, env={**os.environ, _INSIDE: "1"}, check=False).returncode)
+    isolated.ensure_network()
     print(f"Linux {os.uname().release}, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}\n")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     sizes = [int(text) for text in sys.argv[1:]] or _SIZES
     for policies, remote in zip(*[iter(sizes)] * 2, strict=True):
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
@@ -60,7 +56,8 @@ def measure_in(folder: Path, size: World) -> None:
         for nftables in (True, False):
             dataplane = "nftables" if nftables else "iptables (nft back-end) and ipset"
             print(f"{dataplane}: {size.policies:,} policies, {size.remote:,} endpoints elsewhere")
-            felix = Felix(etcd, folder, nftables)
+            datastore = {"DATASTORE_TYPE": "etcdv3", "ETCD_ENDPOINTS": etcd.endpoint}
+            felix = Felix(datastore, folder, nftables)
             try:
                 report(felix, writer, size)
             finally:
@@ -81,7 +78,10 @@ def wipe() -> None:
 class Felix:
     """The process, and what the kernel has of its work."""
 
-    def __init__(self, etcd: Etcd, folder: Path, nftables: bool) -> None:
+    def __init__(
+        self, datastore: Mapping[str, str], folder: Path, nftables: bool, *prefix: str, node: str = NODE
+    ) -> None:
+        """`datastore` is what the environment says of it, `prefix` what stands before the command."""
         self.nftables = nftables
         self.log = folder / f"felix-{nftables}.log"
         self.probe = Probe()
@@ -89,17 +89,20 @@ class Felix:
         environment = {
             **os.environ,
             "PYTHONPATH": _ROOT,
-            "DATASTORE_TYPE": "etcdv3",
-            "ETCD_ENDPOINTS": etcd.endpoint,
-            "FELIX_FELIXHOSTNAME": NODE,
+            **datastore,
+            "FELIX_FELIXHOSTNAME": node,
             "FELIX_IPTABLESBACKEND": "nft",
             "FELIX_NFTABLESMODE": "Enabled" if nftables else "Disabled",
             "FELIX_ENDPOINTSTATUSPATHPREFIX": str(folder),
             "FELIX_REPORTINGINTERVALSECS": "0",
         }
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "tortie.felix.daemon"]
+            command = [*prefix, sys.executable, "-m", "tortie.felix.daemon"]
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def has_said(self, text: str) -> bool:
         return text in self.log.read_text()

@@ -24,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.parts import isolated
 from bench.parts.world import NODE, World
 from tortie.datastore import codec, validate
 from tortie.datastore.keys import Key
@@ -31,24 +32,21 @@ from tortie.datastore.kinds import KINDS
 from tortie.datastore.syncer import Update
 from tortie.felix import garbage
 from tortie.felix.calc.graph import Calculation, Inputs
-from tortie.felix.dataplane.driver import Driver, Options
+from tortie.felix.dataplane.driver import Driver
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import open_kernel
+from tortie.felix.dataplane.options import Options
 from tortie.felix.dataplane.routes import Ownership
 
-_INSIDE = "TORTIE_BENCH_INSIDE"
 _SIZES = (100, 100, 5_000, 100, 1_000, 50_000)
 _ROUNDS = 3
 
 
 def main() -> None:
-    if os.environ.get(_INSIDE) != "1":
-        command = ["unshare", "-n", sys.executable, *sys.argv]
-        sys.exit(subprocess.run(command, env={**os.environ, _INSIDE: "1"}, check=False).returncode)
+    isolated.ensure_network()
     print(f"Linux {os.uname().release}, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}\n")
     sizes = [int(text) for text in sys.argv[1:]] or _SIZES
     worlds = [World(*three) for three in zip(*[iter(sizes)] * 3, strict=True)]
-    run("ip", "link", "set", "lo", "up")
     for nftables in (True, False):
         print("nftables" if nftables else "iptables (nft back-end) and ipset")
         for world in worlds:

@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.parts import isolated
 from bench.parts.writer import Writer
 from tortie.datastore.keys import Key, ResourceKey
 from tortie.datastore.types.endpoint import WorkloadEndpoint, WorkloadEndpointSpec
@@ -31,9 +32,10 @@ from tortie.datastore.types.policy import ProfileSpec
 from tortie.datastore.types.policy import Rule as V3Rule
 from tortie.felix.calc.graph import State, Touched
 from tortie.felix.calc.model import ALLOW_ALL, Pool, Profile, Workload, WorkloadId
-from tortie.felix.dataplane.driver import Driver, Options
+from tortie.felix.dataplane.driver import Driver
 from tortie.felix.dataplane.interfaces import Interfaces
 from tortie.felix.dataplane.kernel import open_kernel
+from tortie.felix.dataplane.options import Options
 from tortie.felix.dataplane.routes import Ownership
 from tortie.felix.watch import InterfaceWatch
 from tortie.lab.etcd import Etcd
@@ -41,7 +43,6 @@ from tortie.linux import links
 from tortie.linux.links import VethEnd
 from tortie.linux.netlink import NetlinkSocket
 
-_INSIDE = "TORTIE_BENCH_INSIDE"
 _ROUNDS = 50  # endpoints added one by one
 _LOADED = 100  # endpoints that stand meanwhile
 _SETTLE = 30.0  # seconds after the last change: until rules are no longer looked at again for having changed
@@ -49,12 +50,9 @@ _IDLE = 60.0  # seconds
 
 
 def main() -> None:
-    if os.environ.get(_INSIDE) != "1":
-        command = ["unshare", "-n", sys.executable, *sys.argv]
-        sys.exit(subprocess.run(command, env={**os.environ, _INSIDE: "1"}, check=False).returncode)
+    isolated.ensure_network()
     counts = [int(text) for text in sys.argv[1:]] or [100, 1000]
     print(f"Linux {os.uname().release}, Python {sys.version.split()[0]}, {os.cpu_count()} CPUs\n")
-    run("ip", "link", "set", "lo", "up")
     make_interfaces(max(*counts, _LOADED + _ROUNDS))
     for count in counts:
         asyncio.run(report_full(count))

@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.parts import isolated
 from tortie.core.reconcile import Reconciler
 from tortie.linux import addresses, links, netns, routes, sysctl
 from tortie.linux.links import VethEnd
@@ -25,7 +26,6 @@ from tortie.linux.netlink import NetlinkSocket
 from tortie.linux.route_target import RouteTarget
 from tortie.linux.routes import Route, replace_message
 
-_INSIDE = "TORTIE_BENCH_INSIDE"
 _ROUTES = 20_000
 _PYROUTE2_ROUTES = 2_000  # one at a time: more would only take longer
 _PODS = 60
@@ -33,12 +33,10 @@ _MAC = "ee:ee:ee:ee:ee:ee"
 
 
 def main() -> None:
-    if os.environ.get(_INSIDE) != "1":
-        command = ["unshare", "-n", sys.executable, *sys.argv]
-        sys.exit(subprocess.run(command, env={**os.environ, _INSIDE: "1"}, check=False).returncode)
+    isolated.ensure_network()
     count = int(sys.argv[1]) if len(sys.argv) > 1 else _ROUTES
     with NetlinkSocket() as netlink:
-        netlink.execute(links.change("lo", up=True), links.create_veth(VethEnd("a"), VethEnd("b")))
+        netlink.execute(links.create_veth(VethEnd("a"), VethEnd("b")))
         netlink.execute(links.change("a", up=True), links.change("b", up=True))
         link = links.get(netlink, "a")
         assert link is not None

@@ -14,11 +14,15 @@ sys.path.insert(
 
 from tests.netns_lab import Namespace
 from tests.support.etcd_fixtures import backend, etcd, etcd_process, make_etcd
+from tests.support.guest_run import pytest_configure
 from tests.support.kubernetes_fixtures import apiserver, apiserver_process
+from tests.support.speakers import pytest_addoption, pytest_collection_modifyitems, speaker
 from tortie.core.log import LineFormatter
 
-# How long an example takes says how busy the machine is: no test is timed.
-settings.register_profile("tortie", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says how busy the machine is: no test is timed. `tortie` tries the same examples
+# each time, so that what fails is what was changed; --hypothesis-profile=random looks further.
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("tortie", settings.get_profile("random"), derandomize=True)
 settings.load_profile("tortie")
 
 __all__ = [
@@ -30,6 +34,10 @@ __all__ = [
     "make_etcd",
     "make_netns",
     "netns",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "speaker",
 ]
 
 

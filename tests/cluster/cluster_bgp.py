@@ -4,7 +4,10 @@ import json
 import re
 from collections.abc import Iterable
 
-from tortie.bgp.status import read as read_status
+from tests.support.routingtables import OURS, OURS_WITH_BIRD, shapes
+from tortie.bgp import ask
+from tortie.bgp.status import Status
+from tortie.core.paths import Paths
 from tortie.lab.cluster import Lab, LabNode, wait_until
 
 
@@ -43,11 +46,46 @@ def status(lab: Lab, node: LabNode, address: str) -> tuple[str, ...]:
     return tuple(cell.rstrip() for cell in row.groups()) if row else ()
 
 
+_LEARNED = {"exabgp": "proto bgp onlink", "bird": "proto bird metric 1024"}  # speaker -> a route's end
+
+
+def check_routes(lab: Lab, node: LabNode) -> None:
+    """The node's IPv4 routes are those to its pods and the other nodes' blocks, each as people know it.
+
+    Waits for them: that pods reach each other says nothing of the route to the node's own block.
+    """
+    learned = _LEARNED[node.speaker]
+    pods = [pod.address() for pod in lab.pods.values() if pod.box is node.box]
+    others = [other.ip for other in lab.nodes.values() if other is not node]
+    block = r"192\.168\.\d+\.\d+/26"
+    lines = [
+        rf"blackhole {block} {' '.join(learned.split()[:2])} ",
+        *(rf"{re.escape(pod)} dev cali[0-9a-f]{{11}} scope link " for pod in pods),
+        *(rf"{block} via {re.escape(other)} dev eth0 {learned} " for other in others),
+    ]
+    shown: list[str] = []
+
+    def shape(text: str) -> bool:
+        return shapes(text) == (OURS if node.speaker == "exabgp" else OURS_WITH_BIRD)["direct"]
+
+    def so() -> bool:
+        text = node.box.output("ip", "route")
+        shown[:] = [text, *(line for line in lines if len(re.findall(f"^{line}$", text, re.M)) != 1)]
+        return len(shown) == 1 and shape(text)
+
+    wait_until(so, f"the routes of {node.name}", 60, lambda: "\nnot once: ".join(shown))
+
+
+def bgp_status(node: LabNode) -> Status | None:
+    """What the node's BGP speaker does, whichever it is."""
+    return ask.status(Paths(run=str(node.box.path("/run/calico"))))
+
+
 def hold_times(lab: Lab) -> set[int]:
     """Seconds, of all established sessions; empty while any node has one that is not, or a reload to do."""
     found: set[int] = set()
     for node in lab.nodes.values():
-        said = read_status(str(node.box.path("/run/calico/bgp-status.json")))
+        said = bgp_status(node)
         if said is None or said.configuration != "loaded" or any(p.state != "up" for p in said.peers):
             return set()
         found.update(peer.hold_time for peer in said.peers)
@@ -71,7 +109,7 @@ def await_heard(node: LabNode, addresses: Iterable[str], count: int) -> None:
     """Wait until each of these peers has told the node so many prefixes; Established says nothing yet."""
 
     def heard() -> dict[str, int]:
-        said = read_status(str(node.box.path("/run/calico/bgp-status.json")))
+        said = bgp_status(node)
         return {peer.address: peer.received for peer in said.peers} if said else {}
 
     def so() -> bool:

@@ -3,65 +3,89 @@ is left when a mode is changed while pods talk."""
 
 import json
 import os
+import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from difflib import unified_diff
+from itertools import permutations
 from typing import Any
 
 import pytest
 
+from tests.cluster.cluster_bgp import apply, calicoctl
+from tests.cluster.cluster_pools import add_pod_of
+from tests.support.rest import at_rest
+from tests.support.routingtables import OURS, shapes
+from tortie.core.speaker import Speaker
 from tortie.lab import probe
 from tortie.lab.box import LabError
 from tortie.lab.cluster import Lab, LabNode, wait_until
 from tortie.lab.traffic import Stream
-from tortie.lab.underlay import SUBNETS
+from tortie.lab.underlay import SUBNETS, plug_in, unplug
 from tortie.lab.wire import Capture, Wrapping
 from tortie.linux import netns
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 POOLS = {4: "default-ipv4-ippool", 6: "default-ipv6-ippool"}
 NODES = {"a": "node-1", "b": "node-2", "c": "node-3"}  # pod -> its node; node-3 is behind the router
 DEVICES = {4: "vxlan.calico", 6: "vxlan-v6.calico"}
 PATIENCE = 60.0  # seconds: a busy machine
 
+Overlays = dict[str, dict[str, Any]]  # node -> its overlay()
+
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(speaker: Speaker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Two nodes in a network and one in another, with both families; a pod on each."""
     modes = {"CALICO_IPV4POOL_VXLAN": "Always", "CALICO_IPV6POOL_VXLAN": "Always"}
-    lab = Lab(tmp_path_factory.mktemp("lab"), 3, ipv6=True, remote=1, agent_env=modes)
+    lab = Lab(tmp_path_factory.mktemp("lab"), 3, ipv6=True, speakers=(speaker,), remote=1, agent_env=modes)
     try:
         lab.up()
         for pod, node in NODES.items():
             lab.add_pod(pod, node)
+        wait_until(lambda: settled(lab, "Always"), "the mode everywhere", PATIENCE, lambda: evidence(lab))
         yield lab
     finally:
         lab.down()
 
 
+@pytest.fixture(scope="module")
+def fresh() -> Overlays:
+    """What every node shows in mode Always, before anything was changed. The first test fills it."""
+    return {}
+
+
 # --- what is to be ------------------------------------------------------------------------------
 
 
-def tunnelled(mode: str, one: str, other: str) -> bool:
-    return mode == "Always" or (mode == "CrossSubnet" and "c" in (one, other))
+def apart(one: LabNode, other: LabNode) -> bool:
+    """Whether the router is between them."""
+    return one.ip.rpartition(".")[0] != other.ip.rpartition(".")[0]
 
 
-def reachable(mode: str, one: str, other: str) -> bool:
-    return mode != "Never" or "c" not in (one, other)
+def tunnelled(mode: str, one: LabNode, other: LabNode) -> bool:
+    return mode == "Always" or (mode == "CrossSubnet" and apart(one, other))
 
 
-def expected_wire(lab: Lab, mode: str, version: int) -> dict[tuple[str, str], set[Wrapping]]:
-    """What a TCP connection and its answer look like, for the pairs that reach each other."""
+def reachable(mode: str, one: LabNode, other: LabNode) -> bool:
+    return mode != "Never" or not apart(one, other)
+
+
+def expected_wire(lab: Lab, modes: Mapping[str, str], version: int) -> dict[tuple[str, str], set[Wrapping]]:
+    """What a TCP connection and its answer look like, for the pairs of two nodes that reach each other.
+
+    `modes`: pod -> the mode of its pool, which decides about what is sent to it.
+    """
     found = {}
-    for one in NODES:
-        for other in NODES:
-            if one != other and reachable(mode, one, other):
-                near, far = (node_address(lab.nodes[NODES[pod]], version) for pod in (one, other))
-                wrapped = Wrapping("vxlan", near, far, 4096, 4789)
-                pair = lab.pods[one].address(version), lab.pods[other].address(version)
-                found[pair] = {wrapped if tunnelled(mode, one, other) else Wrapping()}
+    for one, other in permutations(modes, 2):
+        near, far = (lab.nodes[lab.pods[name].box.name] for name in (one, other))
+        if near is not far and all(reachable(modes[name], near, far) for name in (one, other)):
+            wrapped = Wrapping("vxlan", node_address(near, version), node_address(far, version), 4096, 4789)
+            pair = lab.pods[one].address(version), lab.pods[other].address(version)
+            found[pair] = {wrapped if tunnelled(modes[other], near, far) else Wrapping()}
     return found
 
 
@@ -82,22 +106,61 @@ def overlay(node: LabNode) -> dict[str, Any]:
         "routes": tell("ip", "route").splitlines() + tell("ip", "-6", "route").splitlines(),
         "devices": sorted(line.partition(": ")[2] for line in devices),
         "addresses": sorted(
-            line.partition(": ")[2] for line in tell("ip", "-o", "addr").splitlines() if "calico" in line
+            line.partition(": ")[2].replace(" tentative", "")  # for its first seconds
+            for line in tell("ip", "-o", "addr").splitlines()
+            if "calico" in line
         ),
         "fdb": sorted(line for line in tell("bridge", "fdb").splitlines() if "calico" in line),
         "neighbours": sorted(line for line in tell("ip", "neigh").splitlines() if "calico" in line),
     }
 
 
+def everywhere(lab: Lab) -> Overlays:
+    """Tunnels' addresses by the name of their node: each time a tunnel is made, IPAM gives it others."""
+    text = json.dumps({name: overlay(node) for name, node in lab.nodes.items()})
+    for name, node in lab.nodes.items():
+        for version, device in DEVICES.items():
+            for address in global_addresses(node, version, device):
+                text = re.sub(rf"(?<![\w.:]){re.escape(address)}(?![\w:.]|/(?!32|128))", name, text)
+    return {
+        name: {what: sorted(lines) for what, lines in found.items()}
+        for name, found in json.loads(text).items()
+    }
+
+
+def global_addresses(node: LabNode, version: int, device: str) -> list[str]:
+    """None if there is no such device."""
+    shown = node.box.run("ip", f"-{version}", "-j", "addr", "show", device, check=False).stdout
+    links = json.loads(shown or "[]")
+    return [one["local"] for link in links for one in link["addr_info"] if one["scope"] == "global"]
+
+
+def at_last(lab: Lab) -> Overlays:
+    """What is everywhere once it changes no more: what another mode left goes after the new one is there."""
+    return at_rest(lambda: everywhere(lab), "the nodes", PATIENCE)
+
+
+def await_same(lab: Lab, before: Overlays) -> None:
+    def difference() -> str:
+        old, new = (json.dumps(one, indent=1).splitlines() for one in (before, everywhere(lab)))
+        return "\n".join(unified_diff(old, new, "before", "now", n=1))
+
+    wait_until(lambda: everywhere(lab) == before, "what was there before", PATIENCE, difference)
+
+
 def settled(lab: Lab, mode: str) -> bool:
     """Whether every node's kernel is in this mode, with nothing of another."""
-    return all(in_mode(lab, pod, mode, version) for pod in NODES for version in (4, 6))
+    nodes = list(lab.nodes.values())
+    return all(
+        in_mode(node, [other for other in nodes if other is not node], mode, version)
+        for node in nodes
+        for version in (4, 6)
+    )
 
 
-def in_mode(lab: Lab, pod: str, mode: str, version: int) -> bool:
-    node, device = lab.nodes[NODES[pod]], DEVICES[version]
-    others = [other for other in NODES if other != pod]
-    far = [node_address(lab.nodes[NODES[other]], version) for other in others if mode != "Never"]
+def in_mode(node: LabNode, others: Sequence[LabNode], mode: str, version: int) -> bool:
+    device = DEVICES[version]
+    far = [node_address(other, version) for other in others if mode != "Never"]
     shown = node.box.output("ip", f"-{version}", "route").splitlines()
     leading = {line.split()[4] for line in shown if " via " in line and "/" in line.split()[0]}
     ways = {line.split()[2]: line for line in shown if " via " in line}
@@ -111,11 +174,11 @@ def in_mode(lab: Lab, pod: str, mode: str, version: int) -> bool:
         has_device == wants_device
         and sorted(entry[4] for entry in entries) == sorted(far)
         and sum(f" {device} " in line for line in neighbours) == len(far)
-        and (device in leading) == any(tunnelled(mode, pod, other) for other in others)
+        and (device in leading) == any(tunnelled(mode, node, other) for other in others)
         and all(
-            (node_address(lab.nodes[NODES[other]], version) in ways) != tunnelled(mode, pod, other)
+            (node_address(other, version) in ways) != tunnelled(mode, node, other)
             for other in others
-            if reachable(mode, pod, other)
+            if reachable(mode, node, other)
         )
     )
 
@@ -132,31 +195,37 @@ def evidence(lab: Lab) -> str:
 
 
 def check(lab: Lab, mode: str) -> None:
-    """The matrix, and the wire while it is asked for, in both families."""
     for version in (4, 6):
-        wanted = expected_wire(lab, mode, version)
-        pods = {pod.address(version): pod.name for pod in lab.pods.values()}
-        good = {(pods[source], pods[destination]) for source, destination in wanted}
+        check_family(lab, dict.fromkeys(lab.pods, mode), version)
 
-        def as_expected(version: int = version, good: set[tuple[str, str]] = good) -> bool:
-            answers = lab.matrix(version=version, timeout=1.0)
-            return {pair for pair, answer in answers.items() if answer.ok} == good
 
-        wait_until(as_expected, f"IPv{version} in mode {mode}", PATIENCE, lambda: evidence(lab))
-        with Capture(pods) as capture:
-            answers = lab.matrix(version=version)
-        for (client, server), answer in answers.items():
-            assert answer.ok == ((client, server) in good), f"{client} -> {server}: {answer}"
-            assert not answer.ok or answer.source == lab.pods[client].address(version)
-        assert {pair: capture.seen[pair] for pair in wanted} == wanted
+def check_family(lab: Lab, modes: Mapping[str, str], version: int) -> None:
+    """The matrix, and the wire while it is asked for. `modes`: pod -> the mode of its pool."""
+    wanted = expected_wire(lab, modes, version)
+    pods = {pod.address(version): pod.name for pod in lab.pods.values()}
+    good = {(pods[source], pods[destination]) for source, destination in wanted}
+    good |= {(a, b) for a, b in permutations(lab.pods, 2) if lab.pods[a].box is lab.pods[b].box}
+
+    def as_expected() -> bool:
+        answers = lab.matrix(version=version, timeout=5.0)
+        return {pair for pair, answer in answers.items() if answer.ok} == good
+
+    wait_until(as_expected, f"IPv{version} in modes {modes}", PATIENCE, lambda: evidence(lab))
+    with Capture(pods) as capture:
+        answers = lab.matrix(version=version, refused=set(permutations(lab.pods, 2)) - good)
+    for (client, server), answer in answers.items():
+        assert answer.ok == ((client, server) in good), f"{client} -> {server}: {answer}"
+        assert not answer.ok or answer.source == lab.pods[client].address(version)
+    assert {pair: capture.seen[pair] for pair in wanted} == wanted
 
 
 # --- the tests ----------------------------------------------------------------------------------
 
 
-def test_a_fresh_cluster_tunnels_everything_between_nodes(lab: Lab) -> None:
-    wait_until(lambda: settled(lab, "Always"), "the mode everywhere", PATIENCE, lambda: evidence(lab))
+def test_a_fresh_cluster_tunnels_everything_between_nodes(lab: Lab, fresh: Overlays) -> None:
     check(lab, "Always")
+    fresh.update(at_last(lab))
+    assert shapes(lab.nodes["node-1"].box.output("ip", "route")) == OURS["vxlan"]
     audit = lab.calicoctl("ipam", "check").stdout
     assert "Check complete; found 0 problems." in audit, audit
 
@@ -191,22 +260,26 @@ def in_vxlan(mac: bytes, source: str, destination: str, words: bytes) -> bytes:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_packets_of_just_the_size_that_pods_are_given_pass_whole(lab: Lab, version: int) -> None:
+    check_size(lab, version)
+
+
+def check_size(lab: Lab, version: int) -> None:
     """The least of both tunnels', as a pod's interface has one size for both families."""
     size = int(lab.nodes["node-1"].box.path("/var/lib/calico/mtu").read_text())
     assert size == 1500 - 70
     head = 28 if version == 4 else 48  # of IP and ICMP
-    target = lab.pods["c"].address(version)
-    ping = ["ping", "-M", "do", "-c", "1", "-W", "10", "-s"]
-    assert " 0% packet loss" in lab.pods["a"].output(*ping, str(size - head), target)
-    with pytest.raises(LabError, match="essage too long"):
-        lab.pods["a"].output(*ping, str(size - head + 1), target)
+    ping = ["ping", "-M", "do", "-c", "1", "-W", "60", "-s"]
+    for name in ("b", "c"):  # in the own network and beyond the router
+        target = lab.pods[name].address(version)
+        assert " 0% packet loss" in lab.pods["a"].output(*ping, str(size - head), target)
+        with pytest.raises(LabError, match="essage too long"):
+            lab.pods["a"].output(*ping, str(size - head + 1), target)
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_nodes_own_packets_into_the_tunnel_carry_the_tunnels_address(lab: Lab, version: int) -> None:
     node = lab.nodes["node-1"]
-    own = json.loads(node.box.output("ip", f"-{version}", "-j", "addr", "show", DEVICES[version]))
-    (tunnel,) = [one["local"] for one in own[0]["addr_info"] if one["scope"] == "global"]
+    (tunnel,) = global_addresses(node, version, DEVICES[version])
     fd = netns.open(node.box.netns)
     (answer,) = probe.run([probe.Probe(fd, lab.pods["c"].address(version), 80)], PATIENCE)
     os.close(fd)
@@ -226,39 +299,95 @@ def test_what_leaves_an_ipv6_pool_is_masqueraded_when_the_pool_says_so(lab: Lab)
     wait_until(reached, "an answer", PATIENCE)
 
 
-def test_every_transition_of_a_live_pool(lab: Lab) -> None:
-    """Pods of one network talk on in every mode; those of two as long as there is a tunnel between them."""
+def test_every_transition_of_a_live_pool(lab: Lab, fresh: Overlays) -> None:
+    """Pods of one network talk on in every mode; those of two as long as there is a tunnel between them.
+
+    Whichever way leads to a mode, it leaves the same; and back in the first mode it is what it was.
+    """
+    shown = {"Always": fresh}  # mode -> what it left the first time
+
+    def go(mode: str) -> None:
+        set_mode(lab, mode)
+        if mode not in shown:
+            shown[mode] = at_last(lab)
+        await_same(lab, shown[mode])
+
     with ExitStack() as stack:
-        streams = [
-            stack.enter_context(Stream(lab.pods["a"], lab.pods["b"], version=version, patience=PATIENCE))
-            for version in (4, 6)
-        ]
-        with Stream(lab.pods["a"], lab.pods["c"], patience=PATIENCE) as far:
+        near = [stack.enter_context(stream(lab, "b", version)) for version in (4, 6)]
+        with stream(lab, "c", 4) as far4, stream(lab, "c", 6) as far6:
             for mode in ("CrossSubnet", "Always"):
-                set_mode(lab, mode)
+                go(mode)
                 check(lab, mode)
+                for version in (4, 6):
+                    check_size(lab, version)
         for mode in ("Never", "CrossSubnet", "Never", "Always"):
-            set_mode(lab, mode)
+            go(mode)
         check(lab, "Always")
-    for stream in (*streams, far):
-        assert not stream.failure, stream.failure
+    for one in (*near, far4, far6):
+        assert not one.failure, one.failure
 
 
-def test_what_a_change_leaves_is_what_a_start_makes(lab: Lab) -> None:
+def stream(lab: Lab, to: str, version: int, patience: float = PATIENCE) -> Stream:
+    return Stream(lab.pods["a"], lab.pods[to], version=version, patience=patience)
+
+
+@pytest.mark.parametrize("mode", ["CrossSubnet", "Never"])
+def test_what_a_change_leaves_is_what_a_start_makes(lab: Lab, mode: str) -> None:
     """With BGP's part in it; felix's alone is compared in the kernel tier, for every mode."""
-    set_mode(lab, "Never")
-    check(lab, "Never")
-    node = lab.nodes["node-1"]
-    before = overlay(node)
+    set_mode(lab, mode)
+    check(lab, mode)
+    node, before = lab.nodes["node-1"], at_last(lab)
     node.stop_agent()
     for device in DEVICES.values():
         node.box.run("ip", "link", "del", device, check=False)
-    for protocol in ("80", "bgp"):
+    for protocol in ("80", "bgp", "bird"):
         for family in ("-4", "-6"):
             node.box.run("ip", family, "route", "flush", "proto", protocol)
     node.start_agent()
     node.wait_ready()
-    wait_until(lambda: overlay(node) == before, "the same", PATIENCE, lambda: f"{before}\n{overlay(node)}")
+    await_same(lab, before)
+
+
+def test_pools_of_every_mode_at_once(lab: Lab) -> None:
+    """Each pool is treated as it says, also between pods of two; what it needed goes with it."""
+    set_mode(lab, "Always")
+    check(lab, "Always")
+    before = at_last(lab)
+    modes = dict.fromkeys(NODES, "Always")
+    for number, mode in enumerate(("CrossSubnet", "Never")):
+        apply(lab, "IPPool", f"more-{number}", {"cidr": f"10.5{number}.0.0/24", "vxlanMode": mode})
+        for pod, node in NODES.items():
+            name = f"{pod}{number}"
+            pools = {"cni.projectcalico.org/ipv4pools": f'["more-{number}"]'}
+            add_pod_of(f"more-{number}", lab, name, node, annotations=pools)
+            modes[name] = mode
+    check_family(lab, modes, 4)
+    for name in modes.keys() - NODES.keys():
+        lab.delete_pod(name)
+    for number in range(2):
+        calicoctl(lab, "delete", "ippool", f"more-{number}")
+    await_same(lab, before)
+
+
+def test_a_node_that_moves_to_the_other_network(lab: Lab) -> None:
+    """Unplugged and plugged in there, with other addresses; its agent and its pods run on.
+
+    Its connections to etcd hang on the old address until keepalives have found that out, up to 40 s; and TCP
+    repeats a question twice as late each time: where the way is back just after a repetition, the next comes
+    when it has been away for twice as long.
+    """
+    set_mode(lab, "CrossSubnet")
+    check(lab, "CrossSubnet")
+    node, there = lab.nodes["node-2"], SUBNETS[1]
+    with stream(lab, "b", 4, 5 * PATIENCE) as one, stream(lab, "b", 6, 5 * PATIENCE) as other:
+        unplug(node.name)
+        plug_in(node.box, there, 12, ipv6=True)
+        node.ip, node.ip6 = there.address(12), there.address6(12)
+        wait_until(
+            lambda: settled(lab, "CrossSubnet"), "the new way everywhere", 3 * PATIENCE, lambda: evidence(lab)
+        )
+        check(lab, "CrossSubnet")
+    assert not (one.failure or other.failure), one.failure + other.failure
 
 
 def test_no_bgp_is_needed(lab: Lab) -> None:

@@ -148,7 +148,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
     finally:
         one.power_off()
         for process in processes:
-            process.wait(timeout=20)
+            process.wait(timeout=60)
 
 
 _SERVER = "tortie.cni.server"

@@ -12,7 +12,7 @@ from tortie.core.errors import DatastoreUnreachable
 T = TypeVar("T")
 
 
-def run(coroutine: Coroutine[Any, Any, T], deadline: float = 60.0) -> T:
+def run(coroutine: Coroutine[Any, Any, T], deadline: float = 400.0) -> T:
     """asyncio.run with a deadline; fails if tasks are left, or asyncio complained about anything.
 
     What asyncio only logs ("Task was destroyed", "exception was never retrieved") and what Python
@@ -31,7 +31,7 @@ def run(coroutine: Coroutine[Any, Any, T], deadline: float = 60.0) -> T:
         async with asyncio.timeout(deadline):
             result = await coroutine
         try:
-            await eventually(lambda: not others(), 10.0)  # cancelled calls of gRPC need a few turns to end
+            await eventually(lambda: not others())  # cancelled calls of gRPC need a few turns to end
         except TimeoutError:
             complaints.append(f"tasks left: {others()}")
         return result
@@ -47,7 +47,7 @@ def run(coroutine: Coroutine[Any, Any, T], deadline: float = 60.0) -> T:
     return result
 
 
-async def eventually(condition: Callable[[], object], deadline: float = 30.0, what: str = "") -> None:
+async def eventually(condition: Callable[[], object], deadline: float = 120.0, what: str = "") -> None:
     """Wait until `condition()` is true. Raises TimeoutError."""
     try:
         async with asyncio.timeout(deadline):
@@ -57,7 +57,7 @@ async def eventually(condition: Callable[[], object], deadline: float = 30.0, wh
         raise TimeoutError(f"waited {deadline:g} s for {what or condition}") from None
 
 
-async def until(attempt: Callable[[], Awaitable[object]], deadline: float = 30.0) -> None:
+async def until(attempt: Callable[[], Awaitable[object]], deadline: float = 120.0) -> None:
     """Make `attempt()` again and again until it does not raise DatastoreUnreachable any more."""
     async with asyncio.timeout(deadline):
         while True:
@@ -75,3 +75,21 @@ def others() -> list[asyncio.Task[Any]]:
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+class Turns:
+    """Counts how often the loop comes round while this is entered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def __aenter__(self) -> None:
+        self._spinning = asyncio.create_task(self._spin())
+
+    async def __aexit__(self, *_: object) -> None:
+        self._spinning.cancel()
+
+    async def _spin(self) -> None:
+        while True:
+            self.count += 1
+            await asyncio.sleep(0)

@@ -32,6 +32,7 @@ from tortie.linux import links, netns
 
 NODE = "node-1"
 NETWORK = "k8s-pod-network"
+WARM_HANDLE = f"warm-pool-{NODE}"  # of addresses that are kept ready
 UPSTREAM = "/usr/lib/cni"  # Debian's containernetworking-plugins
 _ROOT = Path(__file__).resolve().parents[2]
 _WEPS = "/calico/resources/v3/projectcalico.org/workloadendpoints/"
@@ -69,6 +70,7 @@ class Machine:
         self.lib.mkdir()
         (self.lib / "nodename").write_text(NODE)
         self.log = folder / "server.log"
+        self.settings: dict[str, str] = {}  # of the next server: variable -> value
         self.server = 0  # pid, 0 if none runs
         self.pods: list[Namespace] = []
 
@@ -91,12 +93,24 @@ class Machine:
             "CALICO_LIB_DIR": str(self.lib),
             "PYTHONPATH": str(_ROOT),
             "NODENAME": NODE,
+            **self.settings,
         }
 
     def start_server(self, die_at: int = 0) -> None:
         """Start a server and wait until it listens; it kills itself before step number `die_at`."""
         self.server = self._servers.start(self.environment, str(self.log), die_at)
         wait_until(self._answers, what="the server to listen")
+
+    def start_warm_server(self, marks: str) -> None:
+        """A cluster with one pool, and a server that keeps addresses of it ready."""
+        self.seed()
+        self.settings["TORTIE_WARM_POOL"] = marks
+        self.start_server()
+
+    def warm_metrics(self) -> str:
+        """What the server tells of its ready addresses; "" before it has told anything."""
+        path = self.folder / "run" / "warm-addresses.prom"
+        return path.read_text() if path.exists() else ""
 
     def _answers(self) -> bool:
         if not os.path.exists(f"/proc/{self.server}/fd/0"):
@@ -146,7 +160,7 @@ class Machine:
             input=stdin,
             capture_output=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
 
     def _execute(self, plugin: str, environment: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
@@ -222,6 +236,10 @@ class Machine:
                 if index is not None:
                     found[str(base + ordinal)] = block["attributes"][index].get("handle_id", "")
         return found
+
+    def ready_addresses(self) -> set[str]:
+        """What the server keeps for coming containers."""
+        return {address for address, handle in self.held().items() if handle == WARM_HANDLE}
 
     def remains(self) -> Remains:
         return Remains(

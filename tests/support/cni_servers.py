@@ -44,6 +44,7 @@ def serve(environment: Mapping[str, str], log: str, die_at: int) -> int:
     os.environ.update(environment)
     if die_at:
         count_steps(die_at)
+    server._STOP_LIMIT = 120.0  # here nobody kills it after five seconds
     os._exit(server.main())
 
 

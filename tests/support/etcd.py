@@ -20,13 +20,22 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_START_DEADLINE = 60.0  # seconds; a start takes 0.2 s, on a loaded machine a few
+_ANSWER = 120.0  # seconds for one answer, on a loaded machine
+_START_DEADLINE = 120.0  # seconds; a start takes 0.2 s, on a loaded machine a few
+
+
+_given: set[int] = set()  # ports that somebody has, or will have in a moment
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Never the same twice: who was given one may not listen there yet."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 class Gateway:
@@ -41,7 +50,7 @@ class Gateway:
             f"{self.endpoint}/v3/{path}", json.dumps(body).encode(), {"Authorization": token} if token else {}
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
+            with urllib.request.urlopen(request, timeout=_ANSWER) as reply:
                 return json.load(reply)  # type: ignore[no-any-return]
         except urllib.error.HTTPError as err:
             raise RuntimeError(f"etcd {path}: {err.read().decode()}") from err
@@ -138,7 +147,7 @@ class Etcd(Gateway):
             with open(self.log, errors="replace") as log:
                 raise RuntimeError(f"etcd has ended: {log.read()[-2000:]}")
         try:
-            with urllib.request.urlopen(f"{self._metrics}/health", timeout=1) as reply:
+            with urllib.request.urlopen(f"{self._metrics}/health", timeout=10) as reply:
                 return bool(json.load(reply)["health"] == "true")
         except OSError:
             return False
@@ -192,7 +201,9 @@ class Etcd(Gateway):
 
 def cluster(size: int = 3) -> list[Etcd]:
     """Running members of one etcd cluster."""
-    members = [Etcd(name=f"m{number}") for number in range(size)]
+    # On a busy machine a member that is not scheduled for a while is not to count as lost.
+    calm = ("--heartbeat-interval=100", "--election-timeout=1000")
+    members = [Etcd(*calm, name=f"m{number}") for number in range(size)]
     peers = ",".join(f"{member.name}={member.peer}" for member in members)
     for member in members:
         member._peers = peers
@@ -206,7 +217,7 @@ def b64(data: str | bytes) -> str:
     return base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
 
 
-def wait_until(condition: Callable[[], object], deadline: float = 10.0, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], object], deadline: float = 120.0, what: str = "the condition") -> None:
     end = time.monotonic() + deadline
     while not condition():
         if time.monotonic() > end:

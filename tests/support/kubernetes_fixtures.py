@@ -12,7 +12,8 @@ def apiserver_process() -> Iterator[ApiServer]:
     """One server for the whole run; tests take it as `apiserver`."""
     server = ApiServer()
     try:
-        yield server.start()
+        server.start()
+        yield server
     finally:
         server.close()
 

@@ -42,6 +42,8 @@ class _Change:
 class MemoryBackend:
     """Implements datastore.backend.Backend. `before(operation, key or listing)` is awaited first, if set."""
 
+    refused: frozenset[tuple[str, str]] = frozenset()
+
     def __init__(self) -> None:
         self.before: Before | None = None
         self.away = False  # every call and every watch fails with DatastoreUnreachable
@@ -140,6 +142,9 @@ class MemoryBackend:
             elif event is not None and event.broken is not None:
                 listed.broken.append(event.broken)
         return listed
+
+    def serves(self, what: Listing) -> bool:
+        return True
 
     async def watch(self, what: Listing, revision: str) -> AsyncIterator[WatchEvent]:
         await self._enter("watch", what)

@@ -1,10 +1,12 @@
-"""A consumer of a Syncer that believes nothing: applies every batch and checks what it may contain."""
+"""Consumers of watches. A Syncer's believes nothing: it checks every batch that it applies."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+from tests.support.aio import eventually
+from tortie.datastore.backend import WatchEvent
 from tortie.datastore.keys import Key
 from tortie.datastore.syncer import Batch, Syncer, SyncStatus
 
@@ -58,3 +60,31 @@ class Replay:
                 self.revisions[update.key] = update.revision
         if not self.statuses or batch.status is not self.status:
             self.statuses.append(batch.status)
+
+
+@asynccontextmanager
+async def consuming(syncer: Syncer, replay: Replay, *, synced: bool = True) -> AsyncIterator[None]:
+    """A syncer at work and its consumer; in sync to begin with. What ends either of them is raised."""
+    task = asyncio.create_task(replay.consume(syncer))
+    try:
+        if synced:
+            await eventually(lambda: replay.in_sync or task.done())
+        yield
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+async def next_events(watch: Any, count: int) -> list[WatchEvent]:
+    """The first `count` events of a watch that are not bookmarks; the watch ends then."""
+    found: list[WatchEvent] = []
+    async with aclosing(watch):
+        async for event in watch:
+            if event.type != "bookmark":
+                found.append(event)
+            if len(found) == count:
+                break
+    return found

@@ -5,7 +5,9 @@ so that calico-node and the CNI plugin use their real paths. Its first process o
 it is switching the machine off.
 """
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,9 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tortie.core.errors import TortieError
-from tortie.lab.isolation import mount
+from tortie.lab.isolation import MS_BIND, mount
 
+PATIENCE = 300.0  # seconds for a command: it may run in a guest, on a busy machine
+DISK = "/run/.box"  # where a box keeps what is written to it
 _OVERLAYS = ("etc", "var", "opt")
+_POWER_OFF = 300.0  # seconds at most; it takes milliseconds
 
 # The box's PID 1: prepared by us, then nothing but reaping until it is killed.
 _INIT = """
@@ -34,12 +39,17 @@ class LabError(TortieError):
 
 
 class Box:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, disk: Path | None = None) -> None:
+        """With a `disk` (a folder) what is written outlives the box, and is there in the next one on it.
+
+        Inside, the folder is DISK.
+        """
         self.name = name
         ready, told = os.pipe()
         self._init = subprocess.Popen(
             ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc",
-             "--propagation", "private", sys.executable, "-m", "tortie.lab.box", name, str(told)],
+             "--propagation", "private", sys.executable, "-m", "tortie.lab.box", name, str(told),
+             str(disk or "")],
             pass_fds=[told], stdin=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(told)
@@ -72,7 +82,12 @@ class Box:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the box and wait for it. Raises LabError with its words if `check`."""
         result = subprocess.run(
-            self.command(argv, env), input=stdin, capture_output=True, text=True, check=False, timeout=60
+            self.command(argv, env),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
         )
         if check and result.returncode != 0:
             raise LabError(
@@ -113,25 +128,38 @@ class Box:
         return found
 
     def kill(self, *words: str, signal_number: int = signal.SIGKILL) -> list[int]:
-        """Signal the processes found by `pids`; returns them."""
-        pids = self.pids(*words)
-        for pid in pids:
-            os.kill(pid, signal_number)
-        return pids
+        """Signal the processes found by `pids`; returns them, but for those that have ended meanwhile."""
+        found = []
+        for pid in self.pids(*words):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal_number)
+                found.append(pid)
+        return found
 
     def power_off(self) -> None:
-        """End the machine at once, with everything in it."""
+        """End the machine at once, with everything in it: none of its processes is left then."""
+        try:
+            first = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            first = None
         self._init.kill()
         self._init.wait()
+        if first is not None:
+            select.select([first], [], [], _POWER_OFF)  # the kernel ends PID 1 after all others
+            os.close(first)
 
 
-def _become_init(name: str, told: int) -> None:
+def _become_init(name: str, told: int, disk: str) -> None:
     """PID 1 of a new box: make its file system, say so, then reap."""
+    kept = os.open(disk, os.O_PATH | os.O_DIRECTORY) if disk else -1  # it may be below /run itself
     mount("tmpfs", "/run", "tmpfs")
+    os.makedirs(DISK)
+    if disk:
+        mount(f"/proc/self/fd/{kept}", DISK, flags=MS_BIND)
     for folder in _OVERLAYS:
-        upper, work = f"/run/.box/{folder}/upper", f"/run/.box/{folder}/work"
-        os.makedirs(upper)
-        os.makedirs(work)
+        upper, work = f"{DISK}/{folder}/upper", f"{DISK}/{folder}/work"
+        os.makedirs(upper, exist_ok=True)
+        os.makedirs(work, exist_ok=True)
         options = f"lowerdir=/{folder},upperdir={upper},workdir={work}"
         mount("overlay", f"/{folder}", "overlay", data=options)
     mount("sysfs", "/sys", "sysfs")
@@ -144,4 +172,4 @@ def _become_init(name: str, told: int) -> None:
 
 
 if __name__ == "__main__":
-    _become_init(sys.argv[1], int(sys.argv[2]))
+    _become_init(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -1,7 +1,8 @@
 """A whole cluster on one machine: nodes as boxes on an underlay bridge, etcd, and pods.
 
 Everything is real: calico-node runs in each box as in its container, pods are attached by the
-installed CNI binary, the datastore is etcd. Only the machines are made of namespaces.
+installed CNI binary, the datastore is etcd, or a Kubernetes API server. Only the machines are made of
+namespaces, and what kubelets and controllers would write is written by the lab.
 """
 
 import itertools
@@ -12,11 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from tortie.core.speaker import VARIABLE as SPEAKER
+from tortie.core.speaker import Speaker, speaker
 from tortie.lab import echo, isolation, pods, probe, underlay
-from tortie.lab.box import Box, LabError
+from tortie.lab.box import PATIENCE, Box, LabError
+from tortie.lab.controlplane import ControlPlane
 from tortie.lab.etcd import Etcd
 from tortie.lab.pods import Pod
 from tortie.lab.runtime import Runtime
@@ -34,13 +38,14 @@ class LabNode:
 
     def __init__(self, name: str, number: int, lab: "Lab", subnet: Subnet = SUBNETS[0]) -> None:
         self.name = name
+        self._number = number
         self.ip = subnet.address(10 + number)
         self.ip6 = subnet.address6(10 + number)
         self.box = Box(name)
-        self.runtime = Runtime(self.box, NETWORK)
+        self.runtime = Runtime(self.box, NETWORK, tells=lab.kubernetes is None)
         self._lab = lab
         self._agent: subprocess.Popen[bytes] | None = None
-        self._backend = ""  # the agent's CALICO_NETWORKING_BACKEND
+        self.speaker: Speaker = "none"  # of the agent that was started last
 
     @property
     def log(self) -> Path:
@@ -49,7 +54,7 @@ class LabNode:
     def start_agent(self, **env: str) -> None:
         """Start calico-node, as the container would; environment as in the manifest."""
         settings = {
-            "ETCD_ENDPOINTS": self._lab.etcd.endpoint,
+            **self._lab.datastore_env("node"),
             "NODENAME": self.name,
             "IP": "autodetect",
             "CALICO_IPV4POOL_IPIP": "Never",
@@ -57,10 +62,11 @@ class LabNode:
             "CLUSTER_TYPE": "lab",
             "WAIT_FOR_DATASTORE": "true",
             "FELIX_HEALTHENABLED": "true",
+            SPEAKER: self._lab.speakers[(self._number - 1) % len(self._lab.speakers)],
             **self._lab.agent_env,
             **env,
         }
-        self._backend = settings.get("CALICO_NETWORKING_BACKEND", "")
+        self.speaker = speaker(settings)
         self._agent = self.box.start([command("calico-node")], self.log, settings)
 
     def stop_agent(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -68,7 +74,7 @@ class LabNode:
         for pid in self.agent_pids():
             os.kill(pid, number)
         if self._agent is not None:
-            self._agent.wait(timeout=30)
+            self._agent.wait(timeout=PATIENCE)
             self._agent = None
 
     def kill_agent(self) -> None:
@@ -96,15 +102,15 @@ class LabNode:
 
     def ready(self) -> bool:
         checks = ["-felix-ready", "-bird-ready"]
-        if self._backend == "vxlan":
-            checks.remove("-bird-ready")  # there is none
+        if self.speaker == "none":
+            checks.remove("-bird-ready")
         answer = self.box.run(command("calico-node"), *checks, check=False)
         return answer.returncode == 0
 
     def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
         wait_until(condition, f"{self.name}: {what}", timeout, lambda: tail(self.log))
 
-    def wait_ready(self, timeout: float = 120.0) -> None:
+    def wait_ready(self, timeout: float = PATIENCE) -> None:
         """Until felix and BGP are ready; at once an error if calico-node gave up."""
 
         def ready_or_ended() -> bool:
@@ -126,21 +132,28 @@ class Lab:
         nodes: int = 3,
         *,
         ipv6: bool = False,
+        speakers: Sequence[Speaker] = ("exabgp",),
         agent_env: Mapping[str, str] | None = None,
         remote: int = 0,
+        kubernetes: bool = False,
     ) -> None:
         """`folder` takes logs and etcd's data; `agent_env` goes to every calico-node.
 
-        The last `remote` nodes are in a second network, behind a router.
+        `speakers` are the nodes' in turn, and again from the first. The last `remote` nodes are in a second
+        network, behind a router. With `kubernetes` the datastore is an API server, see controlplane.py.
         """
         isolation.require()
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.speakers = speakers
         self.agent_env = dict(agent_env or {})
         self._ipv6, self._remote = ipv6, remote
         if ipv6:
             self.agent_env.setdefault("IP6", "autodetect")
         self.etcd = Etcd(folder / "etcd", f"{UNDERLAY}.1")
+        self.kubernetes: ControlPlane | None = None
+        if kubernetes:
+            self.kubernetes = ControlPlane(folder / "kubernetes", self.etcd.endpoint, f"{UNDERLAY}.1")
         self.nodes: dict[str, LabNode] = {}  # name -> node
         self.hosts: dict[str, Box] = {}  # name -> machine on the underlay that is no node
         self.pods: dict[str, Pod] = {}  # name -> running pod
@@ -165,6 +178,15 @@ class Lab:
         underlay.lay(2 if self._remote else 1, tell)
         tell(f"etcd at {self.etcd.endpoint}")
         self.etcd.start()
+        if self.kubernetes is not None:
+            tell(f"kube-apiserver at {self.kubernetes.api.url}")
+            self.kubernetes.start()
+
+    def datastore_env(self, user: str) -> dict[str, str]:
+        """Where the datastore is, for a command; `user` is `node` or `admin`."""
+        if self.kubernetes is None:
+            return {"ETCD_ENDPOINTS": self.etcd.endpoint}
+        return {"DATASTORE_TYPE": "kubernetes", "KUBECONFIG": str(self.kubernetes.kubeconfig(user))}
 
     def add_machine(self, subnet: Subnet = SUBNETS[0]) -> LabNode:
         """One more machine, with the CNI plugins installed; nothing runs on it yet."""
@@ -174,6 +196,8 @@ class Lab:
         self.nodes[name] = node
         underlay.plug_in(node.box, subnet, 10 + number, ipv6=self._ipv6)
         self._install_cni(node)
+        if self.kubernetes is not None:
+            self.kubernetes.add_node(name, [node.ip, *([node.ip6] if self._ipv6 else [])])
         return node
 
     def add_host(self, name: str, number: int) -> Box:
@@ -213,15 +237,21 @@ class Lab:
         calico = {
             "type": "calico",
             "log_level": "info",
-            "datastore_type": "etcdv3",
-            "etcd_endpoints": self.etcd.endpoint,
+            **self._conflist_datastore(),
             "ipam": ipam,
             "policy": {"type": "k8s"},
             "policy_setup_timeout_seconds": 10,
+            "feature_control": {"floating_ips": True},
         }
         portmap = {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}}
         bandwidth = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
         return {"name": NETWORK, "cniVersion": "1.0.0", "plugins": [calico, portmap, bandwidth]}
+
+    def _conflist_datastore(self) -> dict[str, object]:
+        if self.kubernetes is None:
+            return {"datastore_type": "etcdv3", "etcd_endpoints": self.etcd.endpoint}
+        kubeconfig = str(self.kubernetes.kubeconfig("node"))
+        return {"datastore_type": "kubernetes", "kubernetes": {"kubeconfig": kubeconfig}}
 
     def down(self) -> None:
         """End everything at once. Safe to call in any state."""
@@ -232,6 +262,8 @@ class Lab:
             node.box.power_off()
         for box in self.hosts.values():
             box.power_off()
+        if self.kubernetes is not None:
+            self.kubernetes.stop()
         self.etcd.stop()
         for name in [*self.nodes, *self.hosts]:
             underlay.unplug(name)
@@ -242,7 +274,10 @@ class Lab:
     # --- pods -----------------------------------------------------------------------------------
 
     def add_namespace(self, name: str, labels: Mapping[str, str] | None = None) -> None:
-        """What kube-controllers write for a Kubernetes namespace: its profile, which allows everything."""
+        """A Kubernetes namespace, or what kube-controllers write for one: a profile that allows all."""
+        if self.kubernetes is not None:
+            self.kubernetes.add_namespace(name, labels or {})
+            return
         applied = {f"pcns.{key}": value for key, value in (labels or {}).items()}
         allow = [{"action": "Allow"}]
         profile = {
@@ -272,40 +307,73 @@ class Lab:
         """Attach a new pod to a node, `serving` or not; `args` go to the CNI plugin."""
         machine = self.nodes[node]
         given = {"labels": dict(labels or {}), **args}
-        pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given, serving)
+        if self.kubernetes is not None:
+            self.kubernetes.create_pod(name, namespace, node, given)
+        try:
+            pod = pods.start(machine.runtime, machine.box, name, namespace, self.folder, given, serving)
+        except BaseException:
+            if self.kubernetes is not None:
+                self.kubernetes.forget_pod(name, namespace)
+            raise
+        if self.kubernetes is not None:
+            self.kubernetes.report_pod(name, namespace, pod.addresses)
         self.pods[name] = pod
         return pod
 
     def delete_pod(self, name: str) -> None:
         pod = self.pods.pop(name)
+        if self.kubernetes is not None:
+            self.kubernetes.end_pod(name, pod.namespace)
         pods.stop(self.nodes[pod.box.name].runtime, pod)
+        if self.kubernetes is not None:
+            self.kubernetes.forget_pod(name, pod.namespace)
 
     def matrix(
-        self, port: int = 80, protocol: str = "tcp", version: int = 4, timeout: float = 3.0
+        self,
+        port: int = 80,
+        protocol: str = "tcp",
+        version: int = 4,
+        timeout: float = 3.0,
+        *,
+        refused: Collection[tuple[str, str]] | None = None,
     ) -> dict[tuple[str, str], probe.Answer]:
-        """(client, server) -> the answer, for every ordered pair of pods."""
+        """(client, server) -> the answer, for every ordered pair of pods.
+
+        `refused` are the pairs that are to get none, where that is known and not waited for: all others are
+        given time then, so that a busy machine alone is no failure.
+        """
         pairs = [(a, b) for a in self.pods.values() for b in self.pods.values() if a is not b]
         probes = [probe.Probe(a.netns_fd, b.address(version), port, protocol) for a, b in pairs]
-        answers = probe.run(probes, timeout)
+        expected = [] if refused is None else [(a.name, b.name) not in refused for a, b in pairs]
+        answers = probe.run(probes, timeout, expected)
         return {(a.name, b.name): answer for (a, b), answer in zip(pairs, answers, strict=True)}
 
     def calicoctl(self, *args: str, stdin: str = "", node: str = "") -> subprocess.CompletedProcess[str]:
         """Run calicoctl against the lab's datastore, on a node if one is given."""
-        argv = ["env", f"ETCD_ENDPOINTS={self.etcd.endpoint}", command("calicoctl"), *args]
+        datastore = [f"{name}={value}" for name, value in self.datastore_env("admin").items()]
+        argv = ["env", *datastore, command("calicoctl"), *args]
         if node:
             argv = self.nodes[node].box.command(argv)
-        return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(
+            argv, input=stdin, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
 
 
 def wait_until(
     condition: Callable[[], bool], what: str, timeout: float, evidence: Callable[[], str] = lambda: ""
 ) -> None:
-    """Poll until the condition holds; raises LabError with the evidence when it does not in time."""
+    """Poll until the condition holds; raises LabError with the evidence when it does not in time.
+
+    It pauses for as long as asking takes, which may be a process: what is waited for needs the machine more.
+    """
     deadline = time.monotonic() + timeout
+    asked = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise LabError(f"waited {timeout:.0f} s for {what}\n{evidence()}")
-        time.sleep(0.05)
+        time.sleep(min(max(0.05, now - asked), 0.5))
+        asked = time.monotonic()
 
 
 def tail(path: Path, lines: int = 40) -> str:

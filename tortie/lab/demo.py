@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tortie.lab.box import LabError
@@ -32,6 +33,8 @@ spec:
 """
 
 
+_PATIENCE = 120.0  # seconds for anything to come about, on a busy machine
+
 Answers = dict[tuple[str, str], Answer]  # (client, server) -> what it got
 
 
@@ -60,19 +63,32 @@ def run(folder: Path, nodes: int) -> Lab:
     lab = Lab(folder, nodes)
     try:
         lab.up(story.step)
-        for name, number in _PODS:
-            node = f"node-{min(number, nodes)}"
-            pod = lab.add_pod(name, node, labels=_labels(name))
-            story.step(f"pod {name} on {node}: {pod.address()}")
+        add_pods(lab, story.step)
         story.step("waiting until every pod reaches every other")
-        wait_until(lambda: all(a.ok for a in lab.matrix().values()), "the pods to reach each other", 60)
+        wait_until(
+            lambda: all(a.ok for a in lab.matrix().values()), "the pods to reach each other", _PATIENCE
+        )
         story.step("all reachable")
+        # What the speakers say of their sessions they say after the routes are there.
+        wait_until(lambda: _all_established(lab), "all nodes to say so", _PATIENCE)
         _show(story, lab)
         _show_policy(story, lab)
     except BaseException:
         lab.down()
         raise
     return lab
+
+
+def add_pods(lab: Lab, tell: Callable[[str], None] = lambda _text: None) -> None:
+    for name, number in _PODS:
+        node = f"node-{min(number, len(lab.nodes))}"
+        pod = lab.add_pod(name, node, labels=_labels(name))
+        tell(f"pod {name} on {node}: {pod.address()}")
+
+
+def _all_established(lab: Lab) -> bool:
+    shown = [lab.calicoctl("node", "status", node=name).stdout for name in lab.nodes]
+    return all(text.count("Established") == len(lab.nodes) - 1 for text in shown)
 
 
 def _show(story: Story, lab: Lab) -> None:
@@ -90,14 +106,13 @@ def _show(story: Story, lab: Lab) -> None:
     story.title("One node's routes, one pod's routes, and who answers for the gateway")
     story.shown("node-1", "ip route", first.box.output("ip", "route"))
     story.shown("frontend-0", "ip route", pod.output("ip", "route"))
-    story.shown(
-        "frontend-0", "arping -c 1 169.254.1.1", pod.output("arping", "-c", "1", "-I", "eth0", "169.254.1.1")
-    )
+    asked = pod.output("arping", "-c", "1", "-w", "60", "-I", "eth0", "169.254.1.1")  # a second, if not told
+    story.shown("frontend-0", "arping -c 1 169.254.1.1", asked)
     link = str(_interface_of(lab, "frontend-0"))
     proxy = f"/proc/sys/net/ipv4/conf/{link}/proxy_arp"
     story.shown("node-1", f"cat {proxy}", first.box.output("cat", proxy))
     story.title("Who reaches whom over TCP (client × server)")
-    _matrix(lab, lab.matrix(), refused=set())
+    _matrix(lab, lab.matrix(refused=()), refused=set())
 
 
 def _show_policy(story: Story, lab: Lab) -> None:
@@ -116,7 +131,7 @@ def _show_policy(story: Story, lab: Lab) -> None:
         answers.update(lab.matrix(timeout=1.0))
         return {pair for pair, one in answers.items() if not one.ok} == refused
 
-    wait_until(enforced, "the policy to be enforced", 30)
+    wait_until(enforced, "the policy to be enforced", _PATIENCE)
     story.title("Who reaches whom now")
     _matrix(lab, answers, refused)
     story.title("The chains and the IP set that make the difference")

@@ -9,8 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from tortie.core.errors import ConfigError
-
-_START_TIMEOUT = 20.0  # seconds; a busy two-core machine needs two
+from tortie.lab.box import PATIENCE
 
 
 class Etcd:
@@ -36,7 +35,7 @@ class Etcd:
         # fmt: on
         with (self._folder / "etcd.log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + PATIENCE
         while not self._healthy():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 text = (self._folder / "etcd.log").read_text(errors="replace")[-2000:]

@@ -13,15 +13,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tortie.core.errors import TortieError
-from tortie.lab import isolation
+from tortie.lab import cgroups, isolation
 
 STATE = Path("/run/tortie-demo")  # of the machine: keeper's pid file and the logs
 _UP = "up"  # written by the keeper when the demo has been shown
-_DOWN_TIMEOUT = 10.0
+_DOWN_TIMEOUT = 60.0  # seconds at most; a Kubernetes has hundreds of processes to end
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,19 +31,22 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_argument(
         "--nodes", type=int, default=3, choices=range(1, 17), metavar="N", help="1-16, default 3"
     )
+    demo.add_argument("--kubernetes", action="store_true", help="a real Kubernetes instead of etcd alone")
     demo.add_argument("--down", action="store_true", help="remove the running demo")
     shell = commands.add_parser("shell", help="a shell or a command inside a node, a pod or the lab")
     shell.add_argument("where", metavar="NODE|POD|lab")
     shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     keeper = commands.add_parser("_keeper")
     keeper.add_argument("nodes", type=int)
+    keeper.add_argument("sort", choices=("etcd", "kubernetes"))
     args = parser.parse_args(argv)
     try:
         if args.command == "demo":
-            return _remove() if args.down else _demo(args.nodes)
+            sort = "kubernetes" if args.kubernetes else "etcd"
+            return _remove() if args.down else _demo(args.nodes, sort)
         if args.command == "shell":
             return _shell(args.where, args.words)
-        return _keep(args.nodes)
+        return _keep(args.nodes, args.sort)
     except TortieError as err:
         print(f"error: {err}", file=sys.stderr)
         return 1
@@ -52,17 +55,18 @@ def main(argv: list[str] | None = None) -> int:
 # --- outside ----------------------------------------------------------------------------------------
 
 
-def _demo(nodes: int) -> int:
+def _demo(nodes: int, sort: str) -> int:
     """Show the demo; stay until Ctrl-C on a terminal, else leave the cluster running and return."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interrupt = _Interrupt()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     keeper = None
     try:
         with _alone():
             if _keeper_pid() is not None:
                 print("removing the demo that is up", flush=True)
             _down()
-            keeper = _start_keeper(nodes)
+            keeper = _start_keeper(nodes, sort)
         if not _follow(keeper):
             print("error: the cluster did not come up", file=sys.stderr)
             _end(keeper)
@@ -76,21 +80,25 @@ def _demo(nodes: int) -> int:
         print("the cluster was removed")
         return 0
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # for what removes it, too
         print("\nremoving the cluster", flush=True)
         _end(keeper)
         return 130
 
 
-def _start_keeper(nodes: int) -> subprocess.Popen[bytes]:
+def _start_keeper(nodes: int, sort: str) -> subprocess.Popen[bytes]:
     STATE.mkdir(mode=0o700, exist_ok=True)
-    command = isolation.isolated([sys.executable, "-m", "tortie.lab.main", "_keeper", str(nodes)])
+    keeping = [sys.executable, "-m", "tortie.lab.main", "_keeper", str(nodes), sort]
+    command = isolation.isolated(keeping)
     # The keeper outlives a command whose output is piped, so it writes to a file and we copy.
     with (STATE / "story").open("wb") as story:
         keeper = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=story, stderr=story, start_new_session=True
         )
-    (STATE / "keeper").write_text(f"{keeper.pid} {_started(keeper.pid)}")
+    _write_down(keeper.pid)
+    while not (first := _first_process(keeper.pid)) and keeper.poll() is None:
+        time.sleep(0.01)
+    _write_down(keeper.pid, first)
     return keeper
 
 
@@ -123,8 +131,16 @@ def _follow(keeper: subprocess.Popen[bytes]) -> bool:
             time.sleep(0.1)
 
 
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Has the cluster removed at the first signal; no later one disturbs that, however soon it comes."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def __call__(self, _number: int, _frame: object) -> None:
+        if not self._told:
+            self._told = True
+            raise KeyboardInterrupt
 
 
 def _remove() -> int:
@@ -135,18 +151,19 @@ def _remove() -> int:
 
 def _down() -> bool:
     """Whether there was one. The caller is alone."""
-    keeper = _keeper_pid()
-    if keeper is not None:
-        first = _first_process(keeper)
+    there = _running()
+    if there:
+        first = _first_process(there[0])  # not written down, if the command was killed just then
         with contextlib.suppress(ProcessLookupError):
             # unshare ignores SIGTERM; its --kill-child ends PID 1, and that ends everything.
-            os.kill(keeper, signal.SIGKILL)
+            os.kill(there[0], signal.SIGKILL)
         deadline = time.monotonic() + _DOWN_TIMEOUT
         # PID 1 is gone when all others of its namespace are.
-        while (_started(keeper) or _started(first)) and time.monotonic() < deadline:
+        while (_running() or _started(first)) and time.monotonic() < deadline:
             time.sleep(0.02)
+        cgroups.clear()  # of containers, if it had any: these groups are the machine's
     shutil.rmtree(STATE, ignore_errors=True)
-    return keeper is not None
+    return bool(there)
 
 
 def _first_process(keeper: int) -> int:
@@ -158,13 +175,27 @@ def _first_process(keeper: int) -> int:
     return int(children[0]) if children else 0
 
 
-def _keeper_pid() -> int | None:
-    """The running keeper, if there is one."""
+def _write_down(*pids: int) -> None:
+    (STATE / "keeper").write_text("".join(f"{pid} {_started(pid) or '-'}\n" for pid in pids))
+
+
+def _written_down() -> list[tuple[int, bool]]:
+    """The keeper, and PID 1 of its namespaces: each with whether it runs."""
     try:
-        pid, started = (STATE / "keeper").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return int(pid) if _started(int(pid)) == started else None
+        words = (STATE / "keeper").read_text().split()
+    except OSError:
+        return []
+    pairs = zip(words[::2], words[1::2], strict=False)
+    return [(int(pid), _started(int(pid)) == started) for pid, started in pairs]
+
+
+def _running() -> list[int]:
+    return [pid for pid, runs in _written_down() if runs]
+
+
+def _keeper_pid() -> int | None:
+    """The running demo's keeper, if there is one."""
+    return next((pid for pid, runs in _written_down()[:1] if runs), None)
 
 
 def _started(pid: int) -> str:
@@ -193,39 +224,57 @@ def _shell(where: str, words: list[str]) -> int:
     command = words or ["bash", "--norc"]  # start-up files would change the prompt, which says where one is
     scripts = str(Path(sys.executable).parent)
     path = f"PATH={scripts}:{os.environ.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}:/usr/sbin:/sbin"
-    settings = ["env", path, *environment, f"PS1={where}# "]
+    settings = ["env", path, *environment, f"PS1={where}# "]  # the environment may have a PATH of its own
     return subprocess.call([*enter, *places[where].split(), *settings, *command])
 
 
 # --- inside -----------------------------------------------------------------------------------------
 
 
-def _keep(nodes: int) -> int:
+def _keep(nodes: int, sort: str) -> int:
     """PID 1 of the demo's namespaces."""
-    from tortie.lab import demo
-
     # /run is about to become the demo's own: hold on to the machine's state folder.
     state = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY)
     outside = Path(f"/proc/self/fd/{state}")
     isolation.prepare()
+    interrupt = _Interrupt()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
-    lab = None
+        signal.signal(number, interrupt)
+    down: Callable[[], None] = lambda: None  # noqa: E731 - until there is a lab
     try:
-        lab = demo.run(Path("/run/lab"), nodes)
-        places = ["_environment ETCD_ENDPOINTS=" + lab.etcd.endpoint, "lab "]  # lab: etcd and the logs
-        places += [f"{name} {' '.join(node.box.command([]))}" for name, node in lab.nodes.items()]
-        places += [f"{name} {' '.join(pod.command())}" for name, pod in lab.pods.items()]
+        places, to_try, down = _run_demo(nodes, sort)
         (outside / "places").write_text("\n".join(places) + "\n")
-        print(demo.things_to_try(lab), flush=True)
+        print(to_try, flush=True)
         (outside / _UP).touch()
         while True:
             signal.pause()
     except KeyboardInterrupt:
         return 0
     finally:
-        if lab is not None:
-            lab.down()
+        down()
+
+
+def _run_demo(nodes: int, sort: str) -> tuple[list[str], str, Callable[[], None]]:
+    """Where a shell can be, as lines of `places`; what to try; what ends the lab."""
+    folder = Path("/run/lab")
+    if sort == "kubernetes":
+        from tortie.lab import kubedemo
+        from tortie.lab.controlplane import find_program
+
+        cluster = kubedemo.run(folder, nodes)
+        programs = f"{find_program('kubectl').parent}:{Path(sys.executable).parent}"
+        path = f"PATH={programs}:{os.environ['PATH']}"
+        settings = f"{path} DATASTORE_TYPE=kubernetes KUBECONFIG={kubedemo.KUBECONFIG}"
+        places = [f"_environment {settings}", "lab "]
+        places += [f"{name} {' '.join(node.box.command([]))}" for name, node in cluster.nodes.items()]
+        return places, kubedemo.things_to_try(cluster), cluster.down
+    from tortie.lab import demo
+
+    lab = demo.run(folder, nodes)
+    places = ["_environment ETCD_ENDPOINTS=" + lab.etcd.endpoint, "lab "]  # lab: etcd and the logs
+    places += [f"{name} {' '.join(node.box.command([]))}" for name, node in lab.nodes.items()]
+    places += [f"{name} {' '.join(pod.command())}" for name, pod in lab.pods.items()]
+    return places, demo.things_to_try(lab), lab.down
 
 
 if __name__ == "__main__":

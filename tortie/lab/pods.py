@@ -16,7 +16,7 @@ from tortie.lab.runtime import Runtime
 from tortie.linux import netns
 
 PORTS = (80, 5432)  # a web and a database port: what the policy examples talk about
-_PATIENCE = 60.0  # seconds for CNI to be there again: a process that keeps dying is restarted every 10 s
+_PATIENCE = 180.0  # seconds for CNI to be there again: a process that keeps dying is restarted every 10 s
 _REST = 0.2  # seconds between two tries
 
 

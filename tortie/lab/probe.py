@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from tortie.linux import netns
 
+_PATIENCE = 60.0  # seconds for an answer that must come; it takes milliseconds on an idle machine
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -33,8 +35,12 @@ class Probe:
     protocol: str = "tcp"  # or udp
 
 
-def run(probes: Sequence[Probe], timeout: float = 2.0) -> list[Answer]:
-    """All probes at the same time, one answer each, in order; `timeout` in seconds for all together."""
+def run(probes: Sequence[Probe], timeout: float = 2.0, expected: Sequence[bool] = ()) -> list[Answer]:
+    """All probes at the same time, one answer each, in order; `timeout` in seconds for all together.
+
+    `expected` says which of them are to be answered, if that is known: those are waited for with patience.
+    """
+    patience = [max(timeout, _PATIENCE) if one else timeout for one in expected or [False] * len(probes)]
     answers = [Answer(failure="timed out")] * len(probes)
     waiting: dict[int, tuple[int, socket.socket]] = {}  # fd -> (index of its probe, its socket)
     for index, probe in enumerate(probes):
@@ -43,9 +49,10 @@ def run(probes: Sequence[Probe], timeout: float = 2.0) -> list[Answer]:
     poller = select.poll()
     for fd in waiting:
         poller.register(fd, select.POLLIN)
-    deadline = time.monotonic() + timeout
-    while waiting and (left := deadline - time.monotonic()) > 0:
-        for fd, _ in poller.poll(left * 1000):
+    began, left = time.monotonic(), 1.0
+    while waiting and left > 0:
+        left = began + max(patience[index] for index, _ in waiting.values()) - time.monotonic()
+        for fd, _ in poller.poll(max(0.0, left) * 1000):  # also when we were not let run for as long
             index, connection = waiting.pop(fd)
             poller.unregister(fd)
             answers[index] = _receive(connection)

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tortie.core.errors import CniError
@@ -159,9 +159,11 @@ def _failure(command: str, plugin: str, status: int, output: bytes) -> CniError:
 class Runtime:
     """The runtime of one machine. Raises CniError when a plugin does."""
 
-    def __init__(self, box: "Box", network: str) -> None:
+    def __init__(self, box: "Box", network: str, *, tells: bool = True) -> None:
+        """It `tells` the plugins what a pod is, unless they can ask a Kubernetes API."""
         self._box = box
         self._network = network
+        self._tells = tells
         self._chain: Chain | None = None
         self._attachments: dict[tuple[str, str], Attachment] = {}  # (container, interface) -> what was asked
 
@@ -196,6 +198,8 @@ class Runtime:
     ) -> dict[str, Any]:
         """Attach a pod's sandbox; see attachment() for `args`."""
         wanted = attachment(container_id, netns, ifname, pod, namespace, args or {})
+        if not self._tells:
+            wanted = replace(wanted, config_args={})
         result = self.chain.add(wanted)
         self._attachments[container_id, ifname] = wanted
         return result

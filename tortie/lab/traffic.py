@@ -17,6 +17,8 @@ from tortie.lab import echo
 from tortie.lab.pods import Pod
 from tortie.linux import netns
 
+_QUIET = 5.0  # seconds without any answer after which no more are waited for
+_LOOK = 0.01  # seconds between two looks for answers
 _TOTAL_RETRANS = slice(100, 104)  # bytes of struct tcp_info, linux/tcp.h: tcpi_total_retrans
 
 
@@ -70,11 +72,17 @@ class Flow(Running):
             # What a busy machine did not let us send in time is left out: a burst would lose some itself.
             following = max(following + self._interval, time.monotonic())
             time.sleep(max(0.0, following - time.monotonic()))
-        deadline = time.monotonic() + 5.0  # for answers on their way
-        while len(self.answered) < self.sent and time.monotonic() < deadline:
-            self._collect()
-            time.sleep(0.01)
+        self._await_answers()
         self._socket.close()
+
+    def _await_answers(self) -> None:
+        """Those on their way. Looks are counted: the clock runs on while a busy machine lets nobody look."""
+        quiet, known = 0, len(self.answered)
+        while len(self.answered) < self.sent and quiet < _QUIET / _LOOK:
+            time.sleep(_LOOK)
+            self._collect()
+            quiet = quiet + 1 if len(self.answered) == known else 0
+            known = len(self.answered)
 
     def _collect(self) -> None:
         while True:
@@ -88,23 +96,40 @@ class Flow(Running):
 
 
 class Stream(Running):
-    """One TCP connection, always with a small message on its way; `failure` and `retransmitted` after.
+    """One TCP connection, always with a small message on its way; `retransmitted`, and `failure` after.
 
     An answer carries the acknowledgement of its question, so a loss either way has the kernel repeat the
     question: `retransmitted` counts that, whereas the clock would count a busy machine as well. Without an
     answer for `patience` seconds it is given up, which the kernel would do much later.
     """
 
-    def __init__(self, client: Pod, server: Pod, *, version: int = 4, patience: float = 10.0) -> None:
+    def __init__(
+        self,
+        client: Pod,
+        server: Pod,
+        *,
+        version: int = 4,
+        patience: float = 10.0,
+        interval: float = 0.002,
+    ) -> None:
         super().__init__()
+        self._interval = interval  # seconds between an answer and the next question
         self.exchanged = 0
-        self.retransmitted = 0
+        self._retransmitted = 0
         self.failure = ""
         family = socket.AF_INET6 if version == 6 else socket.AF_INET
         self._socket = netns.call_in(client.netns_fd, socket.socket, family, socket.SOCK_STREAM)
         self._socket.settimeout(patience)
         self._socket.connect((server.address(version), 80))
         self._socket.recv(4096)  # the greeting
+
+    @property
+    def retransmitted(self) -> int:
+        """So far."""
+        with contextlib.suppress(OSError):  # closed: it was asked just before
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TOTAL_RETRANS.stop)
+            self._retransmitted = int.from_bytes(info[_TOTAL_RETRANS], sys.byteorder)
+        return self._retransmitted
 
     def _loop(self) -> None:
         try:
@@ -120,10 +145,9 @@ class Stream(Running):
                 if answer != message:
                     raise OSError(f"sent {message!r}, got {answer!r}")
                 self.exchanged += 1
-                time.sleep(0.002)
+                time.sleep(self._interval)
         except OSError as err:
             self.failure = str(err)
         finally:
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TOTAL_RETRANS.stop)
-            self.retransmitted = int.from_bytes(info[_TOTAL_RETRANS], sys.byteorder)
+            self._retransmitted = self.retransmitted
             self._socket.close()

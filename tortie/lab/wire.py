@@ -18,10 +18,11 @@ _ALL = 3  # ETH_P_ALL
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _IPIP, _IPV6_IN, _UDP = 4, 41, 17
 VXLAN_PORT = 4789
+_WIREGUARD_TYPES = range(1, 5)  # of messages, each followed by three zero bytes (WireGuard's paper, 5.4)
 
 
 class Wrapping(NamedTuple):
-    """`kind`: plain, ipip, vxlan or udp; with the outer addresses, the VNI and the outer destination port."""
+    """`kind`: plain, ipip, vxlan or wireguard; with the outer addresses, the VNI and the outer port."""
 
     kind: str = "plain"
     source: str = ""
@@ -38,7 +39,10 @@ class _Packet(NamedTuple):
 
 
 def unwrap(frame: bytes) -> tuple[str, str, Wrapping] | None:
-    """(source, destination, wrapping) of the innermost packet of an Ethernet frame; None if it has none."""
+    """(source, destination, wrapping) of the innermost packet of an Ethernet frame; None if it has none.
+
+    What WireGuard encrypts cannot be seen: its packets are those of the nodes that exchange them.
+    """
     outer = _packet(frame)
     if outer is None:
         return None
@@ -52,6 +56,8 @@ def unwrap(frame: bytes) -> tuple[str, str, Wrapping] | None:
         inner = _packet(outer.payload[16:]) if flags == 0x08 else None
         if inner is not None:
             return inner.source, inner.destination, Wrapping("vxlan", *around, vni >> 8, port)
+        if outer.payload[8] in _WIREGUARD_TYPES and outer.payload[9:12] == bytes(3):
+            return *around, Wrapping("wireguard", *around, 0, port)
     return outer.source, outer.destination, Wrapping()
 
 
