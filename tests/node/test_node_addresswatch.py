@@ -44,3 +44,39 @@ def test_the_kernels_events_are_followed_again_after_a_failure(monkeypatch: pyte
     seen = asyncio.Event()
     monkeypatch.setattr(monitor, "Monitor", Breaking)
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_it_ends_also_when_an_address_changes_at_that_moment(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """A pod's link-local address comes while the node is told to stop: asyncio.wait_for() lost the end."""
+
+    class Announcing(monitor.Monitor):
+        def __init__(self, _groups: int) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+        async def __anext__(self) -> monitor.Event:
+            await news.wait()
+            news.clear()
+            return monitor.Overrun()
+
+    async def changed() -> None:
+        pass
+
+    async def scenario() -> None:
+        watch = asyncio.create_task(AddressWatch(changed, 3600.0, read=list[HostAddress]).run())
+        await asyncio.sleep(0.01)  # it waits
+        news.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        watch.cancel()
+        ended, _ = await asyncio.wait([watch], timeout=60)
+        assert ended, "it goes on"
+
+    news = asyncio.Event()
+    monkeypatch.setattr(monitor, "Monitor", Announcing)
+    asyncio.run(scenario())

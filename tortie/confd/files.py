@@ -83,7 +83,8 @@ async def check(
     )
     where = f"{judge}'s configuration"
     try:
-        said, _ = await asyncio.wait_for(checker.communicate(), _CHECK_TIMEOUT)
+        async with asyncio.timeout(_CHECK_TIMEOUT):
+            said, _ = await checker.communicate()
     except TimeoutError as err:
         raise ConfigError(where, "", f"{judge}'s check took over {_CHECK_TIMEOUT:.0f} s") from err
     finally:

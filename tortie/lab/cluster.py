@@ -73,8 +73,8 @@ class LabNode:
         """SIGTERM and wait, as `docker stop` does; the dataplane stays."""
         for pid in self.agent_pids():
             os.kill(pid, number)
-        if self._agent is not None:
-            self._agent.wait(timeout=PATIENCE)
+        if (agent := self._agent) is not None:
+            self.wait_until(lambda: agent.poll() is not None, "calico-node to stop", PATIENCE)
             self._agent = None
 
     def kill_agent(self) -> None:

@@ -42,7 +42,8 @@ class AddressWatch:
         try:
             while True:
                 try:
-                    await asyncio.wait_for(woken.wait(), self._poll)
+                    async with asyncio.timeout(self._poll):
+                        await woken.wait()
                 except TimeoutError:
                     pass  # time for the slow poll
                 else:

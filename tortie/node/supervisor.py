@@ -116,17 +116,18 @@ class Supervisor:
         if process is None or process.returncode is not None:
             return
         deadline = asyncio.get_running_loop().time() + _STOP_TIMEOUT
+        ended = asyncio.create_task(process.wait())
         while process.returncode is None and asyncio.get_running_loop().time() < deadline:
             # Repeated, because ExaBGP forgets a signal that arrives while it handles another.
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(component.stop)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), 1.0)
+            # No asyncio.timeout(): Python 3.11 ends a task that is being cancelled with it.
+            await asyncio.wait([ended], timeout=1.0)
         if process.returncode is None:
             _log.warning("%s did not stop within %.0f s, killing it", name, _STOP_TIMEOUT)
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            await ended
         self._running.pop(name, None)
 
 
