@@ -263,19 +263,30 @@ def _answers(machine: Machine) -> bool:
         ({"ETCD_ENDPOINTS": ""}, b"datastoreType"),
         ({"DATASTORE_TYPE": "kubernetes"}, b"datastoreType"),
         ({"TORTIE_CNI_SOCKET": "/proc/none/x"}, b"TORTIE_CNI_SOCKET"),
-        ({"TORTIE_CNI_SOCKET": "/etc/hostname"}, b"exists and is no socket"),
     ],
 )
 def test_what_keeps_it_from_starting_is_said(
     bare_machine: Machine, environment: dict[str, str], said: bytes
 ) -> None:
-    process = start(bare_machine, **environment)
+    assert said in refusal(bare_machine, **environment)
+
+
+def test_a_file_in_its_sockets_place_is_left_alone(bare_machine: Machine, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("dear")
+    assert b"exists and is no socket" in refusal(bare_machine, TORTIE_CNI_SOCKET=str(kept))
+    assert kept.read_text() == "dear" and list(tmp_path.glob("kept*")) == [kept]
+
+
+def refusal(machine: Machine, **environment: str) -> bytes:
+    """What a server says that does not start."""
+    process = start(machine, **environment)
     try:
         _, text = process.communicate(timeout=180)
     finally:
         process.kill()
-    assert process.returncode == 1 and said in text and b"Traceback" not in text
-    assert Path("/etc/hostname").exists()
+    assert process.returncode == 1 and b"Traceback" not in text
+    return text
 
 
 def test_calls_before_the_datastore_is_there(bare_machine: Machine) -> None:

@@ -302,6 +302,33 @@ def test_what_bird_refuses_is_not_installed(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["bird.cfg"]
 
 
+def test_it_ends_though_a_file_was_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """confd is stopped while BIRD, which has the other family's file, does not answer."""
+
+    async def refuse(path: str, content: bytes, *_: object) -> None:
+        if path.endswith("bird6.cfg"):
+            raise ConfigError("bird6.cfg", "", "refused")
+        Path(path).write_bytes(content)
+
+    async def says_nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await asyncio.sleep(1)
+
+    async def story() -> None:
+        environment = {"CALICO_CONFD_CONFIG_DIR": str(tmp_path), "CALICO_RUN_DIR": str(tmp_path)}
+        made = context.build(cluster(*NODES, POOL), "kube-master", speaker="bird")
+        async with await asyncio.start_unix_server(says_nothing, tmp_path / "bird.ctl"):
+            installing = asyncio.create_task(Bird(environment).install(made))
+            await connected.wait()
+            installing.cancel()
+            await asyncio.wait([installing])
+        assert installing.cancelled()
+
+    connected = asyncio.Event()
+    monkeypatch.setattr(files, "replace_checked", refuse)
+    asyncio.run(story())
+
+
 def test_a_bird_that_does_not_answer_keeps_the_other_from_nothing(tmp_path: Path) -> None:
     heard: list[bytes] = []
 

@@ -14,8 +14,9 @@ from tests.support.memory_backend import MemoryBackend
 from tortie.bgp.config import Config, load
 from tortie.confd import files
 from tortie.confd.daemon import Confd
+from tortie.core.backoff import Backoff
 from tortie.core.errors import ConfigError
-from tortie.core.tasks import cancel
+from tortie.core.tasks import cancel, supervise
 from tortie.datastore.keys import AffinityKey, AffinityList, ResourceKey
 from tortie.datastore.types.ipam import Affinity
 from tortie.datastore.types.meta import Resource
@@ -38,7 +39,8 @@ class Daemon:
     def run(self, act: Callable[[], Awaitable[None]], **environment: str) -> None:
         async def main() -> None:
             confd = Confd(self.backend, "kube-master", {"FELIX_CONFIGFILE": "/nonexistent", **environment})
-            tasks = [asyncio.create_task(confd.watch()), asyncio.create_task(confd.render())]
+            rendering = supervise("rendering", confd.render, Backoff(first=0.0, cap=0.0))
+            tasks = [asyncio.create_task(confd.watch()), asyncio.create_task(rendering)]
             try:
                 async with asyncio.timeout(120):
                     await act()
@@ -337,3 +339,22 @@ def test_the_router_id_of_the_environment(daemon: Daemon) -> None:
         assert daemon.config is not None and daemon.config.local.router_id == "9.9.9.9"
 
     daemon.run(act, CALICO_ROUTER_ID="9.9.9.9")
+
+
+def test_what_a_failed_run_did_not_write_the_next_one_writes(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody expects, a thread that cannot be had, ends the loop amid its work."""
+    install, failures = files.ExaBgp.install, iter([RuntimeError("can't start new thread")])
+
+    async def fails_once(self: files.ExaBgp, made: Any) -> Any:
+        if (err := next(failures, None)) is not None:
+            raise err
+        return await install(self, made)
+
+    async def act() -> None:
+        await daemon.store(MASTER, POOL)
+        await daemon.until(lambda: bool(daemon.conf))
+
+    monkeypatch.setattr(files.ExaBgp, "install", fails_once)
+    daemon.run(act)

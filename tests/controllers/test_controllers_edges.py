@@ -30,7 +30,7 @@ from tortie.datastore.types.meta import ObjectMeta
 from tortie.datastore.types.node import Node, NodeSpec, OrchRef
 from tortie.datastore.types.pod import Metadata
 from tortie.datastore.types.policy import Profile, ProfileSpec
-from tortie.datastore.types.service import Ingress, Service, ServiceSpec
+from tortie.datastore.types.service import Ingress, LoadBalancer, Service, ServiceSpec
 from tortie.ipam.allocator import Allocator
 from tortie.ipam.block import Owner, new_block
 from tortie.ipam.requests import AssignAddress, AutoAssign
@@ -404,6 +404,28 @@ def test_a_status_that_is_not_true_any_more_is_put_right_but_not_that_of_others(
         world.kubernetes((key, structs.replace(made, spec=spec)))
         await balancers.round()
         assert world.live.ingress == [("web", ())]
+
+    run(scenario())
+
+
+def test_what_is_told_at_the_end_does_not_keep_it_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPAM is asked, the API is away, the Lease is lost: the load balancers stop."""
+
+    async def scenario() -> None:
+        world, (key, made) = World(), service()
+        status = structs.replace(made.status, loadBalancer=LoadBalancer(ingress=(Ingress(ip="10.7.0.1"),)))
+        world.kubernetes((key, structs.replace(made, status=status)))
+        balancers = await balanced(world)
+        monkeypatch.setattr(world.allocator, "auto_assign", lambda _request: asyncio.sleep(60))
+        monkeypatch.setattr(world.live, "set_ingress", away)
+        working = asyncio.create_task(balancers.round())
+        await asyncio.sleep(0.05)
+        working.cancel()
+        await asyncio.wait([working])
+        assert working.cancelled()
+
+    async def away(*_: object) -> None:
+        raise DatastoreUnreachable("the API is away")
 
     run(scenario())
 

@@ -1,6 +1,7 @@
 """Cancelling tasks: whose cancellation is whose."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -62,3 +63,63 @@ def test_what_we_raised_on_purpose_is_logged_without_a_traceback(caplog: pytest.
     expected, mistake = caplog.records
     assert "a loop failed" in expected.getMessage() and "no datastore" in expected.getMessage()
     assert expected.exc_info is None and mistake.exc_info is not None
+
+
+def test_an_error_of_the_clean_up_does_not_begin_the_loop_again() -> None:
+    begun: list[None] = []
+
+    async def loop() -> None:
+        begun.append(None)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise OSError("of the clean-up")
+
+    async def scenario() -> None:
+        supervised = asyncio.create_task(tasks.supervise("a loop", loop, Backoff(first=0.0, cap=0.0)))
+        await asyncio.sleep(0)
+        await tasks.cancel([supervised])
+        assert supervised.cancelled() and len(begun) == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_goes_on_all_the_same_is_cancelled_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def deaf() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(deaf(), name="the deaf one")
+        await asyncio.sleep(0)
+        await tasks.cancel([task])
+        assert task.cancelled()
+
+    monkeypatch.setattr(tasks, "_CLEAN_UP", 0.05)
+    asyncio.run(scenario())
+    assert "the deaf one goes on" in caplog.text
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_together_ends_when_cancelled_also_as_one_of_them_fails(turns: int) -> None:
+    """asyncio.gather() takes the error for the outcome."""
+
+    async def failing() -> None:
+        await away.wait()
+        raise TortieError("away")
+
+    async def scenario() -> None:
+        both = asyncio.create_task(tasks.best_effort("both", tasks.together(failing(), asyncio.sleep(60))))
+        await asyncio.sleep(0.01)
+        away.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        both.cancel()
+        await asyncio.wait([both])
+        assert both.cancelled()
+
+    away = asyncio.Event()
+    asyncio.run(scenario())

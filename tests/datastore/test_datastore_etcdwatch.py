@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import asdict, replace
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.support.aio import eventually, others, run
@@ -19,6 +20,7 @@ from tortie.core.errors import (
     RevisionGone,
     ValidationError,
 )
+from tortie.datastore import etcdchannel
 from tortie.datastore.backend import WatchEvent
 from tortie.datastore.config import DatastoreConfig
 from tortie.datastore.etcd import EtcdBackend
@@ -229,6 +231,58 @@ def test_a_watch_can_be_ended_in_every_state(etcd: Etcd, backend: EtcdBackend, s
         await backend.close()
 
     run(scenario())
+
+
+def test_a_watch_ends_when_cancelled_also_as_its_stream_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the failure and gRPC's own notice of it: there gRPC takes our cancellation for its stream's."""
+    streams: list[Any] = []
+    opened = etcdchannel.Connection.watch
+
+    def opening(self: etcdchannel.Connection, requests: Any) -> Any:
+        streams.append(opened(self, requests))
+        return streams[-1]
+
+    async def answers(_request: bytes, _context: Any) -> bytes:
+        return b"\x0a\x02\x18\x05"  # a header with revision 5, as of a status
+
+    async def fails(_requests: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")
+        yield b""
+
+    class Server(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, details: Any) -> Any:
+            if details.method.endswith("/Watch"):
+                return grpc.stream_stream_rpc_method_handler(fails)
+            return grpc.unary_unary_rpc_method_handler(answers)
+
+    async def scenario() -> None:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Server(),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        backend = EtcdBackend(DatastoreConfig(etcdEndpoints=(f"http://127.0.0.1:{port}",)))
+        hit = 0
+        async with asyncio.timeout(300):
+            while hit < 3:
+                streams.clear()
+                watching = asyncio.create_task(collect(backend, "5", 1))
+                while not watching.done() and not _failing(streams):
+                    await asyncio.sleep(0)
+                met = not watching.done()  # else it was over before we saw it
+                watching.cancel()
+                await asyncio.wait([watching])
+                assert watching.cancelled() or (not met and watching.exception())
+                hit += met
+        await backend.close()
+        await server.stop(None)
+
+    monkeypatch.setattr(etcdchannel.Connection, "watch", opening)
+    run(scenario())
+
+
+def _failing(streams: list[Any]) -> bool:
+    """The stream is over, and who reads it does not know yet."""
+    return bool(streams) and streams[-1].done() and not streams[-1]._preparation.done()
 
 
 def test_a_forgotten_watch_is_cleaned_up(etcd: Etcd, backend: EtcdBackend) -> None:

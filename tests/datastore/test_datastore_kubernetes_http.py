@@ -13,6 +13,7 @@ import pytest
 from tests.support.aio import run
 from tortie.core import tasks
 from tortie.core.errors import ConfigError, DatastoreUnreachable, RevisionGone, Unauthorized, ValidationError
+from tortie.datastore.kubernetes import api as api_module
 from tortie.datastore.kubernetes.api import Api, Refused
 from tortie.datastore.kubernetes.http import Timing
 from tortie.datastore.kubernetes.kubeconfig import Server
@@ -372,6 +373,24 @@ def test_a_silent_watch_asks_for_a_sign_of_life() -> None:
             with pytest.raises(DatastoreUnreachable, match="silent"):
                 await waiting
 
+    run(scenario())
+
+
+def test_a_watch_whose_end_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server lives, this connection does not: a balancer has forgotten it."""
+
+    async def play(request: str, _headers: dict[str, str], _body: bytes) -> bytes | None:
+        return chunked(ADDED) if "watch" in request else answer({})
+
+    async def scenario() -> None:
+        async with staged(play) as (api, _), aclosing(api.watch("/x", {}, "5")) as changes:
+            assert await anext(changes) is None
+            await anext(changes)
+            async with asyncio.timeout(60):
+                with pytest.raises(DatastoreUnreachable, match="did not end it in its time"):
+                    await anext(changes)
+
+    monkeypatch.setattr(api_module, "_WATCH_SPAN", (1, 1))
     run(scenario())
 
 

@@ -3,13 +3,17 @@
 import asyncio
 import re
 from collections.abc import Mapping
+from math import inf
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.felix.fakes import FakeClock, FakeKernel
+from tortie.felix.agent import Agent
 from tortie.felix.calc.graph import State, Touched
 from tortie.felix.calc.model import Members
 from tortie.felix.dataplane.chains import ChainGraph, Key
@@ -315,3 +319,33 @@ def test_a_flood_is_slowed_to_ten_a_second() -> None:
     assert throttle.wait(0) == pytest.approx(0.1)
     assert throttle.wait(0.1) == pytest.approx(0.1)
     assert throttle.wait(100) == 0
+
+
+def test_before_it_may_do_anything_felix_waits_and_does_not_turn() -> None:
+    """An address went while the datastore was read: what is due of it is done after that."""
+    agent: Any = Agent.__new__(Agent)
+    agent._in_sync, agent._watch = False, SimpleNamespace(scanned=True)
+    agent._driver = SimpleNamespace(next_due=lambda: inf)
+    agent._reports = SimpleNamespace(files_due=lambda: inf)
+    agent._interfaces = SimpleNamespace(next_due=lambda: 0.0)
+    turns = 0
+
+    async def scenario() -> None:
+        nonlocal turns
+        agent._woken = asyncio.Event()
+        applying = asyncio.create_task(agent._apply_changes())
+        wait = agent._wait_for_work
+
+        async def counted() -> None:
+            nonlocal turns
+            turns += 1
+            await wait()
+
+        agent._wait_for_work = counted
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        applying.cancel()
+        await asyncio.wait([applying])
+
+    asyncio.run(scenario())
+    assert turns == 1

@@ -2,6 +2,9 @@
 
 import asyncio
 import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +39,16 @@ def test_a_late_program_is_killed() -> None:
     assert children() <= before
 
 
+def test_what_a_late_program_has_started_is_not_waited_for(tmp_path: Path) -> None:
+    """It holds the output open."""
+    script = f"sleep 300 & echo $! >{tmp_path}/pid; exec sleep 300"
+    began = time.monotonic()
+    with pytest.raises(KernelError, match="no answer within"):
+        asyncio.run(run("sh", "-c", script, given="x" * 1_000_000, deadline=1.0))
+    assert time.monotonic() - began < 200
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
 def test_a_program_that_does_not_read_its_input_is_no_trouble() -> None:
     assert asyncio.run(run("true", given="x" * 1_000_000)).status == 0
 
@@ -55,3 +68,20 @@ def test_runs_are_counted_whatever_became_of_them() -> None:
         ("no-such-program",): (1, 1),
     }
     assert ran["sleep", "60"].seconds >= 0.05
+
+
+@pytest.mark.parametrize("deadline", [0.1, 600.0])
+def test_a_program_that_is_stopped_amid_its_output_is_gone(deadline: float) -> None:
+    """Nobody reads what it has written into the pipe: before Python 3.12 its end was waited for for ever."""
+
+    async def scenario() -> None:
+        running = asyncio.create_task(run("yes", deadline=deadline))
+        await asyncio.sleep(0.1)
+        if deadline > 1:
+            running.cancel()
+        ended, _ = await asyncio.wait([running], timeout=60)
+        assert ended, "it is waited for"
+        assert running.cancelled() or isinstance(running.exception(), KernelError)
+
+    for _ in range(3):
+        asyncio.run(scenario())

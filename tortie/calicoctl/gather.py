@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tortie.calicoctl.errors import CommandError, printable
+from tortie.core import children, tasks
 
 # Seconds one command may take. Listing a conntrack table of a million entries takes some ten.
 _DEADLINE = 60.0
@@ -38,7 +39,7 @@ async def collect(what: Iterable[Collected], directory: str, tell: Tell, at_once
                 tell(item.info)
             await _run(item, directory, tell)
 
-    await asyncio.gather(*(one(item) for item in what))
+    await tasks.together(*(one(item) for item in what))
 
 
 async def _run(item: Collected, directory: str, tell: Tell) -> None:
@@ -74,8 +75,7 @@ async def output_of(command: tuple[str, ...], deadline: float = _DEADLINE) -> tu
         return f"no answer within {deadline:g} s".encode(), True
     finally:
         if process.returncode is None:  # late, or our caller was cancelled
-            process.kill()
-            await process.wait()
+            await children.end(process)
     return output, process.returncode != 0
 
 

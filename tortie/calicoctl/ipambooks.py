@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tortie.calicoctl.errors import CommandError
+from tortie.core import children
 from tortie.core.errors import ResourceDoesNotExist, ValidationError
 from tortie.core.tasks import together
 from tortie.datastore.access import Page
@@ -210,8 +211,7 @@ async def _ask(kubeconfig: str) -> list[dict[str, Any]]:
         async with asyncio.timeout(_ASK_SERVICES):
             out, err = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
+        await children.end(process)
         raise CommandError(f"failed to list services: kubectl took more than {_ASK_SERVICES:g} s") from None
     if process.returncode:
         raise CommandError(f"failed to list services: {err.decode(errors='replace').strip()}")

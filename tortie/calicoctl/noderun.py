@@ -16,6 +16,7 @@ from tortie.calicoctl import gather, rootonly
 from tortie.calicoctl.call import Call
 from tortie.calicoctl.errors import CommandError, Refusal, printable
 from tortie.calicoctl.flags import CONFIG_PATH
+from tortie.core import children
 from tortie.core.errors import ConfigError
 from tortie.datastore import config as datastore_config
 from tortie.datastore.config import DatastoreConfig
@@ -240,6 +241,4 @@ async def _follow(call: Call) -> bool:
                         return True
         return False
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        await children.end(process)

@@ -93,23 +93,20 @@ class Server:
         """
         path = self._settings.paths.cni_socket
         try:
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                    raise ConfigError("TORTIE_CNI_SOCKET", path, "exists and is no socket")
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
             lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as err:
             raise ConfigError("TORTIE_CNI_SOCKET", path, err.strerror or str(err)) from err
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise ConfigError("TORTIE_CNI_SOCKET", path, "exists and is no socket")
-            os.unlink(path)  # of a server that is dead, else it would hold the lock
-        except FileNotFoundError:
-            return lock
         except BlockingIOError:
             os.close(lock)
             raise ConfigError("TORTIE_CNI_SOCKET", path, "another CNI server is listening here") from None
-        except ConfigError:
-            os.close(lock)
-            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # of a server that is dead, else it would hold the lock
         return lock
 
     async def run(self) -> None:

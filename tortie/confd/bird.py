@@ -54,9 +54,10 @@ class Bird:
                 self._installed[family] = contents[family]
         try:
             await self._tell_all()
-        finally:
-            if refused is not None:
-                raise refused
+        except PeerError as err:
+            raise refused or err from None
+        if refused is not None:
+            raise refused
         return changed, problems
 
     def _note_prefixes(self, made: Context) -> None:

@@ -111,6 +111,7 @@ class Confd:
 
     async def render(self) -> None:
         """For ever: bring the files up to date with the snapshot."""
+        self._dirty.set()  # an earlier run may have failed amid it
         while True:
             await self._dirty.wait()
             await asyncio.sleep(_SETTLE)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from tortie.bgp import exabgp
 from tortie.confd import render
 from tortie.confd.context import Context
+from tortie.core import children
 from tortie.core.errors import ConfigError
 from tortie.core.files import read_or_none, write_atomic
 from tortie.core.paths import Paths
@@ -89,8 +90,7 @@ async def check(
         raise ConfigError(where, "", f"{judge}'s check took over {_CHECK_TIMEOUT:.0f} s") from err
     finally:
         if checker.returncode is None:
-            checker.kill()
-            await checker.wait()
+            await children.end(checker)
     if checker.returncode:
         reason = said.decode("utf-8", "replace").rpartition("error: ")[2]
         raise ConfigError(where, "", f"{judge} refuses it: {' '.join(reason.split())}")

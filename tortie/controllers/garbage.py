@@ -260,7 +260,7 @@ class Collector:
                     _log.debug("pod %s/%s is there, though not to be understood: %s", *name, err)
                     found[name] = Pod()
 
-        await asyncio.gather(*(ask(name) for name in set(names)))
+        await together(*(ask(name) for name in set(names)))
         return found
 
     async def _free_cooled(self) -> None:

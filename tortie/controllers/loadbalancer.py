@@ -127,13 +127,17 @@ class LoadBalancers:
         plan = services.plan(service, addresses, known)
         await self._release([one for one in mine if one.address in plan.release])
         kept = [one for one in addresses if one not in plan.release]
+        refusal: TortieError | None = None
         try:
             kept += await self._take(service, plan)
-        finally:
-            # What there is, is told even if the other family cannot be had. Where no pool is for load
-            # balancers, somebody else may serve them.
-            if kept or mine or known:
-                await self._tell(key, service, services.ingress_of(kept))
+        except TortieError as err:
+            refusal = err
+        # What there is, is told even if the other family cannot be had. Where no pool is for load
+        # balancers, somebody else may serve them.
+        if kept or mine or known:
+            await self._tell(key, service, services.ingress_of(kept))
+        if refusal is not None:
+            raise refusal
         if not kept and not known:
             reason = "no IPPool may be used for LoadBalancer: it gets no address"
             raise ValidationError([FieldError("Service.spec.type", service.spec.type, reason)])

@@ -17,6 +17,7 @@ from tortie.core.errors import TortieError
 
 _log = logging.getLogger(__name__)
 
+_CLEAN_UP = 40.0  # seconds; the longest, the supervisor's, ends its components one by one in 30
 _HEALTHY_AFTER = 60.0  # seconds a loop must have run before a new failure counts as its first
 
 A = TypeVar("A")
@@ -25,14 +26,20 @@ C = TypeVar("C")
 
 
 async def supervise(name: str, loop: Callable[[], Awaitable[None]], policy: Backoff | None = None) -> None:
-    """Run `loop()` for ever; it may return (ends) or raise (is run again, later each time)."""
+    """Run `loop()` for ever; it may return (ends) or raise (is run again, later each time).
+
+    Unless it is being cancelled: then an error is one of its clean-up, raised in the cancellation's place.
+    """
     retry = Retry(policy or Backoff(first=0.5, cap=30))
     while True:
         started = asyncio.get_running_loop().time()
         try:
             await loop()
             return
-        except Exception as err:  # noqa: BLE001 - this is the supervisor
+        except Exception as err:  # this is the supervisor
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                _log.error("%s failed at its end", name, exc_info=err)
+                raise asyncio.CancelledError from err
             if asyncio.get_running_loop().time() - started > _HEALTHY_AFTER:
                 retry.reset()
             delay = retry.wait()
@@ -57,13 +64,17 @@ async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
     """Cancel tasks and wait until each has finished its own clean-up.
 
     Who is cancelled while waiting here stops waiting: awaiting the tasks one by one could not tell
-    their cancellation from his own, and would swallow it.
+    their cancellation from his own, and would swallow it. A task that goes on all the same, because
+    something in it swallowed the cancellation, is cancelled again.
     """
     pending = list(tasks)
-    for task in pending:
-        task.cancel()
-    if pending:
-        await asyncio.wait(pending)
+    while pending:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=_CLEAN_UP)
+        pending = [task for task in pending if not task.done()]
+        for task in pending:
+            _log.error("%s goes on %.0f s after it was to end", task.get_name(), _CLEAN_UP)
 
 
 def spawn(coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:

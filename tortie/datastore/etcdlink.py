@@ -128,14 +128,23 @@ class EtcdLink:
 
     @contextlib.contextmanager
     def _ended_by_close(self) -> Iterator[None]:
-        """close() cancels calls, not their callers: those learn that the datastore is gone."""
+        """close() cancels calls, not their callers: those learn that the datastore is gone.
+
+        And who is cancelled ends, also if gRPC takes that for the end of a stream that has just failed.
+        """
+        before = _cancellations()
         try:
             yield
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():
+            if self._closed and not _cancellations():
                 raise DatastoreUnreachable("the connection to etcd was closed") from None
             raise
+        except RpcError:
+            if _cancellations() > before:
+                raise asyncio.CancelledError from None
+            raise
+        if _cancellations() > before:
+            raise asyncio.CancelledError
 
     # --- connection -----------------------------------------------------------------------------
 
@@ -237,3 +246,9 @@ def _read(read: Callable[[bytes], T], data: bytes, what: str) -> T:
 async def _drain(requests: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
     while (request := await requests.get()) is not None:
         yield request
+
+
+def _cancellations() -> int:
+    """How often the running task was asked to end."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

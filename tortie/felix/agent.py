@@ -242,7 +242,9 @@ class Agent:
                 self._wake()
 
     async def _wait_for_work(self) -> None:
-        due = min(self._driver.next_due(), self._interfaces.next_due(), self._reports.files_due())
+        due = inf
+        if self._in_sync and self._watch.scanned:  # before, there is nothing that could be done in time
+            due = min(self._driver.next_due(), self._interfaces.next_due(), self._reports.files_due())
         await _until(self._woken, due)
 
     def _take_changes(self) -> None:

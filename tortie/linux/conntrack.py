@@ -8,6 +8,7 @@ are deleted by the `conntrack` program, which fails at random and is therefore t
 import asyncio
 import ipaddress
 
+from tortie.core import children
 from tortie.core.errors import KernelError
 
 _DIRECTIONS = ("--orig-src", "--reply-src")
@@ -55,5 +56,4 @@ async def _run(*command: str) -> tuple[int, bytes]:
         return -1, f"no answer within {_DEADLINE:.0f} s".encode()
     finally:
         if process.returncode is None:  # late, or our caller was cancelled
-            process.kill()
-            await process.wait()
+            await children.end(process)

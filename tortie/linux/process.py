@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tortie.core import children
 from tortie.core.errors import KernelError
 
 _COMPLAINT = 400  # characters of a program's complaint that go into an error
@@ -65,8 +66,7 @@ async def _run(command: tuple[str, ...], given: str, deadline: float) -> Finishe
         raise KernelError("run", command[0], text=f"no answer within {deadline:.0f} s") from err
     finally:
         if process.returncode is None:  # late, or our caller was cancelled
-            process.kill()
-            await process.wait()
+            await children.end(process)
     return Finished(
         process.returncode or 0,
         output.decode("utf-8", "surrogateescape"),

@@ -6,6 +6,7 @@ and runbooks of both generations exist.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -58,6 +59,8 @@ def _set_up_logging() -> None:
 
 def _run_node() -> int:
     _set_up_logging()
+    # A container's first process does not hear it before it has a handler, and importing takes a while.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from tortie.node import run
 
     return run.run()

@@ -27,6 +27,7 @@ from tortie.node.supervisor import Supervisor
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 300.0  # seconds until Kubernetes is told that the network is there, ready or not; Calico's
+_steps: set[int] = set()  # pids of start-up steps under way: asyncio waits for them
 _POLL_INTERVAL = 60.0  # seconds, Calico's default
 
 
@@ -57,7 +58,7 @@ async def _run(env: Mapping[str, str]) -> int:
     server = HealthServer(health, paths.health_socket, paths.probe_socket)
     loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [
         ("supervisor", supervisor.run),
-        ("reaper", partial(orphans.reap, supervisor.pids)),
+        ("reaper", partial(orphans.reap, lambda: supervisor.pids() | _steps)),
         ("health server", server.run),
         ("end of the start", partial(_finish_start, health, env)),
     ]
@@ -93,6 +94,7 @@ async def _finish_start(health: Health, env: Mapping[str, str]) -> None:
 async def _start_up(stop: asyncio.Event, step: str) -> bool:
     """Run one start-up step as a process of its own, so that its memory is gone afterwards."""
     process = await asyncio.create_subprocess_exec(*role(step))
+    _steps.add(process.pid)
     waiting = asyncio.create_task(stop.wait())
     ended = asyncio.create_task(process.wait())
     try:
@@ -101,6 +103,7 @@ async def _start_up(stop: asyncio.Event, step: str) -> bool:
         waiting.cancel()
         if not ended.done():
             process.terminate()
+        ended.add_done_callback(lambda _: _steps.discard(process.pid))
     return await ended == 0
 
 

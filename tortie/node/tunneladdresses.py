@@ -68,6 +68,7 @@ class TunnelAddresses:
 
     async def follow(self) -> None:
         """For ever: bring the addresses up to date after each change."""
+        self._dirty.set()  # an earlier run may have failed amid it
         while True:
             await self._dirty.wait()
             await asyncio.sleep(_SETTLE)

@@ -171,22 +171,26 @@ class Api:
             if answer.status != 200:
                 raise meaning(what, answer.status, _status(answer.body), watching=True)
             yield None
-            async for line in self._alive(lines, what):
+            async for line in self._alive(lines, what, began + span + self._timing.quiet):
                 told = True
                 yield _change(line, what)
         if not told and loop.time() - began < _SHORT_WATCH:
             raise DatastoreUnreachable(f"{what}: ended by the server at once")
 
-    async def _alive(self, lines: AsyncGenerator[bytes, None], what: str) -> AsyncIterator[bytes]:
+    async def _alive(self, lines: AsyncGenerator[bytes, None], what: str, due: float) -> AsyncIterator[bytes]:
         """Lines of a watch; when none come, the server is asked whether it still lives.
 
-        A watch may be silent for its whole time: bookmarks are a promise of newer servers only.
+        A watch may be silent for its whole time: bookmarks are a promise of newer servers only. The server
+        answers on another connection: that this one is dead shows when it does not end as it should, at the
+        loop's time `due`.
         """
         quiet = self._timing.quiet
         while True:
             coming = asyncio.ensure_future(_next(lines))
             try:
                 while not (await asyncio.wait([coming], timeout=quiet))[0]:
+                    if asyncio.get_running_loop().time() > due:
+                        raise DatastoreUnreachable(f"{what}: the server did not end it in its time")
                     if asyncio.get_running_loop().time() - self._http.heard >= quiet:
                         await self._sign_of_life(what)
             finally:

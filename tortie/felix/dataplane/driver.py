@@ -16,12 +16,12 @@ rule of ours stands, guard() puts up chains that deny every workload, because no
 One task owns this object. What events tell at any time is noted, and looked at when the next apply() begins.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import inf
 from typing import Any
 
+from tortie.core import tasks
 from tortie.core.errors import KernelError
 from tortie.felix.calc.graph import State, Touched
 from tortie.felix.calc.model import HostEndpoint, WorkloadId
@@ -296,7 +296,7 @@ class Driver:
         tables = [family.tables for family in self._families.values()]
         self._uncut |= await _all([*tables, *([self._arp] if self._arp else [])])
         await self.wireguard.sync()
-        await asyncio.gather(*(family.clear() for family in self._families.values()))
+        await tasks.together(*(family.clear() for family in self._families.values()))
         if self._kept_sets and all(family.tables.outcome.ok for family in self._families.values()):
             self._keep_sets = self._kept_sets = False
             for duty in sets:
@@ -381,7 +381,7 @@ class Driver:
 
 async def _all(duties: Iterable[Duty[Any, Any]]) -> bool:
     """Whether anything was written."""
-    outcomes = await asyncio.gather(*(duty.sync() for duty in duties))
+    outcomes = await tasks.together(*(duty.sync() for duty in duties))
     return any(outcome.updated or outcome.deleted for outcome in outcomes)
 
 
