@@ -122,7 +122,7 @@ class Mesh:
         self.render()
         for node in self.nodes:
             node.start()
-        eventually(self.converged)
+        eventually(self.converged, 300)  # sixteen processes of the largest mesh begin at once
 
     def converged(self) -> bool:
         blocks = {cidr for node in self.nodes for cidr in node.blocks}

@@ -3,8 +3,10 @@
 Messages are built by RFC 4271, 4.1-4.3; four-octet AS numbers (RFC 6793) are negotiated.
 """
 
+import contextlib
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
@@ -14,7 +16,8 @@ from tests.netns_lab import Namespace
 OPEN, UPDATE, NOTIFICATION, KEEPALIVE = 1, 2, 3, 4
 _MARKER = b"\xff" * 16
 _LARGEST = 4096  # octets of a message
-_PATIENCE = 60.0  # seconds for the other side to answer
+_PATIENCE = 240.0  # seconds for the other side to answer, and to take what is said to it
+_PAUSE = 20.0  # seconds between two keep-alives
 
 
 def message(kind: int, body: bytes = b"", marker: bytes = _MARKER, length: int | None = None) -> bytes:
@@ -70,6 +73,7 @@ class RawSpeaker:
 
     def __init__(self, ns: Namespace, own: str, node: str, asn: int, hold_time: int = 90) -> None:
         self._ns, self._own, self._node, self._asn, self._hold_time = ns, own, node, asn, hold_time
+        self._talking, self._over = threading.Lock(), threading.Event()
         self.socket = self.dial()
 
     def dial(self) -> socket.socket:
@@ -94,8 +98,19 @@ class RawSpeaker:
         body = struct.pack("!BHH4sB", 4, 23456, self._hold_time, IPv4Address(self._own).packed, len(optional))
         return message(OPEN, body + optional)
 
+    def keep_alive(self) -> "RawSpeaker":
+        """From now on no session ends by its hold time, however long a busy machine makes it last."""
+        threading.Thread(target=self._keep_alive, daemon=True).start()
+        return self
+
+    def _keep_alive(self) -> None:
+        while not self._over.wait(_PAUSE):
+            with contextlib.suppress(OSError):  # it has ended
+                self.say(message(KEEPALIVE))
+
     def say(self, *messages: bytes) -> None:
-        self.socket.sendall(b"".join(messages))
+        with self._talking:
+            self.socket.sendall(b"".join(messages))
 
     def is_over(self) -> bool:
         """Whether the node has ended the session; what it said is thrown away."""
@@ -110,6 +125,7 @@ class RawSpeaker:
         return True
 
     def close(self) -> None:
+        self._over.set()
         self.socket.close()
 
     def _receive(self) -> int:

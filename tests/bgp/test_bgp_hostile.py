@@ -52,7 +52,7 @@ class Target:
 
     def dial(self) -> RawSpeaker:
         self.one.forgive(_HOSTILE)
-        return dial_until_up(self.ns, _HOSTILE, "10.9.0.1", _AS)
+        return dial_until_up(self.ns, _HOSTILE, "10.9.0.1", _AS).keep_alive()
 
     def _state(self) -> object:
         """Processes, sessions of honest peers and since when they are up."""

@@ -1,5 +1,6 @@
 """Why a session is not up: each reason provoked, and said in `info` with the time."""
 
+import contextlib
 import socket
 import struct
 import threading
@@ -97,16 +98,26 @@ def test_each_reason(make_mesh: Callable[..., Mesh], closing: Callable[[Any], An
     if speaker == "exabgp":  # a NOTIFICATION's words are kept for half a minute: what takes longer goes first
         slow = {number: text for number, text in _EXPECTED.items() if number not in _DIALLED}
         eventually(lambda: slow.items() <= said().items(), _PATIENCE)
-    for number, asn, hold_time in ((55, 65099, 90), (56, _AS, 3), (58, _AS, 1)):
-        one = closing(RawSpeaker(far, f"10.9.0.{number}", "10.9.0.1", asn, hold_time))
-        if number == 56:
-            one.start()  # and not a word more
-        else:
-            one.say(one.open())
+
+    def provoke() -> None:
+        for number, asn, hold_time in ((55, 65099, 90), (56, _AS, 3), (58, _AS, 1)):
+            one = closing(RawSpeaker(far, f"10.9.0.{number}", "10.9.0.1", asn, hold_time))
+            if number == 56:
+                one.start()  # and not a word more
+            else:
+                one.say(one.open())
+
+    provoke()
     if speaker == "bird":  # what it says of a session it forgets when it dials again
         seen: set[tuple[int, str]] = set()
         eventually(lambda: seen.update(said().items()) or _BY_BIRD.items() <= seen, _PATIENCE)  # type: ignore[func-returns-value]
         return
+    for _ in range(3):  # on a busy machine half a minute may be over for one before the last is there
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: said() == _EXPECTED, 45)
+            break
+        with contextlib.suppress(OSError, EOFError):
+            provoke()
     eventually(lambda: said() == _EXPECTED, _PATIENCE)
     found = node.status()
     assert found is not None

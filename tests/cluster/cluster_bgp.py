@@ -73,7 +73,7 @@ def check_routes(lab: Lab, node: LabNode) -> None:
         shown[:] = [text, *(line for line in lines if len(re.findall(f"^{line}$", text, re.M)) != 1)]
         return len(shown) == 1 and shape(text)
 
-    wait_until(so, f"the routes of {node.name}", 60, lambda: "\nnot once: ".join(shown))
+    wait_until(so, f"the routes of {node.name}", 240, lambda: "\nnot once: ".join(shown))
 
 
 def bgp_status(node: LabNode) -> Status | None:
@@ -92,7 +92,7 @@ def hold_times(lab: Lab) -> set[int]:
     return found
 
 
-def await_status(lab: Lab, node: LabNode, address: str, *words: str, timeout: float = 60) -> None:
+def await_status(lab: Lab, node: LabNode, address: str, *words: str, timeout: float = 240) -> None:
     """Wait for a row that begins so; without words, for there to be none."""
 
     def so() -> bool:
@@ -116,4 +116,4 @@ def await_heard(node: LabNode, addresses: Iterable[str], count: int) -> None:
         found = heard()
         return all(found.get(address) == count for address in addresses)
 
-    wait_until(so, f"{count} prefixes on {node.name} from {addresses}", 60, lambda: str(heard()))
+    wait_until(so, f"{count} prefixes on {node.name} from {addresses}", 240, lambda: str(heard()))

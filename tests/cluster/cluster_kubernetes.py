@@ -75,7 +75,7 @@ class Router:
         )
         self.box.run("mkdir", "-p", "/run/bird")
         self.box.start(["bird", "-f", "-c", "/etc/bird.conf"], self._log)
-        wait_until(lambda: self.box.pids("bird", "-f") != [], "BIRD to start", 60, lambda: tail(self._log))
+        wait_until(lambda: self.box.pids("bird", "-f") != [], "BIRD to start", 240, lambda: tail(self._log))
 
     def stop(self) -> None:
         self.box.kill("bird", "-f")
@@ -89,4 +89,6 @@ class Router:
     def await_route(self, prefix: str, *hops: str) -> None:
         """Wait until exactly these lead there."""
         what = f"{prefix} to lead to {hops}"
-        wait_until(lambda: self.next_hops(prefix) == set(hops), what, 60, lambda: str(self.next_hops(prefix)))
+        wait_until(
+            lambda: self.next_hops(prefix) == set(hops), what, 240, lambda: str(self.next_hops(prefix))
+        )

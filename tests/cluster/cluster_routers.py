@@ -35,7 +35,7 @@ class Bird:
         self._write()
         self.box.run("mkdir", "-p", "/run/bird")
         self.box.start(["bird", "-f", "-c", "/etc/bird.conf", *flags], self.log)
-        wait_until(lambda: self.ask("show", "status") != "", "BIRD to start", 60, lambda: tail(self.log))
+        wait_until(lambda: self.ask("show", "status") != "", "BIRD to start", 240, lambda: tail(self.log))
 
     @property
     def log(self) -> Path:
@@ -57,7 +57,7 @@ class Bird:
 
     def kill(self) -> None:
         self.box.kill("bird", "-f")
-        wait_until(lambda: not self.box.pids("bird", "-f"), "BIRD to die", 60)
+        wait_until(lambda: not self.box.pids("bird", "-f"), "BIRD to die", 240)
 
     def clean(self) -> None:
         """Routes outlive BIRD, and would lead the next test astray."""
@@ -109,7 +109,7 @@ class GoBGP:
 
     def start(self, log: Path) -> None:
         self.box.start(["gobgpd", "-t", "toml", "-f", "/etc/gobgp.toml", "--pprof-disable"], log)
-        wait_until(lambda: "Peer" in self.ask("neighbor"), "GoBGP to start", 60, lambda: tail(log))
+        wait_until(lambda: "Peer" in self.ask("neighbor"), "GoBGP to start", 240, lambda: tail(log))
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return self.box.run(*command, check=False)
@@ -132,7 +132,7 @@ class GoBGP:
 
     def kill(self) -> None:
         self.box.kill("gobgpd")
-        wait_until(lambda: not self.box.pids("gobgpd"), "GoBGP to die", 60)
+        wait_until(lambda: not self.box.pids("gobgpd"), "GoBGP to die", 240)
 
 
 def _gobgp_neighbor(address: str) -> str:

@@ -60,7 +60,7 @@ def await_rows(lab: Lab, node: LabNode, what: str, *rows: str) -> None:
         text = shown()
         return all(re.search(f"^{row}", text, re.M) for row in rows)
 
-    wait_until(so, f"{rows} on {node.name}", 60, shown)
+    wait_until(so, f"{rows} on {node.name}", 240, shown)
 
 
 def _report(lab: Lab, node: LabNode) -> None:
@@ -77,7 +77,7 @@ def _report(lab: Lab, node: LabNode) -> None:
         bgp = found.get("bgp") or {}
         return (bgp.get("numberEstablishedV4"), bgp.get("numberEstablishedV6")) == (2, 2)
 
-    wait_until(so, f"{node.name}'s CalicoNodeStatus", 60, stored)
+    wait_until(so, f"{node.name}'s CalicoNodeStatus", 240, stored)
     found = json.loads(stored())["status"]
     assert found["agent"]["birdV4"]["state"] == "Ready" and found["agent"]["birdV4"]["routerID"] == node.ip
     learned = {route["learnedFrom"]["sourceType"] for route in found["routes"]["routesV4"]}
@@ -96,13 +96,13 @@ def test_a_killed_part_comes_back_and_nothing_is_lost(pods: Lab, part: str) -> N
     with Flow(pods.pods["a"], pods.pods["b"]) as out, Flow(pods.pods["c"], pods.pods["a"]) as back:
         killed = node.box.kill(*words)
         assert killed, f"{part} is not running"
-        wait_until(lambda: bool(set(node.box.pids(*words)) - set(killed)), f"{part} to come back", 60)
+        wait_until(lambda: bool(set(node.box.pids(*words)) - set(killed)), f"{part} to come back", 240)
         _all_told(pods)
     assert (out.lost, back.lost) == ([], []), f"of {out.sent}"
     wait_until(
         lambda: [pods.nodes[name].routes() for name in pods.nodes] == before,
         "the routes to be those before",
-        60,
+        240,
     )
 
 
@@ -133,12 +133,12 @@ def test_an_edit_touches_no_session_that_it_does_not_concern(pods: Lab, peers: P
     )
     peers.apply("nowhere", peerIP="172.18.0.250", asNumber=65099, filters=["quiet"])
     for node in pods.nodes.values():
-        wait_until(lambda n=node: "172.18.0.250" in _since(n), "the new session", 60)  # type: ignore[misc]
+        wait_until(lambda n=node: "172.18.0.250" in _since(n), "the new session", 240)  # type: ignore[misc]
     apply(pods, "BGPFilter", "quiet", {"importV4": [{"action": "Reject"}]})
     peers.clear()
     calicoctl(pods, "delete", "bgpfilter", "quiet")
     for node in pods.nodes.values():
-        wait_until(lambda n=node: "172.18.0.250" not in _since(n), "the session to go", 60)  # type: ignore[misc]
+        wait_until(lambda n=node: "172.18.0.250" not in _since(n), "the session to go", 240)  # type: ignore[misc]
     assert {node.name: _since(node) for node in pods.nodes.values()} == before
 
 

@@ -204,7 +204,7 @@ def settled(lab: Lab) -> set[str]:
     def without_pods(seen: set[str]) -> bool:
         return not any("cali-tw-" in line for line in seen)
 
-    return at_rest(lambda: of_pods(lab), "the nodes", 120, able=without_pods)
+    return at_rest(lambda: of_pods(lab), "the nodes", 240, looks=3, seconds=5.0, able=without_pods)
 
 
 def odds(lab: Lab, before: set[str]) -> str:

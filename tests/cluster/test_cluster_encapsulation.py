@@ -32,7 +32,7 @@ pytestmark = pytest.mark.cluster
 POOLS = {4: "default-ipv4-ippool", 6: "default-ipv6-ippool"}
 NODES = {"a": "node-1", "b": "node-2", "c": "node-3"}  # pod -> its node; node-3 is behind the router
 DEVICES = {4: "vxlan.calico", 6: "vxlan-v6.calico"}
-PATIENCE = 60.0  # seconds: a busy machine
+PATIENCE = 180.0  # seconds: a busy machine
 
 Overlays = dict[str, dict[str, Any]]  # node -> its overlay()
 
@@ -137,7 +137,7 @@ def global_addresses(node: LabNode, version: int, device: str) -> list[str]:
 
 def at_last(lab: Lab) -> Overlays:
     """What is everywhere once it changes no more: what another mode left goes after the new one is there."""
-    return at_rest(lambda: everywhere(lab), "the nodes", PATIENCE)
+    return at_rest(lambda: everywhere(lab), "the nodes", PATIENCE, looks=2, seconds=3.0)
 
 
 def await_same(lab: Lab, before: Overlays) -> None:

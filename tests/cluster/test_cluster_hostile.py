@@ -232,7 +232,7 @@ def everybody_works(lab: Lab, suffix: str) -> None:
     for name, node in lab.nodes.items():
         node.wait_ready()
         lab.add_pod(f"{name}-{suffix}", name)
-    wait_until(lambda: all(a.ok for a in lab.matrix().values()), "the pods to reach each other", 60)
+    wait_until(lambda: all(a.ok for a in lab.matrix().values()), "the pods to reach each other", 240)
 
 
 def test_hostile_data_stops_nothing_is_reported_once_and_gets_nowhere(pods: Lab, etcd: Gateway) -> None:
@@ -249,7 +249,7 @@ def test_hostile_data_stops_nothing_is_reported_once_and_gets_nowhere(pods: Lab,
             wait_until(
                 lambda name=name, own=own: not unreported(since(pods, marks)[name], own),  # type: ignore[misc]
                 f"everything bad to be reported by {name}",
-                60,
+                240,
                 lambda name=name, own=own: "\n".join(unreported(since(pods, marks)[name], own)),  # type: ignore[misc]
             )
         everybody_works(pods, "late")
@@ -310,7 +310,7 @@ def test_what_is_put_right_takes_effect(pods: Lab, etcd: Gateway) -> None:
     for name in pods.nodes:
         added = add_pod_of("bad-0", pods, f"{name}-right", name, annotations=annotations)
         assert added.address().startswith("10.66.")
-    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 60)
+    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 240)
     blocks = [path for path in hostile_ipam() if "assignment" in path]
 
     def unsaid(name: str) -> list[str]:
@@ -357,7 +357,7 @@ def test_settings_of_felix_that_are_nonsense_are_said_and_change_nothing(pods: L
         wait_until(
             lambda name=name: MARK in "".join(since(pods, marks)[name]),  # type: ignore[misc]
             f"{name} to report the nonsense",
-            60,
+            240,
         )
     everybody_works(pods, "late")
     assert traces(pods) == []

@@ -74,7 +74,7 @@ def test_what_is_written_for_nodes_and_pods(pods: Lab) -> None:
                 await_status(pods, node, other.ip, "node-to-node mesh", "up", "Established")
     node = ask(pods, "GET", "/api/v1/nodes/node-1")["metadata"]["annotations"]
     assert node["projectcalico.org/IPv4Address"] == f"{pods.nodes['node-1'].ip}/24"
-    wait_until(lambda: _network_available(pods, "node-1"), "Kubernetes to be told of the network", 60)
+    wait_until(lambda: _network_available(pods, "node-1"), "Kubernetes to be told of the network", 240)
     pod = ask(pods, "GET", "/api/v1/namespaces/default/pods/a")["metadata"]["annotations"]
     address = f"{pods.pods['a'].address()}/32"
     prefix = "cni.projectcalico.org/"
@@ -235,7 +235,7 @@ def test_an_api_server_that_is_away_costs_no_packet_and_no_change(pods: Lab) -> 
     policies(pods, allow("late", "d", "b"))
     await_refused(pods, ("a", "d"), ("c", "d"))
     late = pods.add_pod("late", "node-2", labels={"app": "b"})
-    wait_until(lambda: reach(pods, "late", pods.pods["d"].address()).ok, "the late pod to reach d", 60)
+    wait_until(lambda: reach(pods, "late", pods.pods["d"].address()).ok, "the late pod to reach d", 240)
     assert late.address() in pods.calicoctl("get", "wep", "-o", "wide").stdout
     pods.delete_pod("late")
     assert "found 0 problems" in pods.calicoctl("ipam", "check").stdout
@@ -252,17 +252,17 @@ def test_a_pool_changes_to_vxlan_and_back(pods: Lab) -> None:
         }
 
     calicoctl(pods, "patch", "ippool", name, "-p", '{"spec":{"vxlanMode":"Always"}}')
-    wait_until(lambda: len(addresses() - {""}) == 3, "tunnel addresses", 60, lambda: str(addresses()))
+    wait_until(lambda: len(addresses() - {""}) == 3, "tunnel addresses", 240, lambda: str(addresses()))
     await_refused(pods)
 
     def tunnelled() -> list[str]:
         shown = pods.nodes["node-1"].box.output("ip", "route")
         return [line for line in shown.splitlines() if "vxlan.calico" in line]
 
-    wait_until(lambda: len(tunnelled()) == 2, "the tunnel to have the blocks", 60, lambda: str(tunnelled()))
+    wait_until(lambda: len(tunnelled()) == 2, "the tunnel to have the blocks", 240, lambda: str(tunnelled()))
     await_refused(pods)
     calicoctl(pods, "patch", "ippool", name, "-p", '{"spec":{"vxlanMode":"Never"}}')
-    wait_until(lambda: addresses() == {""}, "the tunnel addresses to go", 60, lambda: str(addresses()))
+    wait_until(lambda: addresses() == {""}, "the tunnel addresses to go", 240, lambda: str(addresses()))
     await_refused(pods)
 
 
@@ -285,5 +285,5 @@ def test_a_node_reports_itself_as_asked(pods: Lab) -> None:
         found = shown(pods, "get", "caliconodestatus", "first").get("status", {})
         return found.get("bgp", {}).get("numberEstablishedV4", 0)  # type: ignore[no-any-return]
 
-    wait_until(lambda: established() == 2, "the status of node-1", 60)
+    wait_until(lambda: established() == 2, "the status of node-1", 240)
     calicoctl(pods, "delete", "caliconodestatus", "first")

@@ -103,7 +103,7 @@ def links(lab: Lab) -> dict[str, Any]:
 
 
 def test_a_cluster_is_taken_over_node_by_node(lab: Lab) -> None:
-    wait_until(lambda: refused(lab) == {("c", "b")}, "Calico's own network", 60,
+    wait_until(lambda: refused(lab) == {("c", "b")}, "Calico's own network", 240,
                lambda: str(refused(lab)))  # fmt: skip
     before, stored = links(lab), ipam(lab)
     with Flow(lab.pods["c"], lab.pods["b"]) as denied:
@@ -129,7 +129,7 @@ def without_loss(lab: Lab, node: LabNode) -> None:
 
 
 def await_no_leftovers(node: LabNode) -> None:
-    wait_until(lambda: leftovers(node) == [], f"what Calico left on {node.name} to go", 60,
+    wait_until(lambda: leftovers(node) == [], f"what Calico left on {node.name} to go", 240,
                lambda: "\n".join(leftovers(node)))  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def hand_routes_to_bird(lab: Lab, node: LabNode) -> None:
     node.box.run("sh", "-c", MAKE_ROOM)
     count = len(BLOCKS)
     wait_until(lambda: node.box.output("ip", "route", "show", "proto", "bird").count("/26 ") == count,
-               "BIRD to have its routes", 60, lambda: node.box.output("ip", "route"))  # fmt: skip
+               "BIRD to have its routes", 240, lambda: node.box.output("ip", "route"))  # fmt: skip
     node.box.run("ip", "route", "flush", "proto", "bgp")
 
 
@@ -223,14 +223,14 @@ def pods_come_and_go(lab: Lab) -> None:
     taken = [pod.address() for pod in new]
     assert len({*taken, *map(address, PODS)}) == len(taken) + len(PODS)
     target = [Probe(pod.netns_fd, address("b"), 80) for pod in new[1:]]
-    wait_until(lambda: all(answer.ok for answer in run(target, 1.0)), "new pods to reach b", 60)
+    wait_until(lambda: all(answer.ok for answer in run(target, 1.0)), "new pods to reach b", 240)
     for name in [*PODS]:
         old = interface(name)
         node = lab.nodes[PODS[name][0]]
         lab.delete_pod(name)
         assert old not in node.box.output("ip", "-br", "link")
     wait_until(
-        lambda: refused(lab) == set(), "the new pods to reach each other", 60, lambda: str(refused(lab))
+        lambda: refused(lab) == set(), "the new pods to reach each other", 240, lambda: str(refused(lab))
     )
     shown = lab.calicoctl("ipam", "show", f"--ip={address('a')}").stdout
     assert "is not assigned" in shown, shown

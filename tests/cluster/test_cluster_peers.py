@@ -108,7 +108,7 @@ def _await_learned(node: LabNode, prefix: str, gateway: str) -> None:
     """Wait for just that route: another node may have told of the prefix before the router itself does."""
     wanted = _learned(node, prefix, gateway)
     wait_until(
-        lambda: _route(node, prefix) == wanted, f"{wanted} on {node.name}", 60, lambda: _route(node, prefix)
+        lambda: _route(node, prefix) == wanted, f"{wanted} on {node.name}", 240, lambda: _route(node, prefix)
     )
 
 
@@ -124,7 +124,7 @@ def _free_prefix(lab: Lab, version: int) -> str:
     return next(str(one) for one in free if str(one) not in blocks)
 
 
-def _everywhere(lab: Lab, *, present: set[str], absent: set[str], timeout: float = 60) -> None:
+def _everywhere(lab: Lab, *, present: set[str], absent: set[str], timeout: float = 240) -> None:
     """Wait until all nodes have routes to these and to none of those."""
 
     def so() -> bool:
@@ -169,7 +169,7 @@ def test_bird_as_a_peer_of_all_nodes(pods: Lab, bird: Bird, peers: Peers) -> Non
         assert len(blocks) == 3
         wait_until(
             lambda v=version, b=blocks: all(bird.heard(node, v) == b for node in pods.nodes.values()),  # type: ignore[misc]
-            f"BIRD to see the IPv{version} blocks {blocks}", 60, lambda: bird.ask("show", "route", "all"),
+            f"BIRD to see the IPv{version} blocks {blocks}", 240, lambda: bird.ask("show", "route", "all"),
         )  # fmt: skip
     for node in pods.nodes.values():
         (block,) = _own_blocks(node, 4)
@@ -208,7 +208,7 @@ def test_pods_and_the_world_behind_bird_reach_each_other(pods: Lab, bird: Bird, 
         _everywhere(pods, present={inside}, absent=set())
         for pod in pods.pods.values():
             target = pod.address(version)
-            wait_until(lambda t=target: _pings(bird.box, t), f"{target} to answer BIRD", 60)  # type: ignore[misc]
+            wait_until(lambda t=target: _pings(bird.box, t), f"{target} to answer BIRD", 240)  # type: ignore[misc]
             pod.output("ping", "-c", "1", "-W", "60", behind)
 
 
@@ -218,7 +218,7 @@ def test_gobgp_as_a_peer_of_one_node(pods: Lab, gobgp: GoBGP, peers: Peers) -> N
     _know_gobgp(peers, 65030, node="node-2")
     for version in (4, 6):
         blocks = _all_blocks(pods, version)
-        wait_until(lambda v=version, b=blocks: gobgp.heard(v) == b, f"GoBGP to see {blocks}", 60)  # type: ignore[misc]
+        wait_until(lambda v=version, b=blocks: gobgp.heard(v) == b, f"GoBGP to see {blocks}", 240)  # type: ignore[misc]
     await_status(pods, pods.nodes["node-2"], f"{UNDERLAY}.{GOBGP_AT}", "node specific", "up", "Established")
     assert status(pods, pods.nodes["node-1"], f"{UNDERLAY}.{GOBGP_AT}") == ()
     inside = {version: _free_prefix(pods, version) for version in (4, 6)}
@@ -237,11 +237,11 @@ def test_gobgp_in_the_same_as(pods: Lab, inner_gobgp: GoBGP, peers: Peers) -> No
     _know_gobgp(peers, 64512)
     for version in (4, 6):
         blocks = _all_blocks(pods, version)
-        wait_until(lambda v=version, b=blocks: inner_gobgp.heard(v) == b, f"GoBGP to see {blocks}", 60)  # type: ignore[misc]
+        wait_until(lambda v=version, b=blocks: inner_gobgp.heard(v) == b, f"GoBGP to see {blocks}", 240)  # type: ignore[misc]
     for node in pods.nodes.values():
         wait_until(
             lambda n=node: _told(inner_gobgp, n) == _own_blocks(n, 4),  # type: ignore[misc]
-            f"GoBGP to be told of {node.name}'s own block alone", 60,
+            f"GoBGP to be told of {node.name}'s own block alone", 240,
             lambda n=node: inner_gobgp.ask("neighbor", n.ip, "adj-in"),  # type: ignore[misc]
         )  # fmt: skip
     inside = _free_prefix(pods, 4)
@@ -289,7 +289,7 @@ def test_a_peer_that_is_deleted_is_forgotten(pods: Lab, bird: Bird, peers: Peers
     peers.clear()
     _everywhere(pods, present=set(), absent={inside})
     for node in pods.nodes.values():
-        wait_until(lambda n=node: bird.heard(n, 4) == set(), f"BIRD to forget what {node.name} said", 60)  # type: ignore[misc]
+        wait_until(lambda n=node: bird.heard(n, 4) == set(), f"BIRD to forget what {node.name} said", 240)  # type: ignore[misc]
     assert all(answer.ok for answer in pods.matrix(refused=()).values()), "the mesh goes on"
 
 

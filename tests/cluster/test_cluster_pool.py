@@ -63,13 +63,13 @@ def test_nat_outgoing_is_switched_off_and_on(pods: Lab) -> None:
     def becomes(wanted: str) -> Callable[[], bool]:
         return lambda: source_seen_outside(pods, pod) == wanted
 
-    wait_until(becomes(node.ip), "packets to leave with the node's address", 60)
+    wait_until(becomes(node.ip), "packets to leave with the node's address", 240)
     assert masqueraded()
     edit(pods, "natOutgoing", "false")
-    wait_until(becomes(pod.address()), "packets to leave with the pod's own address", 60)
-    wait_until(lambda: not masqueraded(), "the pool to be in the set no more", 60)
+    wait_until(becomes(pod.address()), "packets to leave with the pod's own address", 240)
+    wait_until(lambda: not masqueraded(), "the pool to be in the set no more", 240)
     edit(pods, "natOutgoing", "true")
-    wait_until(becomes(node.ip), "packets to leave with the node's address", 60)
+    wait_until(becomes(node.ip), "packets to leave with the node's address", 240)
     assert masqueraded()
     assert all(answer.ok for answer in pods.matrix(refused=()).values())
 
@@ -85,12 +85,12 @@ def test_a_disabled_pool_gives_no_more_addresses_and_takes_none_away(pods: Lab) 
         pods.delete_pod("refused")
         return ""
 
-    wait_until(lambda: "cannot find a qualified ippool" in refused(), "new pods to be refused", 60)
-    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 60)
+    wait_until(lambda: "cannot find a qualified ippool" in refused(), "new pods to be refused", 240)
+    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 240)
     edit(pods, "disabled", "false")
-    wait_until(lambda: refused() == "", "new pods to get addresses again", 60)
+    wait_until(lambda: refused() == "", "new pods to get addresses again", 240)
     pods.add_pod("again", "node-1")
-    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 60)
+    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 240)
 
 
 @pytest.mark.parametrize(

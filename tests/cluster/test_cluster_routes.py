@@ -118,11 +118,11 @@ def test_what_a_pods_annotations_ask_for_stands_until_it_is_taken_back(pods: Lab
     def answer() -> str:
         return probe.run([probe.Probe(pods.pods["b"].netns_fd, "10.77.0.7", 80)])[0].server
 
-    wait_until(lambda: standing() == list(signs) and announced(), "all of it", 60, lambda: str(standing()))
-    wait_until(lambda: answer() == "wishing", "an answer from the external address", 60)
+    wait_until(lambda: standing() == list(signs) and announced(), "all of it", 240, lambda: str(standing()))
+    wait_until(lambda: answer() == "wishing", "an answer from the external address", 240)
     nothing = json.dumps({"spec": {"ipNATs": None, "allowSpoofedSourcePrefixes": None, "qosControls": None}})
     calicoctl(pods, "patch", "workloadendpoint", "node--1-k8s-wishing-eth0", "-p", nothing)
-    wait_until(lambda: not (standing() or announced()), "none of it", 60, lambda: str(standing()))
+    wait_until(lambda: not (standing() or announced()), "none of it", 240, lambda: str(standing()))
     assert all(each.ok for each in pods.matrix(refused=()).values())
 
 

@@ -51,7 +51,7 @@ def test_a_killed_part_comes_back_and_nothing_is_lost(pods: Lab, part: str) -> N
         killed = node.box.kill(*words)
         assert killed, f"no {part} is running"
         node.wait_until(lambda: not set(killed) & set(node.box.pids(*words)), f"{part} to die")
-        node.wait_until(settled(node), f"everything to be ready after the death of {part}", 60)
+        node.wait_until(settled(node), f"everything to be ready after the death of {part}", 240)
         time.sleep(1.0)  # whatever it does after it is ready must not disturb either
     assert (out.lost, back.lost) == ([], []), f"of {out.sent}"
     assert (stream.failure, stream.retransmitted) == ("", 0)
@@ -64,9 +64,9 @@ def test_a_killed_datastore_comes_back_and_nothing_is_lost(pods: Lab) -> None:
         time.sleep(3.0)
         pods.etcd.start()
         time.sleep(1.0)
-    assert flow.lost == [] and stream.failure == ""
+    assert (flow.lost, stream.failure, stream.retransmitted) == ([], "", 0)
     pods.add_pod("late", "node-2")  # and the cluster works again
-    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the late pod to be reachable", 60)
+    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the late pod to be reachable", 240)
 
 
 def test_a_frozen_datastore_stops_no_traffic(pods: Lab) -> None:
@@ -84,9 +84,9 @@ def test_a_whole_agent_killed_and_started_again_loses_nothing(pods: Lab) -> None
         node.kill_agent()
         time.sleep(2.0)
         node.start_agent()
-        node.wait_until(settled(node), "the new agent to be ready", 60)
+        node.wait_until(settled(node), "the new agent to be ready", 240)
         time.sleep(1.0)
-    assert flow.lost == [] and stream.failure == ""
+    assert (flow.lost, stream.failure, stream.retransmitted) == ([], "", 0)
 
 
 def test_a_stopped_agent_leaves_the_dataplane_alone(pods: Lab) -> None:
@@ -99,7 +99,7 @@ def test_a_stopped_agent_leaves_the_dataplane_alone(pods: Lab) -> None:
     assert after == before
     assert all(a.ok for a in pods.matrix(refused=()).values())
     node.start_agent()
-    node.wait_until(settled(node), "the agent to be ready", 60)
+    node.wait_until(settled(node), "the agent to be ready", 240)
 
 
 def test_a_dead_machines_routes_go_within_the_hold_time_and_return_with_it(pods: Lab, peers: Peers) -> None:
@@ -110,12 +110,12 @@ def test_a_dead_machines_routes_go_within_the_hold_time_and_return_with_it(pods:
         return [r for r in other.routes() if r.get("gateway") == dead.ip]
 
     peers.apply("quick", nodeSelector="all()", peerSelector="all()", keepaliveTime="2s")
-    wait_until(lambda: hold_times(pods) == {6}, "all sessions to have the short hold time", 60)
+    wait_until(lambda: hold_times(pods) == {6}, "all sessions to have the short hold time", 240)
     other.wait_until(lambda: bool(routes_to_dead()), "the routes to the node that will be dead")
     dead.box.run("ip", "link", "set", "eth0", "down")
     # A busy machine may be late, but with the usual hold time not even an idle one would be in time.
     other.wait_until(lambda: not routes_to_dead(), "the dead node's routes to go", 60)
     dead.box.run("ip", "link", "set", "eth0", "up")
     dead.box.run("ip", "route", "replace", "default", "via", "172.18.0.1")
-    other.wait_until(lambda: bool(routes_to_dead()), "the routes to return", 60)
-    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 60)
+    other.wait_until(lambda: bool(routes_to_dead()), "the routes to return", 240)
+    wait_until(lambda: all(a.ok for a in pods.matrix().values()), "the pods to reach each other", 240)

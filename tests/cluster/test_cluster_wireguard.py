@@ -14,10 +14,10 @@ from tortie.lab.box import LabError
 from tortie.lab.cluster import Lab, LabNode, wait_until
 from tortie.lab.wire import Capture
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]  # Python is twenty times slower there
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(3600)]  # Python is twenty times slower there
 
 NODES = {"a": "node-1", "b": "node-2"}  # pod -> its node; node-2 is behind the router
-PATIENCE = 400.0  # seconds: a busy machine, and a guest on it
+PATIENCE = 1200.0  # seconds: a busy machine, and a guest on it
 
 
 @pytest.fixture(scope="module")

@@ -91,31 +91,31 @@ def test_a_pod_announces_an_address(
     wait_until(
         lambda: f"via {pod} dev cali" in routes("node-1"),
         "the route to the pod",
-        60,
+        240,
         lambda: tail(tmp_path / "log"),
     )
     wait_until(
-        lambda: f"via {one.ip} " in routes("node-2"), "the route to the node", 60, lambda: routes("node-1")
+        lambda: f"via {one.ip} " in routes("node-2"), "the route to the node", 240, lambda: routes("node-1")
     )
     wait_until(
         lambda: _in_pod(lab, "client", "ping", "-c", "1", "-W", "1", _ADDRESS).returncode == 0,
-        "the address to answer", 60,
+        "the address to answer", 240,
     )  # fmt: skip
     # Felix deletes what others write on a pod's interface, but not this; and starts again without harm.
     felix = one.box.kill("calico-node", "-felix")
     one.wait_until(
         lambda: bool(set(one.box.pids("calico-node", "-felix")) - set(felix)), "felix to be back", 60
     )
-    one.wait_until(one.ready, "the node to be ready", 60)
+    one.wait_until(one.ready, "the node to be ready", 240)
     assert f"via {pod} dev cali" in routes("node-1")
     speaking.kill()
     wait_until(
         lambda: not routes("node-1") and not routes("node-2"),
         "its routes to go",
-        60,
+        240,
         lambda: routes("node-1"),
     )
     peers.clear()
     await_status(lab, one, pod)
-    wait_until(lambda: _PEERING not in one.box.output("ip", "addr"), "the address to go", 60)
+    wait_until(lambda: _PEERING not in one.box.output("ip", "addr"), "the address to go", 240)
     two.wait_ready()

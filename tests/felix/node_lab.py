@@ -56,8 +56,9 @@ class Pod:
     def delete(self) -> None:
         self.node.ns.netlink.execute(links.delete(self.interface))
 
-    def reaches(self, address: str) -> bool:
-        return pings(self.ns, address)
+    def reaches(self, address: str, within: float = 0.5) -> bool:
+        """`within` a minute where it must: one packet all the same, what is lost stays lost."""
+        return pings(self.ns, address, within=within)
 
 
 def pings(ns: Namespace, address: str, *, source: str = "", within: float = 0.5) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,21 @@ class FelixProcess:
         """Until the log says it (since the last start of anything that truncated it)."""
         eventually(lambda: re.search(pattern, self.log), seconds)
 
+    def until(self, condition: Callable[[], object]) -> None:
+        """Until it is so; if it never is, or felix has ended by itself, with its last words."""
+
+        def so() -> object:
+            assert self.process is not None and (code := self.process.poll()) is None, f"it ended with {code}"
+            return condition()
+
+        try:
+            eventually(so, 4 * _PATIENCE)
+        except AssertionError as err:
+            raise AssertionError(f"{err}\n{self.log[-4000:]}") from None
+
     def up(self) -> None:
         """Until the first apply of this run is done."""
-        eventually(lambda: self.log.count(_UP) > self._up_before, 2 * _PATIENCE)
+        self.until(lambda: self.log.count(_UP) > self._up_before)
 
     def started(self, **parameters: str) -> "FelixProcess":
         self.start(**parameters)
@@ -177,8 +190,12 @@ class FelixProcess:
         return key
 
     def close(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.kill()
+        if self.process is not None:
+            ended = self.process.poll()
+            print("\n".join(self.log.splitlines()[-60:]))  # pytest shows it if the test has failed
+            print("felix runs" if ended is None else f"felix has ended with exit code {ended}")
+            if ended is None:
+                self.kill()
         self.relay.close()
         self.health.close()
 

@@ -24,7 +24,7 @@ def test_bandwidth_is_limited_in_both_directions(node: Node, make_felix: Callabl
     ifb = device_name(one.interface)
     assert "rate 8Mbit burst 50000b" in node.ns.sh(f"tc qdisc show dev {one.interface}")
     assert "rate 16Mbit burst 50000b" in node.ns.sh(f"tc qdisc show dev {ifb}")
-    assert one.reaches(other.v4) and one.reaches(other.v6)
+    assert one.reaches(other.v4, within=60) and one.reaches(other.v6, within=60)
     (counted,) = json.loads(node.ns.sh(f"tc -s -j qdisc show dev {ifb}"))
     assert counted["packets"] >= 2, "what the pod sends goes through its bucket"
 
@@ -34,14 +34,14 @@ def test_bandwidth_is_limited_in_both_directions(node: Node, make_felix: Callabl
         daemon.resync()
         assert "rate 8Mbit" in node.ns.sh(f"tc qdisc show dev {one.interface}")
         assert ifb in node.ns.sh(f"tc filter show dev {one.interface} ingress")
-        assert one.reaches(other.v4)
+        assert one.reaches(other.v4, within=60)
 
     daemon.add(one, "open")
     daemon.apply()
     shown = node.ns.sh("tc qdisc show")
     assert "tbf 1: dev caliother" in shown, "not ours"
     assert shown.count("tbf") == 1 and "ingress" not in shown and ifb not in shown
-    assert one.reaches(other.v4)
+    assert one.reaches(other.v4, within=60)
 
 
 @only_iptables

@@ -53,10 +53,10 @@ def test_profiles_decide_by_direction_protocol_and_set(node: Node, make_felix: C
     daemon.add(c, "open")
     assert daemon.apply(), daemon.driver.failures()
     for target in (b.v4, b.v6):
-        assert a.reaches(target) and not c.reaches(target)
+        assert a.reaches(target, within=60) and not c.reaches(target)
     daemon.state.sets["s:friends"].v4.add(c.v4)
     assert daemon.apply(Touched(sets={"s:friends"}))
-    assert c.reaches(b.v4) and not c.reaches(b.v6)
+    assert c.reaches(b.v4, within=60) and not c.reaches(b.v6)
 
 
 def test_what_leaves_the_pool_is_masqueraded(
@@ -81,7 +81,7 @@ def test_a_forged_source_does_not_get_out(
     daemon = make_felix()
     a, b = daemon.open_pair()
     daemon.apply()
-    assert a.reaches(b.v4)
+    assert a.reaches(b.v4, within=60)
     a.ns.sh("ip address add 10.65.9.9/32 dev eth0")
     assert not pings(a.ns, b.v4, source="10.65.9.9")
     assert not node.ns.run("conntrack", "-L", check=False).count("10.65.9.9"), "it was seen before tracking"
@@ -95,13 +95,13 @@ def test_the_host_answers_pods_only_as_configured(node: Node, make_felix: Callab
     daemon = make_felix(settings=Settings(endpoint_to_host=ir.ACCEPT))
     daemon.add(a, "open")
     daemon.apply()
-    assert a.reaches("172.16.0.1")
+    assert a.reaches("172.16.0.1", within=60)
     strict = make_felix()
     strict.add(a, "open")
     strict.apply()
     assert not a.reaches("172.16.0.1")
     assert a.reaches("172.16.0.254") is False, "no masquerading, no way back"
-    assert pings(node.ns, a.v4), "the host may speak to its pods all the same"
+    assert pings(node.ns, a.v4, within=60), "the host may speak to its pods all the same"
 
 
 def test_with_only_the_guard_pods_are_cut_off_and_the_host_is_not(
@@ -111,19 +111,19 @@ def test_with_only_the_guard_pods_are_cut_off_and_the_host_is_not(
     for pod in (a, b):
         pod.cni_route()
     node.ns.sh("sysctl -qw net.ipv4.ip_forward=1")
-    assert a.reaches(b.v4), "before felix ever ran, nothing keeps them apart"
+    assert a.reaches(b.v4, within=60), "before felix ever ran, nothing keeps them apart"
     daemon = make_felix()
     daemon.guard()
     assert not a.reaches(b.v4)
     assert not a.reaches("172.16.0.1")
-    assert pings(node.ns, "172.16.0.254")
+    assert pings(node.ns, "172.16.0.254", within=60)
     before = standing(node)
     make_felix().guard()
     assert standing(node) == before
     daemon.add(a, "open")
     daemon.add(b, "open")
     assert daemon.apply()
-    assert a.reaches(b.v4)
+    assert a.reaches(b.v4, within=60)
 
 
 def test_the_guard_changes_nothing_where_either_dataplane_stands(
@@ -136,7 +136,7 @@ def test_the_guard_changes_nothing_where_either_dataplane_stands(
     for nftables in (True, False):
         make_felix(nftables=nftables).guard()
     assert (picture(node), comparable(node.rules(4, "-c"))) == before
-    assert a.reaches(b.v4)
+    assert a.reaches(b.v4, within=60)
 
 
 @only_iptables
@@ -216,7 +216,7 @@ def test_restart_rewrites_nothing(node: Node, make_felix: Callable[..., Felix]) 
         assert daemon.apply()
 
     declare(make_felix())
-    assert a.reaches(b.v4)
+    assert a.reaches(b.v4, within=60)
     rules, sets, routes = node.rules(4, "-c"), sorted(node.ns.sh("ipset save").splitlines()), node.routes()
     assert any(not line.startswith("[0:0]") for line in rules.splitlines() if "cali-fw-calia" in line)
     second = make_felix()
@@ -248,7 +248,7 @@ def test_another_prefix_of_interfaces_leaves_nothing_of_the_one_before(
     assert second.resync(), second.driver.failures()
     left = [*node.routes(), node.ns.sh("ip neigh"), node.ns.sh("ip -6 neigh")]
     assert not [line for line in left if "caliold" in line or old.v4 in line or old.v6 in line]
-    assert pings(node.ns, new.v4)
+    assert pings(node.ns, new.v4, within=60)
 
 
 # --- endpoints come and go -------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_an_interface_made_anew_is_wired_anew(node: Node, make_felix: Callable[.
     again.ns.sh(f"ip link set eth0 address {HOST}")
     daemon.settle()
     assert node.ns.sh("sysctl -n net.ipv4.conf.calia.proxy_arp").strip() == "1"
-    assert again.reaches(b.v4) and b.reaches(again.v4)
+    assert again.reaches(b.v4, within=60) and b.reaches(again.v4, within=60)
 
 
 HOST = "aa:bb:cc:dd:ee:01"

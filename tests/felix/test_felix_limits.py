@@ -279,7 +279,7 @@ def arriving(sources: Sequence[str], sender: Pod, receiver: Pod, address: str) -
 
     On one processor, else these could overtake each other where the kernel is busy.
     """
-    assert sender.reaches(address), "they know their neighbours"
+    assert sender.reaches(address, within=60), "they know their neighbours"
     with ExitStack() as stack:
         inside = stack.enter_context(receiver.ns.call(socket.socket, family(address), socket.SOCK_DGRAM))
         inside.bind(("", PORT))

@@ -56,7 +56,7 @@ def test_endpoints_and_profiles_take_effect_as_they_are_written(felix: FelixProc
     a, b = pair(felix, "open")
     eventually(lambda: felix.files() == {file_of("a"), file_of("b")})
     for address in (b.v4, b.v6):
-        assert a.reaches(address)
+        assert a.reaches(address, within=60)
     felix.endpoint("b", "later")
     felix.wait_for(r"Profile\(later\): does not exist")
     eventually(lambda: not a.reaches(b.v4))
@@ -80,7 +80,7 @@ def test_policies_take_effect_as_they_are_written(felix: FelixProcess) -> None:
     eventually(lambda: not a.reaches(b.v4))
     felix.kill()
     felix.started()
-    assert not a.reaches(b.v4) and b.reaches(a.v4)
+    assert not a.reaches(b.v4) and b.reaches(a.v4, within=60)
     only_web = allow(source=EntityRule(selector="app == 'web'"))
     felix.put(policy("p", selector="app == 'db'", types=("Ingress",), ingress=(only_web,)))
     felix.endpoint("a", "open", labels={"app": "web"})
@@ -99,7 +99,7 @@ def test_a_host_endpoint_shuts_the_host_but_for_failsafes_and_says_where_it_is(
 ) -> None:
     felix.started(ENDPOINTREPORTINGENABLED="true", ENDPOINTREPORTINGDELAYSECS="0.2")
     outside, inside = felix.node.outside, felix.node.ns
-    assert pings(outside, "172.16.0.1")
+    assert pings(outside, "172.16.0.1", within=60)
     felix.put(host("h"), host("astray", "", "1.2.3.4"))
     felix.wait_for("host endpoint h is up")
     eventually(lambda: not pings(outside, "172.16.0.1"))
@@ -262,7 +262,7 @@ def test_counters_keep_counting_over_a_restart(felix: FelixProcess) -> None:
     assert before
     felix.kill()
     felix.started()
-    assert a.reaches(b.v4)
+    assert a.reaches(b.v4, within=60)
     after = counted(felix)
     assert all(after[rule] >= packets for rule, packets in before.items())
 
@@ -278,7 +278,7 @@ def test_losing_the_datastore_loses_nothing_else(felix: FelixProcess, etcd: Etcd
     eventually(lambda: a.reaches(b.v4))
     etcd.kill()
     felix.wait_for("cannot follow the datastore")
-    assert a.reaches(b.v4)
+    assert a.reaches(b.v4, within=60)
     felix.node.ns.sh("iptables-nft -F")
     eventually(lambda: "-j cali-FORWARD" in felix.node.rules())
     eventually(lambda: a.reaches(b.v4))
@@ -296,10 +296,10 @@ def test_without_a_datastore_at_the_start_what_stands_stays(felix: FelixProcess,
     etcd.kill()
     felix.start()
     felix.wait_for("the datastore cannot be read")
-    assert a.reaches(b.v4)
+    assert a.reaches(b.v4, within=60)
     etcd.restart()
     felix.up()
-    assert a.reaches(b.v4)
+    assert a.reaches(b.v4, within=60)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_on_a_fresh_node_without_a_datastore_pods_are_shut(
     a, b = felix.node.pod("a"), felix.node.pod("b")
     for pod in (a, b):
         pod.cni_route()
-    assert a.reaches(b.v4), "forwarding is on and nobody has forbidden anything"
+    assert a.reaches(b.v4, within=60), "forwarding is on and nobody has forbidden anything"
     felix.start(**parameters)
     felix.wait_for("the datastore cannot be read")
     assert not a.reaches(b.v4) and not a.reaches(b.v6) and not a.reaches("172.16.0.1")
@@ -391,7 +391,7 @@ def test_another_configuration_means_a_fresh_start(felix: FelixProcess) -> None:
     assert felix.ends() == RESTART
     felix.started()
     assert "DefaultEndpointToHostAction = 'ACCEPT' (from datastore (global))" in felix.log
-    assert a.reaches("172.16.0.1")
+    assert a.reaches("172.16.0.1", within=60)
 
 
 def test_a_configuration_that_changes_nothing_for_felix_is_no_reason(felix: FelixProcess) -> None:
@@ -418,7 +418,7 @@ def test_it_ends_as_it_is_asked_to_and_leaves_everything(
     rules, routes = comparable(felix.node.rules()), felix.node.routes()
     assert felix.kill(number) == code
     assert (comparable(felix.node.rules()), felix.node.routes()) == (rules, routes)
-    assert a.reaches(b.v4)
+    assert a.reaches(b.v4, within=60)
     assert "Traceback" not in felix.log
 
 

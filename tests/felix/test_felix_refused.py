@@ -58,7 +58,7 @@ def test_a_rule_the_kernel_refuses_closes_its_endpoint_and_no_other(
     troubles = daemon.driver.endpoint_troubles()
     assert troubles[good] == ""
     assert "cali-pri-bad" in troubles[bad] and "drops everything" in troubles[bad]
-    assert a.reaches(c.v4) and not a.reaches(b.v4)
+    assert a.reaches(c.v4, within=60) and not a.reaches(b.v4)
 
 
 def test_a_policy_the_kernel_refuses_closes_those_it_applies_to_and_says_so(
@@ -82,14 +82,14 @@ def test_a_policy_the_kernel_refuses_closes_those_it_applies_to_and_says_so(
     assert troubles[open_one] == ""
     for why in (troubles[grouped], hosts["h"]):
         assert "cali-pi-gnp/bad" in why and "drops everything" in why
-    assert a.reaches(c.v4) and c.reaches(a.v6)
+    assert a.reaches(c.v4, within=60) and c.reaches(a.v6, within=60)
     assert not a.reaches(b.v4) and not a.reaches(b.v6)
     assert not pings(node.outside, "172.16.0.1")
     assert udp_sees(node.ns, node.outside, "172.16.0.1") == "172.16.0.254"
     for ident in daemon.state.policies:
         daemon.state.policies[ident] = Policy(ident, "default", (Rule("allow"),), (Rule("allow"),))
     assert daemon.apply(Touched(policies=set(daemon.state.policies))), daemon.driver.failures()
-    assert a.reaches(b.v4) and pings(node.outside, "172.16.0.1")
+    assert a.reaches(b.v4, within=60) and pings(node.outside, "172.16.0.1", within=60)
     assert set(daemon.driver.endpoint_troubles().values()) == {""} == {daemon.driver.host_troubles()["h"]}
 
 
@@ -105,17 +105,17 @@ def test_a_set_the_kernel_refuses_to_change_closes_who_looks_into_it_and_says_so
     for pod in (b, c):
         daemon.add(pod, "open")
     assert daemon.apply(), daemon.driver.failures()
-    assert b.reaches(a.v4) and c.reaches(a.v4)
+    assert b.reaches(a.v4, within=60) and c.reaches(a.v4, within=60)
     daemon.state.sets["s:few"] = Members("ip", {c.v4, "300.0.0.1"})
     for apply in (daemon.apply, daemon.resync):
         assert not apply()
-        assert not b.reaches(a.v4) and b.reaches(d.v4)
+        assert not b.reaches(a.v4) and b.reaches(d.v4, within=60)
         troubles = daemon.driver.endpoint_troubles()
         assert "cali-pri-few: drops everything instead: IP set s:few: " in troubles[guarded]
         assert troubles[open_one] == ""
     daemon.state.sets["s:few"] = Members("ip", {c.v4})
     assert daemon.apply(), daemon.driver.failures()
-    assert c.reaches(a.v4) and not b.reaches(a.v4)
+    assert c.reaches(a.v4, within=60) and not b.reaches(a.v4)
     assert daemon.driver.endpoint_troubles()[guarded] == ""
 
 

@@ -146,9 +146,9 @@ def test_killed_in_the_middle_of_a_change_nothing_opens(
         "chains": lambda: "filter-FORWARD" in felix.node.ns.sh("nft list chains ip"),
         "raw": lambda: "cali" not in felix.node.rules(4, "-t", "raw"),
     }
-    eventually(reached[step])
+    felix.until(reached[step])
     felix.kill()
-    assert a.reaches(b.v4) and not stranger.reaches(a.v4)
+    assert a.reaches(b.v4, within=60) and not stranger.reaches(a.v4)
     felix.started(NFTABLESMODE="Enabled")
     assert traces(felix.node) == NFTABLES
     packets.round()

@@ -160,7 +160,8 @@ def _serve(box: Box, folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def _etcdctl(box: Box, *arguments: str, stdin: str = "") -> str:
-    environment = {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": _ETCD}
+    patience = {"ETCDCTL_DIAL_TIMEOUT": "60s", "ETCDCTL_COMMAND_TIMEOUT": "60s"}  # else 2 and 5
+    environment = {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": _ETCD, **patience}
     done = box.run("etcdctl", *arguments, env=environment, check=False, stdin=stdin)
     return done.stdout + done.stderr
 

@@ -22,7 +22,7 @@ def cut(machine: Box, flow: Flow, target: str, until: Callable[[], bool] = lambd
     """Take the way from a machine to an address from under a Flow for a moment, and `until` others notice."""
     _pass(flow)
     wait_until(lambda: len(flow.answered) >= flow.sent - 1, "what is under way to arrive", _PATIENCE)
-    earliest = flow.sent
+    earliest = min(set(range(flow.sent)) - flow.answered, default=flow.sent)  # one may be on its way
     machine.run("ip", "route", "add", "blackhole", target)
     began = flow.sent + 1  # one may be on its way
     _pass(flow)

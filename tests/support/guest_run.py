@@ -22,7 +22,7 @@ _USER_MODE, _QEMU = "1 user mode", "2 QEMU"  # kinds of guests, in the order of 
 _REPORTS = "TORTIE_GUEST_REPORTS"  # environment: the file that the inner run writes its reports to
 _UP = 300.0  # seconds for a boot and for pytest's collection in there, on a busy machine
 _SLACK = 60.0  # seconds for the inner run to notice and tell that a test is over its own time
-_DEFAULT_TIMEOUT = 600.0  # seconds for a test that does not say, as in pyproject.toml
+_DEFAULT_TIMEOUT = 1200.0  # seconds for a test that does not say, as in pyproject.toml
 
 
 def pytest_configure(config: pytest.Config) -> None:

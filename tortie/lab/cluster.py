@@ -107,7 +107,7 @@ class LabNode:
         answer = self.box.run(command("calico-node"), *checks, check=False)
         return answer.returncode == 0
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -> None:
         wait_until(condition, f"{self.name}: {what}", timeout, lambda: tail(self.log))
 
     def wait_ready(self, timeout: float = PATIENCE) -> None:

@@ -109,7 +109,7 @@ class Stream(Running):
         server: Pod,
         *,
         version: int = 4,
-        patience: float = 10.0,
+        patience: float = 120.0,
         interval: float = 0.002,
     ) -> None:
         super().__init__()

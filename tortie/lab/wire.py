@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import NamedTuple
 
+from tortie.lab import echo
 from tortie.lab.traffic import Running
 
 _ALL = 3  # ETH_P_ALL
@@ -86,7 +87,7 @@ class Capture(Running):
         self._addresses = frozenset(addresses)
         self._seen: defaultdict[tuple[str, str], set[Wrapping]] = defaultdict(set)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self._socket.setsockopt(socket.SOL_SOCKET, echo.SO_RCVBUFFORCE, echo.BUFFER)
         self._socket.settimeout(0.05)
         super().__init__()
 
