@@ -21,7 +21,7 @@ from tortie.controllers.rounds import Controller, each, keep
 from tortie.controllers.settings import NAME
 from tortie.core.backoff import Backoff
 from tortie.core.errors import DatastoreError, DatastoreUnreachable, ResourceDoesNotExist, UpdateConflict
-from tortie.core.tasks import cancel
+from tortie.core.tasks import cancel, supervise
 from tortie.datastore.backend import KV
 from tortie.datastore.client import Client
 from tortie.datastore.keys import BlockKey, BlockList, ResourceKey, ResourceList
@@ -380,3 +380,19 @@ def test_without_a_kubernetes_api_it_says_so(
     env = {"ETCD_ENDPOINTS": "http://127.0.0.1:1"}
     assert run_process(env, str(tmp_path / "s.json"), 0) == 1
     assert "need a Kubernetes API" in caplog.text
+
+
+def test_a_mistake_in_a_write_ends_no_controller() -> None:
+    """A failed TaskGroup of Python 3.11 would look like a cancellation."""
+    begun: list[None] = []
+
+    async def mistaken() -> None:
+        raise KeyError("a mistake")
+
+    async def loop() -> None:
+        begun.append(None)
+        if len(begun) < 3:
+            await each([("created x", mistaken), ("created y", mistaken)])
+
+    asyncio.run(supervise("writing", loop, Backoff(first=0.0, cap=0.0)))
+    assert len(begun) == 3

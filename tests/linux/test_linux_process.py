@@ -39,12 +39,16 @@ def test_a_late_program_is_killed() -> None:
     assert children() <= before
 
 
-def test_what_a_late_program_has_started_is_not_waited_for(tmp_path: Path) -> None:
-    """It holds the output open."""
-    script = f"sleep 300 & echo $! >{tmp_path}/pid; exec sleep 300"
+@pytest.mark.parametrize("left", [0, 100_000, 1_000_000])
+@pytest.mark.parametrize(
+    "script", ["<&3 sleep 300 3<&- & echo $! >$0; exec sleep 300", "<&3 sleep 300 3<&- & echo $! >$0"]
+)
+def test_what_a_late_program_has_started_is_not_waited_for(tmp_path: Path, script: str, left: int) -> None:
+    """It holds the output open, and the input, of which there may be some left."""
     began = time.monotonic()
     with pytest.raises(KernelError, match="no answer within"):
-        asyncio.run(run("sh", "-c", script, given="x" * 1_000_000, deadline=1.0))
+        command = ("sh", "-c", f"exec 3<&0; {script}", f"{tmp_path}/pid")
+        asyncio.run(run(*command, given="x" * left, deadline=1.0))
     assert time.monotonic() - began < 200
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 

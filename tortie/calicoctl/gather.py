@@ -74,8 +74,7 @@ async def output_of(command: tuple[str, ...], deadline: float = _DEADLINE) -> tu
     except TimeoutError:
         return f"no answer within {deadline:g} s".encode(), True
     finally:
-        if process.returncode is None:  # late, or our caller was cancelled
-            await children.end(process)
+        await children.end(process)  # it may be late, or our caller was cancelled
     return output, process.returncode != 0
 
 

@@ -89,8 +89,7 @@ async def check(
     except TimeoutError as err:
         raise ConfigError(where, "", f"{judge}'s check took over {_CHECK_TIMEOUT:.0f} s") from err
     finally:
-        if checker.returncode is None:
-            await children.end(checker)
+        await children.end(checker)
     if checker.returncode:
         reason = said.decode("utf-8", "replace").rpartition("error: ")[2]
         raise ConfigError(where, "", f"{judge} refuses it: {' '.join(reason.split())}")

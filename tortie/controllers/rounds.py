@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tortie.controllers.feed import Feed
 from tortie.core.backoff import Backoff, Retry
 from tortie.core.errors import DatastoreError, TortieError, UpdateConflict
+from tortie.core.tasks import together
 
 _log = logging.getLogger(__name__)
 
@@ -99,9 +100,7 @@ async def each(actions: Iterable[tuple[str, Callable[[], Awaitable[object]]]]) -
             else:
                 _log.info("%s", what)
 
-    async with asyncio.TaskGroup() as group:
-        for what, action in actions:
-            group.create_task(attempt(what, action))
+    await together(*(attempt(what, action) for what, action in actions))
     if failures:
         raise _as_one(failures)
 

@@ -15,6 +15,12 @@ async def end(process: Process) -> None:
     transport: Any = process._transport  # type: ignore[attr-defined] # there is no other way to the pipes
     for number in (0, 1, 2):
         pipe = transport.get_pipe_transport(number)
-        if pipe is not None and not pipe.is_closing():
-            pipe.abort() if number == 0 else pipe.close()  # it may have input left that nobody takes
+        if pipe is None:
+            continue
+        if number == 0:
+            # communicate() may have closed it with input left, which nobody takes any more.
+            if not pipe.is_closing() or pipe.get_write_buffer_size():
+                pipe.abort()
+        elif not pipe.is_closing():
+            pipe.close()
     await process.wait()

@@ -38,7 +38,8 @@ async def supervise(name: str, loop: Callable[[], Awaitable[None]], policy: Back
             return
         except Exception as err:  # this is the supervisor
             if (task := asyncio.current_task()) is not None and task.cancelling():
-                _log.error("%s failed at its end", name, exc_info=err)
+                shown = None if isinstance(err, TortieError) else err
+                _log.error("%s failed at its end: %s", name, err, exc_info=shown)
                 raise asyncio.CancelledError from err
             if asyncio.get_running_loop().time() - started > _HEALTHY_AFTER:
                 retry.reset()

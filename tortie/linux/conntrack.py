@@ -55,5 +55,4 @@ async def _run(*command: str) -> tuple[int, bytes]:
     except TimeoutError:
         return -1, f"no answer within {_DEADLINE:.0f} s".encode()
     finally:
-        if process.returncode is None:  # late, or our caller was cancelled
-            await children.end(process)
+        await children.end(process)  # it may be late, or our caller was cancelled

@@ -65,8 +65,7 @@ async def _run(command: tuple[str, ...], given: str, deadline: float) -> Finishe
     except TimeoutError as err:
         raise KernelError("run", command[0], text=f"no answer within {deadline:.0f} s") from err
     finally:
-        if process.returncode is None:  # late, or our caller was cancelled
-            await children.end(process)
+        await children.end(process)  # it may be late, or our caller was cancelled
     return Finished(
         process.returncode or 0,
         output.decode("utf-8", "surrogateescape"),

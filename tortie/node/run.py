@@ -27,8 +27,9 @@ from tortie.node.supervisor import Supervisor
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 300.0  # seconds until Kubernetes is told that the network is there, ready or not; Calico's
-_steps: set[int] = set()  # pids of start-up steps under way: asyncio waits for them
 _POLL_INTERVAL = 60.0  # seconds, Calico's default
+
+_steps: set[int] = set()  # pids of start-up steps under way: asyncio collects them, the reaper must not
 
 
 def run(env: Mapping[str, str] = os.environ) -> int:

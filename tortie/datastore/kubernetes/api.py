@@ -171,7 +171,7 @@ class Api:
             if answer.status != 200:
                 raise meaning(what, answer.status, _status(answer.body), watching=True)
             yield None
-            async for line in self._alive(lines, what, began + span + self._timing.quiet):
+            async for line in self._alive(lines, what, loop.time() + span + self._timing.quiet):
                 told = True
                 yield _change(line, what)
         if not told and loop.time() - began < _SHORT_WATCH:
